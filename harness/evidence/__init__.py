@@ -1,0 +1,1 @@
+"""Evidence: everything a run leaves behind. This package reads and writes records, drives nothing."""

@@ -1,0 +1,123 @@
+"""The folder of a run: one sub-folder for each test, kept where it is worth keeping.
+
+A run holds a lock on its folder while it lives. What a killed run left, a later one notices by the
+lock and tidies: disks go, the rest of its evidence stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Final
+
+from harness.errors import StoreError
+
+RUNS_KEPT: Final = 30
+"""Runs whose evidence is kept; older ones go when a new run begins."""
+
+_LOCK: Final = "run.lock"
+
+
+class Run:
+    """The folder of one run.
+
+    Args:
+        path: The folder.
+        lock: The open file that says the run lives; ``None`` in a worker of a run.
+    """
+
+    def __init__(self, path: Path, lock: int | None = None) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def create(cls, root: Path) -> Run:
+        """Make the folder of a new run below ``root`` and tidy after dead ones.
+
+        Raises:
+            StoreError: if ``root`` cannot be written.
+        """
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        path = root / name
+        try:
+            path.mkdir(parents=True)
+            ignore = root.parent / ".gitignore"
+            if root.parent.name == ".harness" and not ignore.exists():
+                ignore.write_text("*\n")
+            descriptor = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            latest = root / f".latest-{os.getpid()}"
+            latest.symlink_to(name)
+            latest.replace(root / "latest")
+        except OSError as error:
+            raise StoreError(
+                f"evidence cannot be written below {root}: {error}",
+                hint="name a writable folder with --evidence",
+            ) from error
+        sweep(root)
+        return cls(path, descriptor)
+
+    def folder(self, test: str) -> Path:
+        """Return the folder for a test, named after its node id."""
+        path = self.path / slug(test)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def drop(self, folder: Path) -> None:
+        """Remove the evidence of a test that passed."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Say that the run is over."""
+        if self._lock is not None:
+            os.close(self._lock)
+            (self.path / _LOCK).unlink(missing_ok=True)
+            self._lock = None
+
+
+def slug(test: str) -> str:
+    """Return a node id as a folder's name, unique and at most 120 characters.
+
+    ``suites/boot/test_boot.py::test_login[x]`` becomes ``boot-test_boot-test_login-x``.
+    """
+    short = re.sub(r"^(suites|tests)/", "", test).replace(".py::", "-")
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", short).strip("-")
+    if len(name) > 120:
+        name = f"{name[:110]}-{hashlib.sha256(test.encode()).hexdigest()[:9]}"
+    return name
+
+
+def sweep(root: Path) -> None:
+    """Tidy after runs that ended: disks of the dead, whole folders of the old."""
+    runs = sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink())
+    for number, path in enumerate(reversed(runs)):
+        if _alive(path):
+            continue
+        if number >= RUNS_KEPT:
+            shutil.rmtree(path, ignore_errors=True)
+        elif (path / _LOCK).exists():
+            for disks in path.glob("**/disks"):
+                shutil.rmtree(disks, ignore_errors=True)
+            (path / _LOCK).unlink(missing_ok=True)
+
+
+def _alive(path: Path) -> bool:
+    """Whether somebody holds the lock of a run."""
+    try:
+        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    return False

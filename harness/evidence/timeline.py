@@ -1,0 +1,120 @@
+"""The timeline of a test: nested steps with their times, on disk as they happen.
+
+A step is written when it begins and again when it ends, so that a run killed in the middle still
+says what it was doing. ``timeline.json`` is the whole, ordered by beginning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError, verdict_of
+
+
+@dataclass(slots=True)
+class Step:
+    """One step.
+
+    Attributes:
+        name: What is done, as a sentence's predicate: ``boot to login``.
+        machine: The machine it concerns, or empty.
+        depth: 0 for a step that is in no other.
+        start: Seconds since the timeline began.
+        seconds: How long it took; ``None`` while it goes on.
+        outcome: ``running``, ``passed`` or a verdict.
+        error: The first line of what ended it.
+        data: Whatever else is worth keeping.
+    """
+
+    name: str
+    machine: str
+    depth: int
+    start: float
+    seconds: float | None = None
+    outcome: str = "running"
+    error: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class Timeline:
+    """The steps of one test.
+
+    Args:
+        path: Where ``timeline.json`` is kept; ``None`` keeps it in memory.
+        title: Whose timeline it is.
+        listener: Called with each step when it begins and when it ends.
+    """
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        title: str = "",
+        listener: Callable[[Step], None] | None = None,
+    ) -> None:
+        self.path = path
+        self.title = title
+        self.steps: list[Step] = []
+        self._listener = listener
+        self._lock = threading.Lock()
+        self._depth = threading.local()
+        self._zero = time.monotonic()
+        self._began = time.time()
+
+    @contextlib.contextmanager
+    def step(self, name: str, *, machine: str = "", **data: Any) -> Iterator[Step]:
+        """Record what happens in the block as one step; an exception becomes its outcome."""
+        depth = getattr(self._depth, "value", 0)
+        step = Step(name, machine, depth, round(self._now(), 4), data=data)
+        with self._lock:
+            self.steps.append(step)
+        self._changed(step)
+        self._depth.value = depth + 1
+        try:
+            yield step
+        except BaseException as error:
+            step.outcome = verdict_of(error).value
+            what = error.what if isinstance(error, HarnessError) else str(error)
+            step.error = (what or type(error).__name__).splitlines()[0]
+            raise
+        else:
+            step.outcome = "passed"
+        finally:
+            self._depth.value = depth
+            step.seconds = round(self._now() - step.start, 4)
+            self._changed(step)
+
+    def note(self, name: str, *, machine: str = "", **data: Any) -> None:
+        """Record something that takes no time."""
+        with self.step(name, machine=machine, **data):
+            pass
+
+    def running(self) -> Step | None:
+        """Return the innermost step that has not ended."""
+        with self._lock:
+            return next((step for step in reversed(self.steps) if step.seconds is None), None)
+
+    def _now(self) -> float:
+        return time.monotonic() - self._zero
+
+    def _changed(self, step: Step) -> None:
+        if self.path is not None:
+            with self._lock:
+                record = {
+                    "title": self.title,
+                    "began": self._began,
+                    "steps": [asdict(each) for each in self.steps],
+                }
+                # Written whole and renamed: a reader, or a killed run, never sees half of it.
+                part = self.path.with_suffix(".part")
+                part.write_text(json.dumps(record, indent=1, default=str))
+                os.replace(part, self.path)
+        if self._listener is not None:
+            self._listener(step)

@@ -1,0 +1,598 @@
+"""One virtual machine: the words that scenarios use.
+
+A machine owns its QEMU, console, monitor, SSH session and disks, and leaves evidence of each. It is
+a context manager; what ends it (the guest's panic, QEMU's death) ends every pending wait at once,
+whatever the wait is on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+from harness.console import Console
+from harness.deadline import Deadline, after, of
+from harness.errors import (
+    CommandError,
+    ConnectionLostError,
+    GuestStoppedError,
+    HarnessError,
+    QemuExitedError,
+    QemuStartError,
+    QmpError,
+    UnknownNameError,
+    UsageError,
+    WaitTimeoutError,
+)
+from harness.evidence.timeline import Timeline
+from harness.qemu import argv, binary, firmware
+from harness.qemu import disk as disks
+from harness.qemu.accel import Accel, cpu_model
+from harness.qemu.process import OwnedProcess
+from harness.qemu.qmp import Event, Qmp
+from harness.qemu.script import reproduce
+from harness.spec import MachineSpec
+from harness.ssh import KeyPair, Ssh, SshResult
+
+if TYPE_CHECKING:
+    from harness.profiles.base import Profile
+
+_FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+(\S+)\s+(\d+)\s+\S+\s+(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """What a command in the guest came to, whichever way it went in.
+
+    Attributes:
+        output: What it printed on standard output; errors as well when it ran on the console.
+        status: Its exit status.
+    """
+
+    output: str
+    status: int
+
+
+class Machine:
+    """A virtual machine made from a spec.
+
+    Args:
+        spec: What it is.
+        accel: Gives the accelerator for an arch.
+        key: The run's SSH key.
+        evidence: The folder for its evidence; made if absent, disks of the run below ``disks/``.
+        timeline: Where its steps go.
+    """
+
+    def __init__(
+        self,
+        spec: MachineSpec,
+        *,
+        accel: Callable[[str], Accel],
+        key: KeyPair,
+        evidence: Path,
+        timeline: Timeline | None = None,
+    ) -> None:
+        self.spec = spec
+        self.evidence = evidence
+        self.timeline = timeline or Timeline()
+        self._key = key
+        self._accel_of = accel
+        self._os: Profile | None = None
+        self._console: Console | None = None
+        self._ssh: Ssh | None = None
+        self._qmp: Qmp | None = None
+        self._process: OwnedProcess | None = None
+        self._ports: dict[int, tuple[str, int]] = {}
+        self._allocations: argv.Allocations | None = None
+        self._lock = threading.Lock()
+        self._failure: HarnessError | None = None
+        self._stopped = False
+        self._stop_expected = False
+        self.use_console_shell = not any(22 in nic.forward for nic in spec.nics)
+
+    # --- parts --------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The machine's name."""
+        return self.spec.name
+
+    @property
+    def console(self) -> Console:
+        """The console."""
+        if self._console is None:
+            raise UsageError(f"machine {self.name} has not been started")
+        return self._console
+
+    @property
+    def ssh(self) -> Ssh:
+        """The SSH session; it connects at its first use."""
+        if self._ssh is None:
+            raise UsageError(
+                f"machine {self.name} has no SSH: it has not been started, or no interface"
+                " forwards port 22"
+            )
+        return self._ssh
+
+    @property
+    def qmp(self) -> Qmp:
+        """QEMU's monitor."""
+        if self._qmp is None:
+            raise UsageError(f"machine {self.name} has not been started")
+        return self._qmp
+
+    @property
+    def os(self) -> Profile:
+        """The words of the image's OS family."""
+        if self._os is None:
+            raise UsageError(f"machine {self.name} was made without a profile")
+        return self._os
+
+    @os.setter
+    def os(self, profile: Profile) -> None:
+        self._os = profile
+        if self._ssh is not None:
+            self._ssh.user = profile.account.user
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        if self._process is None:
+            raise UsageError(f"machine {self.name} has not been started")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether QEMU runs and the guest has not powered off."""
+        return self._process is not None and self._process.running and not self._stopped
+
+    def port(self, guest_port: int) -> tuple[str, int]:
+        """Return the host address that leads to a forwarded port of the guest.
+
+        Raises:
+            UsageError: if no interface of the spec forwards that port.
+        """
+        try:
+            return self._ports[guest_port]
+        except KeyError:
+            raise UsageError(
+                f"port {guest_port} of machine {self.name} is not forwarded",
+                hint=f"name it in the spec: Nic(forward=(22, {guest_port}))",
+            ) from None
+
+    def disk(self, name: str) -> argv.DiskFile:
+        """Return the file behind a disk, which outlives the machine until its test ends.
+
+        Raises:
+            UnknownNameError: if the machine has no such disk.
+        """
+        files = self._allocations.disks if self._allocations is not None else {}
+        if name not in files:
+            raise UnknownNameError("disk", name, files)
+        return files[name]
+
+    # --- start and stop -----------------------------------------------------------------------
+
+    def __enter__(self) -> Machine:
+        if self._process is None:
+            self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start QEMU and the guest; the console is drained from the first byte.
+
+        Raises:
+            QemuMissingError, QemuTooOldError, FirmwareMissingError: the host lacks something.
+            QemuStartError: QEMU refused its arguments or died; carries its stderr.
+            DiskFullError: no space for the machine's disks.
+        """
+        if self._process is not None:
+            raise UsageError(f"machine {self.name} has been started before")
+        with self.timeline.step("start", machine=self.name), contextlib.ExitStack() as undo:
+            undo.callback(self.stop)
+            self._start()
+            undo.pop_all()
+
+    def _start(self) -> None:
+        spec = self.spec
+        qemu = binary.find(spec.arch)
+        accel = self._accel_of(spec.arch)
+        flash = firmware.find(spec.arch, spec.firmware.kind)
+        folder = self.evidence / "disks"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            variables = None
+            if flash is not None:
+                variables = folder / "efivars.fd"
+                if not variables.exists():
+                    shutil.copyfile(flash.variables, variables)
+        except OSError as error:
+            raise disks.disk_full(error, folder) from error
+        files = {disk.name: disks.create(disk, folder) for disk in spec.disks}
+        console_here, console_there = socket.socketpair()
+        qmp_here, qmp_there = socket.socketpair()
+        try:
+            given = argv.Allocations(
+                qemu=qemu.path,
+                accel=accel.name,
+                cpu_model=spec.cpu_model or cpu_model(accel, spec.arch),
+                disks=files,
+                firmware=flash,
+                variables=variables,
+                console_fd=console_there.fileno(),
+                qmp_fd=qmp_there.fileno(),
+            )
+            self._allocations = given
+            reproduce(spec, given, folder, self.evidence / "qemu.sh")
+            self._console = Console(
+                console_here,
+                log=self.evidence / "serial.log",
+                cast=self.evidence / "serial.cast",
+                name=self.name,
+                on_failure=self._fail,
+            )
+            self._qmp = Qmp(
+                qmp_here, name=self.name, log=self.evidence / "qmp.jsonl", on_event=self._on_event
+            )
+            self._process = OwnedProcess(
+                argv.build(spec, given),
+                stderr=self.evidence / "qemu.stderr",
+                pass_fds=(console_there.fileno(), qmp_there.fileno()),
+                on_exit=self._on_exit,
+            )
+        finally:
+            console_there.close()
+            qmp_there.close()
+        self._attach()
+
+    def _attach(self) -> None:
+        assert self._process is not None
+        limit = after(30)
+        try:
+            self.qmp.connect(limit)
+            told = self.qmp.human("info usernet") if self.spec.nics else ""
+            self._ports = {
+                int(guest): (host, int(port)) for host, port, guest in _FORWARD.findall(told)
+            }
+            if 22 in self._ports:
+                user = self._os.account.user if self._os is not None else "root"
+                self._ssh = Ssh(
+                    self._ports[22], user=user, key=self._key, log=self.evidence / "ssh.jsonl"
+                )
+            self.qmp.execute("cont")
+        except (QmpError, QemuExitedError) as error:
+            # A monitor that hangs up means that QEMU is ending: its own words say why.
+            self._process.wait(after(5, scaled=False))
+            raise QemuStartError(
+                f"QEMU did not start ({self._process.how_ended()})",
+                evidence=self._process.last_words() or str(self._process.stderr),
+                hint=f"run {self.evidence / 'qemu.sh'} by hand",
+            ) from error
+
+    def stop(self) -> None:
+        """End QEMU at once, if it runs, and release everything but the evidence."""
+        with self._lock:
+            self._stop_expected = True
+        if self._process is not None:
+            self._process.kill()
+        if self._ssh is not None:
+            self._ssh.close()
+        if self._qmp is not None:
+            self._qmp.close()
+        if self._console is not None:
+            self._console.close()
+
+    # --- what happens to it -------------------------------------------------------------------
+
+    def _on_exit(self, status: int) -> None:
+        del status
+        assert self._process is not None
+        with self._lock:
+            expected = self._stop_expected
+            self._stopped = True
+        how = self._process.how_ended()
+        if expected:
+            self._fail(GuestStoppedError(f"machine {self.name} was stopped"))
+        else:
+            self._fail(
+                QemuExitedError(
+                    f"QEMU of machine {self.name} ended ({how}) under the running guest",
+                    evidence=self._process.last_words() or str(self._process.stderr),
+                    hint="out of memory on the host? see 'harness doctor' and the kernel's log",
+                )
+            )
+
+    def _on_event(self, event: Event) -> None:
+        if event.name == "SHUTDOWN":
+            with self._lock:
+                self._stopped = True
+                expected = self._stop_expected
+            reason = event.data.get("reason", "unknown")
+            if not expected:
+                self._fail(
+                    GuestStoppedError(
+                        f"machine {self.name} powered off ({reason}) and nobody had asked it to",
+                        evidence=self.console.last_output(),
+                        hint="use machine.wait_for_shutdown() where the scenario expects it",
+                    )
+                )
+        elif event.name == "RESET":
+            self.console.guest_reset()
+
+    def _fail(self, error: HarnessError) -> None:
+        with self._lock:
+            if self._failure is None:
+                self._failure = error
+        for part in (self._console, self._ssh, self._qmp):
+            if part is not None:
+                part.fail(error)
+
+    @property
+    def failure(self) -> HarnessError | None:
+        """What the machine failed with, or ``None``."""
+        return self._failure
+
+    def wait_for_shutdown(self, deadline: Deadline | float | None = None) -> None:
+        """Wait until the guest powers off by itself; one that has already is fine.
+
+        Args:
+            deadline: 60 s on a good host by default.
+
+        Raises:
+            WaitTimeoutError: at the deadline.
+            GuestError: if the guest fails first.
+        """
+        limit = of(deadline, 60)
+        with self._lock:
+            self._stop_expected = True
+        with self.timeline.step("wait for power-off", machine=self.name):
+            self._await("the guest to power off", ("SHUTDOWN",), limit, since=0)
+        self.stop()
+
+    def wait_for_reset(self, deadline: Deadline | float | None = None, *, since: int = 0) -> None:
+        """Wait until the guest resets: a reboot it was told to do.
+
+        Args:
+            deadline: 60 s on a good host by default.
+            since: A :meth:`Qmp.mark <harness.qemu.qmp.Qmp.mark>` from before the reboot.
+        """
+        with self.timeline.step("wait for reset", machine=self.name):
+            self._await("the guest to reset", ("RESET",), of(deadline, 60), since=since)
+
+    def _await(self, what: str, names: Sequence[str], limit: Deadline, *, since: int) -> Event:
+        try:
+            return self.qmp.wait(names, limit, since=since)
+        except WaitTimeoutError as error:
+            raise WaitTimeoutError(
+                what,
+                limit.seconds,
+                last_output=self.console.last_output(),
+                silent=self.console.silent_for(),
+                evidence=str(self.evidence / "serial.log"),
+            ) from error
+
+    def shutdown(self, deadline: Deadline | float | None = None) -> None:
+        """Press the power button (ACPI) and wait for the guest to power off.
+
+        Args:
+            deadline: 60 s on a good host by default.
+        """
+        with self._lock:
+            self._stop_expected = True
+        with self.timeline.step("shut down by ACPI", machine=self.name):
+            mark = self.qmp.mark()
+            self.qmp.execute("system_powerdown")
+            self._await("the guest to power off", ("SHUTDOWN",), of(deadline, 60), since=mark)
+        self.stop()
+
+    def power_cut(self) -> None:
+        """Take the power away: QEMU is killed; the disks stay as they are."""
+        with self.timeline.step("power cut", machine=self.name):
+            self.stop()
+
+    def pause(self) -> None:
+        """Stop the guest's CPUs."""
+        self.qmp.execute("stop")
+
+    def resume(self) -> None:
+        """Let the guest's CPUs run again."""
+        self.qmp.execute("cont")
+
+    def screenshot(self, path: Path | None = None) -> Path:
+        """Write what the VGA adapter shows as PNG and return the path.
+
+        Raises:
+            UsageError: if the machine has no display; ``console.screen`` is what a serial console shows.
+        """
+        if not self.spec.display:
+            raise UsageError(
+                f"machine {self.name} has no display",
+                hint="boot it with display=True, or look at console.screen",
+            )
+        target = path or self.evidence / f"screen-{int(time.time() * 1000)}.png"
+        self.qmp.execute("screendump", {"filename": str(target), "format": "png"})
+        return target
+
+    @contextlib.contextmanager
+    def expecting(self, *kinds: type[HarnessError]) -> Iterator[None]:
+        """Let the block provoke failures of these kinds: the machine's watchers only record them."""
+        with self.console.expecting(*kinds):
+            yield
+
+    # --- commands -----------------------------------------------------------------------------
+
+    def wait_ready(self, deadline: Deadline | float | None = None) -> Machine:
+        """Wait until commands can be run: over SSH, or on the console where there is no SSH.
+
+        Args:
+            deadline: From power on; 60 s on a good host by default.
+        """
+        limit = of(deadline, 60)
+        with self.timeline.step("wait until ready", machine=self.name):
+            if self.use_console_shell:
+                self.os.login(limit)
+            else:
+                self.ssh.connect(limit)
+        return self
+
+    def execute(self, command: str, *, deadline: Deadline | float | None = None) -> CommandResult:
+        """Run a command and return its output and status.
+
+        It goes over SSH; on the console where the machine has no SSH, or ``use_console_shell`` is set.
+        """
+        with self.timeline.step(f"run: {command[:200]}", machine=self.name) as step:
+            if self.use_console_shell:
+                told = self.console.run(command, deadline=deadline)
+                result = CommandResult(told.stdout, told.status)
+            else:
+                over_ssh: SshResult = self.ssh.run(command, deadline=deadline)
+                result = CommandResult(over_ssh.stdout, over_ssh.status)
+                if over_ssh.stderr:
+                    step.data["stderr"] = over_ssh.stderr[-500:]
+            step.data["status"] = result.status
+        return result
+
+    def succeed(self, *commands: str, deadline: Deadline | float | None = None) -> str:
+        """Run commands that must succeed and return their output.
+
+        Raises:
+            CommandError: if one ends with a status other than 0.
+        """
+        output = ""
+        for command in commands:
+            result = self.execute(command, deadline=deadline)
+            if result.status != 0:
+                raise CommandError(
+                    f"{command!r} ended with status {result.status} on {self.name}",
+                    evidence=self._said(result),
+                )
+            output += result.output
+        return output
+
+    def fail(self, *commands: str, deadline: Deadline | float | None = None) -> str:
+        """Run commands that must fail and return their output.
+
+        Raises:
+            CommandError: if one succeeds.
+        """
+        output = ""
+        for command in commands:
+            result = self.execute(command, deadline=deadline)
+            if result.status == 0:
+                raise CommandError(
+                    f"{command!r} succeeded on {self.name} and must not",
+                    evidence=self._said(result),
+                )
+            output += result.output
+        return output
+
+    def _said(self, result: CommandResult) -> str:
+        running = self.timeline.steps[-1] if self.timeline.steps else None
+        errors = str(running.data.get("stderr", "")) if running is not None else ""
+        return (result.output[-1500:] + errors).strip()
+
+    def wait_until_succeeds(
+        self, command: str, deadline: Deadline | float | None = None
+    ) -> str:
+        """Run a command until it succeeds and return its output.
+
+        A guest has no event for an arbitrary condition, so it is asked again and again: the loop
+        runs in the guest, one command for Harness, and waits there between tries.
+
+        Args:
+            command: What must succeed.
+            deadline: 60 s on a good host by default.
+
+        Raises:
+            WaitTimeoutError: at the deadline.
+        """
+        limit = of(deadline, 60)
+        loop = f"until ( {command}\n); do sleep 0.2 2>/dev/null || sleep 1; done"
+        with self.timeline.step(f"wait until succeeds: {command[:200]}", machine=self.name):
+            try:
+                return self.execute(loop, deadline=limit).output
+            except WaitTimeoutError as error:
+                raise WaitTimeoutError(
+                    f"{command!r} to succeed on {self.name}",
+                    limit.seconds,
+                    last_output=error.last_output,
+                    evidence=error.evidence,
+                ) from error
+
+    def wait_for_unit(self, unit: str, deadline: Deadline | float | None = None) -> None:
+        """Wait until a service is active.
+
+        Raises:
+            CommandError: if it fails instead.
+            WaitTimeoutError: at the deadline.
+        """
+        ask = self.os.unit_state(unit)
+        state = self.wait_until_succeeds(
+            f's=$({ask}); case "$s" in active|failed) echo "$s";; *) false;; esac', deadline
+        ).strip()
+        if not state.endswith("active"):
+            log = self.execute(self.os.as_root(f"journalctl -n 30 --no-pager -u {unit}"))
+            raise CommandError(f"unit {unit} failed on {self.name}", evidence=log.output)
+
+    def wait_for_port(self, number: int, deadline: Deadline | float | None = None) -> None:
+        """Wait until something in the guest listens on a TCP port."""
+        digits = f"{number:04X}"
+        self.wait_until_succeeds(
+            f"cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -Eq ': [0-9A-F]+:{digits} "
+            "[0-9A-F]+:0000 0A '",
+            deadline,
+        )
+
+    @property
+    def boot_id(self) -> str:
+        """The guest's boot id, new at each boot (``random(4)``)."""
+        return self.succeed("cat /proc/sys/kernel/random/boot_id").strip()
+
+    def reboot(self, deadline: Deadline | float | None = None) -> None:
+        """Reboot in order and wait until the machine is ready with a new boot id.
+
+        Args:
+            deadline: 120 s on a good host by default.
+
+        Raises:
+            WaitTimeoutError: at the deadline.
+            GuestError: if the guest does not come back, or with the old boot id.
+        """
+        limit = of(deadline, 120)
+        with self.timeline.step("reboot", machine=self.name):
+            before = self.boot_id
+            mark = self.qmp.mark()
+            command = self.os.request_reboot()
+            if self.use_console_shell:
+                self.console.send(f"{command}\n")
+            else:
+                # The answer may be cut off by the reboot it asks for.
+                with contextlib.suppress(ConnectionLostError):
+                    self.ssh.run(command, deadline=limit)
+            self.wait_for_reset(limit, since=mark)
+            if self._ssh is not None:
+                self._ssh.disconnect()
+            self.wait_ready(limit)
+            if self.boot_id == before:
+                raise CommandError(f"machine {self.name} reset, but its boot id is the old one")
+
+
+def quote(text: str) -> str:
+    """Return ``text`` as one word for the guest's shell."""
+    return shlex.quote(text)

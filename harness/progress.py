@@ -1,0 +1,136 @@
+"""What is being done and for how long, told to a person while it is done.
+
+In a terminal each machine has one line that counts its seconds; elsewhere a step that lasts gets a
+plain line now and then. One thread wakes when something begins or ends, or a line is due.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, TextIO
+
+from rich.console import Console as Terminal
+from rich.live import Live
+from rich.text import Text
+
+FIRST_LINE: Final = 5.0
+"""Seconds after which a step is worth a plain line; each further line comes after twice the time."""
+
+
+@dataclass(slots=True)
+class _Activity:
+    owner: str
+    stack: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    due: float = FIRST_LINE
+
+
+class Progress:
+    """Shows activities.
+
+    Args:
+        stream: Where to; a terminal gets live lines.
+        live: Whether to draw live lines; as the stream is, by default.
+    """
+
+    def __init__(self, stream: TextIO, live: bool | None = None) -> None:
+        self._terminal = Terminal(file=stream, force_terminal=live, highlight=False, soft_wrap=True)
+        self._drawing: Live | None = None
+        self._live = self._terminal.is_terminal if live is None else live
+        self._activities: dict[str, _Activity] = {}
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    @contextlib.contextmanager
+    def doing(self, owner: str, what: str) -> Iterator[None]:
+        """Show ``owner: what`` while the block runs."""
+        self.begin(owner, what)
+        try:
+            yield
+        finally:
+            self.end(owner)
+
+    def begin(self, owner: str, what: str) -> None:
+        """Show that ``owner`` does ``what``; a step inside one that goes on is shown in its place."""
+        with self._changed:
+            activity = self._activities.setdefault(owner, _Activity(owner))
+            activity.stack.append(what)
+            if len(activity.stack) == 1:
+                activity.started = time.monotonic()
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(
+                    target=self._serve, name="harness-progress", daemon=True
+                )
+                self._thread.start()
+            self._changed.notify_all()
+
+    def end(self, owner: str) -> None:
+        """End the innermost step of ``owner``."""
+        with self._changed:
+            activity = self._activities.get(owner)
+            if activity is not None:
+                activity.stack.pop()
+                if not activity.stack:
+                    del self._activities[owner]
+            self._changed.notify_all()
+
+    def say(self, line: str) -> None:
+        """Print one plain line."""
+        with self._changed:
+            self._terminal.print(Text(line))
+
+    def close(self) -> None:
+        """Stop showing."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _serve(self) -> None:
+        with self._changed:
+            while not self._closed:
+                if self._live:
+                    self._draw()
+                else:
+                    self._print_due()
+                self._changed.wait(0.5 if self._live else self._next_due())
+            if self._drawing is not None:
+                self._drawing.stop()
+                self._drawing = None
+
+    def _draw(self) -> None:
+        long = [each for each in self._activities.values() if time.monotonic() - each.started > 1]
+        if not long:
+            if self._drawing is not None:
+                self._drawing.stop()
+                self._drawing = None
+            return
+        if self._drawing is None:
+            self._drawing = Live(console=self._terminal, auto_refresh=False, transient=True)
+            self._drawing.start()
+        text = Text("\n").join(Text(self._line(each), style="dim") for each in long)
+        self._drawing.update(text, refresh=True)
+
+    def _print_due(self) -> None:
+        now = time.monotonic()
+        for activity in self._activities.values():
+            if now - activity.started >= activity.due:
+                activity.due *= 2
+                self._terminal.print(Text(self._line(activity)))
+
+    def _next_due(self) -> float | None:
+        now = time.monotonic()
+        waits = [each.started + each.due - now for each in self._activities.values()]
+        # No activity: wait for one. The wait is for the clock, since a line is due at a time.
+        return max(0.01, min(waits)) if waits else None
+
+    @staticmethod
+    def _line(activity: _Activity) -> str:
+        seconds = time.monotonic() - activity.started
+        return f"  {activity.owner}: {activity.stack[-1]} ({seconds:.0f} s)"

@@ -1,0 +1,235 @@
+"""QEMU's command line: a pure function of a spec and its allocations.
+
+Nothing here opens a file or asks the host. The same spec with :func:`by_hand` allocations gives the
+command that a person pastes to get the same machine. Options are those of QEMU 8.2 and later,
+``qemu-system-x86_64(1)``.
+"""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from harness.qemu.firmware import FlashFirmware
+from harness.spec import ConsoleDevice, FirmwareKind, MachineSpec, Nic
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFile:
+    """The file behind a disk: what the machine writes to.
+
+    Attributes:
+        path: The file.
+        format: ``raw`` or ``qcow2``.
+    """
+
+    path: Path
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allocations:
+    """What a machine was given on this host.
+
+    Attributes:
+        qemu: The program.
+        accel: ``kvm`` or ``tcg``.
+        cpu_model: QEMU's name of the CPU model.
+        disks: By the disk's name.
+        firmware: UEFI firmware, or ``None``.
+        variables: The machine's own copy of the UEFI variables.
+        console_fd: The connected socket that the console is bound to; ``None`` is the terminal.
+        qmp_fd: The connected socket that the monitor is bound to; ``None`` is :attr:`qmp_path`.
+        qmp_path: Where a monitor by hand listens.
+    """
+
+    qemu: Path
+    accel: str
+    cpu_model: str
+    disks: dict[str, DiskFile] = field(default_factory=dict)
+    firmware: FlashFirmware | None = None
+    variables: Path | None = None
+    console_fd: int | None = None
+    qmp_fd: int | None = None
+    qmp_path: Path | None = None
+
+
+def by_hand(allocations: Allocations, directory: Path) -> Allocations:
+    """Return the allocations of the same machine for a person: console on the terminal.
+
+    Args:
+        allocations: Those of the run.
+        directory: Where the monitor's socket may lie.
+    """
+    return replace(
+        allocations, console_fd=None, qmp_fd=None, qmp_path=directory / "qmp.sock"
+    )
+
+
+def build(spec: MachineSpec, given: Allocations) -> tuple[str, ...]:
+    """Return QEMU's command line, the program first."""
+    pairs: list[tuple[str, str]] = [
+        ("-name", f"guest={spec.name},debug-threads=on"),
+        ("-machine", _machine(spec, given)),
+        ("-accel", _accel(given.accel)),
+        ("-cpu", given.cpu_model),
+        ("-smp", f"cpus={spec.cpus}"),
+        ("-m", f"size={spec.memory // 1024 // 1024}M"),
+        *_firmware(spec, given),
+        *_monitor(given),
+        *_console(spec, given),
+        *_disks(spec, given),
+        *_nics(spec),
+        ("-object", "rng-random,id=rng0,filename=/dev/urandom"),
+        ("-device", "virtio-rng-pci,rng=rng0"),
+        *_credentials(spec),
+        ("-display", "none"),
+    ]
+    if spec.display:
+        pairs.append(("-device", "VGA" if spec.arch == "x86_64" else "virtio-gpu-pci"))
+    argv = [str(given.qemu), "-nodefaults", "-no-user-config"]
+    for option, value in pairs:
+        argv += [option, value]
+    # The console must be drained and the monitor attached before the guest's first instruction.
+    # A guest's power-off must not end QEMU before the monitor has told of it.
+    if given.qmp_fd is not None:
+        argv += ["-S", "-no-shutdown"]
+    return tuple(argv)
+
+
+def render(argv: tuple[str, ...]) -> str:
+    """Return the command for a shell, one option with its value on each line."""
+    lines = [shlex.quote(argv[0])]
+    for word in argv[1:]:
+        if word.startswith("-"):
+            lines.append(shlex.quote(word))
+        else:
+            lines[-1] += " " + shlex.quote(word)
+    return " \\\n  ".join(lines)
+
+
+def escape(value: str) -> str:
+    """Return ``value`` for QEMU's option syntax, in which a comma is doubled."""
+    return value.replace(",", ",,")
+
+
+def has_smbios(spec: MachineSpec) -> bool:
+    """Whether the guest can read SMBIOS: on aarch64 only UEFI publishes the tables."""
+    return spec.arch == "x86_64" or spec.firmware.kind is not FirmwareKind.KERNEL
+
+
+def _machine(spec: MachineSpec, given: Allocations) -> str:
+    if spec.arch == "aarch64":
+        return "virt,gic-version=3" if given.accel == "tcg" else "virt,gic-version=max"
+    smm = "on" if given.firmware is not None and given.firmware.smm else "off"
+    # The VMware port and the HPET are of no use to a guest and cost it timer calibration.
+    machine = f"q35,smm={smm},vmport=off,hpet=off"
+    if spec.firmware.kind is FirmwareKind.BIOS and not spec.display:
+        # SeaBIOS then speaks on the serial port, where watchers read its complaints.
+        machine += ",graphics=off"
+    return machine
+
+
+def _accel(accel: str) -> str:
+    return "tcg,thread=multi" if accel == "tcg" else accel
+
+
+def _firmware(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
+    firmware = spec.firmware
+    pairs: list[tuple[str, str]] = []
+    if firmware.kernel is not None:
+        pairs.append(("-kernel", str(firmware.kernel)))
+        if firmware.initrd is not None:
+            pairs.append(("-initrd", str(firmware.initrd)))
+        if firmware.cmdline:
+            pairs.append(("-append", firmware.cmdline))
+    if given.firmware is not None and given.variables is not None:
+        kind = given.firmware.format
+        code = escape(str(given.firmware.code))
+        variables = escape(str(given.variables))
+        if given.firmware.smm:
+            pairs.append(("-global", "driver=cfi.pflash01,property=secure,value=on"))
+        pairs += [
+            ("-drive", f"if=pflash,unit=0,format={kind},readonly=on,file={code}"),
+            ("-drive", f"if=pflash,unit=1,format={kind},file={variables}"),
+        ]
+    return pairs
+
+
+def _monitor(given: Allocations) -> list[tuple[str, str]]:
+    if given.qmp_fd is not None:
+        chardev = f"socket,id=qmp,fd={given.qmp_fd}"
+    elif given.qmp_path is not None:
+        chardev = f"socket,id=qmp,path={escape(str(given.qmp_path))},server=on,wait=off"
+    else:
+        return []
+    return [("-chardev", chardev), ("-mon", "chardev=qmp,mode=control")]
+
+
+def _console(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
+    if given.console_fd is not None:
+        chardev = f"socket,id=console,fd={given.console_fd}"
+    else:
+        chardev = "stdio,id=console,signal=off"
+    pairs = [("-chardev", chardev)]
+    if spec.console is ConsoleDevice.VIRTIO:
+        pairs += [
+            ("-device", "virtio-serial-pci,id=console-bus"),
+            ("-device", "virtconsole,bus=console-bus.0,chardev=console"),
+        ]
+    else:
+        pairs.append(("-serial", "chardev:console"))
+    return pairs
+
+
+def _disks(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
+    pairs = []
+    for disk in spec.disks:
+        file = given.disks[disk.name]
+        node = f"disk-{disk.name}"
+        # Evidence and overlays die with the run: what a flush costs on the host buys nothing,
+        # while the guest still sees a cache it has to flush.
+        blockdev = (
+            f"driver={file.format},node-name={node},discard=unmap,cache.no-flush=on,"
+            f"file.driver=file,file.filename={escape(str(file.path))},file.discard=unmap,"
+            "file.cache.no-flush=on"
+        )
+        if disk.readonly:
+            blockdev += ",read-only=on"
+        device = f"virtio-blk-pci,drive={node},id={disk.name},serial={disk.guest_serial}"
+        if disk.boot_index is not None:
+            device += f",bootindex={disk.boot_index}"
+        pairs += [("-blockdev", blockdev), ("-device", device)]
+    return pairs
+
+
+def _nics(spec: MachineSpec) -> list[tuple[str, str]]:
+    pairs = []
+    for nic in spec.nics:
+        netdev = f"user,id={nic.name},restrict={'off' if nic.outbound else 'on'}"
+        # Port 0: the kernel picks a free one when QEMU binds it, and QEMU tells which it was.
+        netdev += "".join(f",hostfwd=tcp:127.0.0.1:0-:{port}" for port in nic.forward)
+        pairs += [("-netdev", netdev), ("-device", _nic_device(spec, nic))]
+    return pairs
+
+
+def _nic_device(spec: MachineSpec, nic: Nic) -> str:
+    # An empty romfile leaves out iPXE, which would cost the firmware time at each boot.
+    return f"virtio-net-pci,netdev={nic.name},id={nic.name}-device,mac={spec.mac(nic)},romfile="
+
+
+def _credentials(spec: MachineSpec) -> list[tuple[str, str]]:
+    pairs = []
+    for name, value in spec.credentials:
+        encoded = base64.b64encode(value.encode()).decode()
+        if has_smbios(spec):
+            pairs.append(
+                ("-smbios", f"type=11,value=io.systemd.credential.binary:{name}={encoded}")
+            )
+        else:
+            pairs.append(
+                ("-fw_cfg", f"name=opt/io.systemd.credentials/{name},string={escape(value)}")
+            )
+    return pairs

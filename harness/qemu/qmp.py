@@ -1,0 +1,210 @@
+"""QEMU's monitor: commands and events, for callers that are not coroutines.
+
+``qemu.qmp`` speaks the protocol on the loop's thread; this facade hands commands over and keeps
+events in a short history, so that a wait that begins after its event still sees it. Each message,
+in either direction, goes to a JSON-lines log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, Final, TextIO, cast
+
+from qemu.qmp import EventListener, QMPClient
+from qemu.qmp.error import QMPError
+from qemu.qmp.message import Message
+
+from harness.deadline import Deadline, after
+from harness.errors import HarnessError, QmpError, WaitTimeoutError
+from harness.qemu import loop
+
+HISTORY: Final = 512
+"""Events kept for waits that begin late."""
+
+# The machine reports a lost monitor with its cause; the library's own log would say it twice.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+
+class Event(dict[str, Any]):
+    """An event of QEMU, as ``docs/interop/qmp-spec`` defines it: ``event``, ``data``, ``timestamp``."""
+
+    @property
+    def name(self) -> str:
+        """The event's name, such as ``SHUTDOWN``."""
+        return str(self["event"])
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The event's members."""
+        return cast("dict[str, Any]", self.get("data", {}))
+
+
+class _LoggedClient(QMPClient):
+    """The protocol, with each message written to a log as it passes."""
+
+    def __init__(self, name: str, log: TextIO) -> None:
+        super().__init__(name)
+        self._harness_log = log
+
+    def _write(self, direction: str, message: Message) -> None:
+        if not self._harness_log.closed:
+            line = {"t": round(time.time(), 6), direction: dict(message)}
+            self._harness_log.write(json.dumps(line) + "\n")
+            self._harness_log.flush()
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        self._write("send", msg)
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        self._write("receive", msg)
+        return msg
+
+
+class Qmp:
+    """A connected monitor.
+
+    Args:
+        sock: The socket whose other end QEMU has.
+        name: The machine's name.
+        log: The JSON-lines file that takes all messages.
+        on_event: Called for each event, from the loop's thread; must not block.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        name: str,
+        log: Path,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.name = name
+        self._sock = sock
+        self._log = log.open("a", encoding="utf-8")
+        self._on_event = on_event
+        self._changed = threading.Condition()
+        self._events: deque[tuple[int, Event]] = deque(maxlen=HISTORY)
+        self._count = 0
+        self._failure: HarnessError | None = None
+        self._client: QMPClient | None = None
+        self._pump: asyncio.Task[None] | None = None
+
+    def connect(self, deadline: Deadline) -> None:
+        """Negotiate the session.
+
+        Raises:
+            QmpError: if QEMU hangs up, as it does when it refuses its arguments.
+            WaitTimeoutError: at the deadline.
+        """
+
+        async def negotiate() -> None:
+            client = _LoggedClient(self.name, self._log)
+            listener = EventListener()
+            client.register_listener(listener)
+            await client.connect(self._sock)
+            self._client = client
+            self._pump = asyncio.get_running_loop().create_task(self._forward(listener))
+
+        try:
+            loop.run(negotiate(), deadline)
+        except TimeoutError as error:
+            raise WaitTimeoutError("QEMU's monitor", deadline.seconds) from error
+        except (QMPError, OSError, EOFError) as error:
+            raise QmpError(f"no session with QEMU's monitor: {error}") from error
+
+    async def _forward(self, listener: EventListener) -> None:
+        async for message in listener:
+            event = Event(message)
+            with self._changed:
+                self._count += 1
+                self._events.append((self._count, event))
+                self._changed.notify_all()
+            if self._on_event is not None:
+                self._on_event(event)
+
+    def execute(
+        self, command: str, arguments: dict[str, Any] | None = None, *, deadline: Deadline | None = None
+    ) -> Any:
+        """Run a command and return its result.
+
+        Raises:
+            QmpError: if QEMU refuses it, or the monitor goes away.
+            WaitTimeoutError: at the deadline (30 s, scaled, unless given).
+        """
+        client = self._client
+        if client is None:
+            raise QmpError(f"monitor command {command}: not connected")
+        limit = deadline or after(30)
+        try:
+            return loop.run(client.execute(command, arguments), limit)
+        except TimeoutError as error:
+            raise WaitTimeoutError(f"monitor command {command}", limit.seconds) from error
+        except QMPError as error:
+            if self._failure is not None:
+                raise self._failure from error
+            raise QmpError(f"monitor command {command} {arguments or ''}: {error}") from error
+
+    def human(self, command: str) -> str:
+        """Run a command of the human monitor, for what QMP does not tell."""
+        return str(self.execute("human-monitor-command", {"command-line": command}))
+
+    def mark(self) -> int:
+        """Return the point in the stream of events from which a later wait can look."""
+        with self._changed:
+            return self._count
+
+    def seen(self, names: Collection[str], since: int = 0) -> list[Event]:
+        """Return the events of these names after ``since`` that are still in the history."""
+        with self._changed:
+            return [event for number, event in self._events if number > since and event.name in names]
+
+    def wait(self, names: Collection[str], deadline: Deadline, *, since: int | None = None) -> Event:
+        """Return the first event of one of these names after ``since`` (default: now).
+
+        Raises:
+            WaitTimeoutError: at the deadline.
+            HarnessError: what the machine failed with, as soon as it fails.
+        """
+        with self._changed:
+            start = self._count if since is None else since
+            while True:
+                for number, event in self._events:
+                    if number > start and event.name in names:
+                        return event
+                if self._failure is not None:
+                    raise self._failure
+                if deadline.expired:
+                    raise WaitTimeoutError(f"QEMU's event {' or '.join(names)}", deadline.seconds)
+                self._changed.wait(deadline.timeout())
+
+    def fail(self, error: HarnessError) -> None:
+        """End all waits, present and later, with ``error``."""
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the session and close the log."""
+
+        async def disconnect() -> None:
+            if self._pump is not None:
+                self._pump.cancel()
+            if self._client is not None:
+                await self._client.disconnect()
+
+        try:
+            loop.run(disconnect(), after(5, scaled=False))
+        except (QMPError, OSError, EOFError, TimeoutError):
+            pass  # The other end is gone, which is what closing is for.
+        finally:
+            self._sock.close()
+            self._log.close()

@@ -1,0 +1,77 @@
+"""``qemu.sh``: the machine's command, for a person to run by hand."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from harness.qemu import argv
+from harness.qemu.argv import Allocations
+from harness.spec import MachineSpec
+
+_HEAD = """\
+#!/bin/sh
+# Machine {name}, as Harness started it. Run by hand, its console is this terminal (end it with
+# 'poweroff' in the guest, or kill QEMU) and its monitor listens on $disks/qmp.sock.
+# Disks that were kept are used as the run left them; '--fresh' makes them again from their bases.
+set -eu
+disks=${{HARNESS_DISKS:-$(dirname "$(readlink -f "$0")")/disks}}
+mkdir -p "$disks"
+if [ "${{1:-}}" = --fresh ]; then disks=$(mktemp -d); fi
+"""
+
+
+def reproduce(spec: MachineSpec, given: Allocations, folder: Path, path: Path) -> Path:
+    """Write the script and return its path.
+
+    Args:
+        spec: The machine.
+        given: Its allocations in the run.
+        folder: Where its disks lie; the script has it as ``$disks``.
+        path: The script.
+    """
+    lines = [_HEAD.format(name=spec.name)]
+    if given.firmware is not None and given.variables is not None:
+        lines.append(
+            _unless_there(
+                given.variables, folder, f"cp {shlex.quote(str(given.firmware.variables))} "
+            )
+        )
+    for disk in spec.disks:
+        file = given.disks[disk.name]
+        if not file.path.is_relative_to(folder):
+            continue
+        base = ""
+        if disk.base is not None:
+            base = f"-b {shlex.quote(str(disk.base.resolve()))} -F {disk.format} "
+        size = f" {disk.size}" if disk.size is not None else ""
+        lines.append(
+            _unless_there(file.path, folder, f"qemu-img create -q -f qcow2 {base}", size)
+        )
+    command = argv.render(argv.build(spec, argv.by_hand(given, folder)))
+    lines.append("\nexec " + _with_variable(command, folder) + "\n")
+    path.write_text("\n".join(lines))
+    path.chmod(0o755)
+    return path
+
+
+def _unless_there(path: Path, folder: Path, command: str, tail: str = "") -> str:
+    target = f'"$disks/{path.relative_to(folder)}"'
+    return f"[ -e {target} ] || {command}{target}{tail}"
+
+
+def _with_variable(command: str, folder: Path) -> str:
+    """Return the command with the folder's path as ``$disks``, which the shell expands."""
+    prefix = str(folder) + "/"
+    words = []
+    for line in command.split("\n"):
+        if prefix not in line:
+            words.append(line)
+            continue
+        option, _, value = line.strip().partition(" ")
+        plain = shlex.split(value.removesuffix(" \\"))[0]
+        tail = " \\" if line.endswith("\\") else ""
+        safe = plain.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("`", "\\`")
+        safe = safe.replace(prefix, "$disks/")
+        words.append(f'  {option} "{safe}"{tail}')
+    return "\n".join(words)

@@ -1,0 +1,211 @@
+"""The frozen description that a machine is started from.
+
+A spec holds what the guest can see and nothing of where things lie on the host: equal specs start
+equal machines. Paths of overlays, sockets and ports are allocations, made when a machine starts
+(:mod:`harness.qemu.argv`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from harness.errors import UnknownNameError, UsageError
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+SERIAL_LENGTH: Final = 20
+"""Longest serial of a virtio-blk disk: VIRTIO_BLK_ID_BYTES, virtio 1.2 section 5.2.6.1."""
+
+ARCHES: Final = ("x86_64", "aarch64")
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+
+
+def _check_name(kind: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"a {kind} name is lower-case letters, digits and '-', not {name!r}")
+
+
+class FirmwareKind(StrEnum):
+    """What runs before the guest's kernel."""
+
+    UEFI = "uefi"
+    UEFI_SECURE = "uefi-secure"
+    BIOS = "bios"
+    KERNEL = "kernel"
+
+
+class ConsoleDevice(StrEnum):
+    """The device of the guest's console."""
+
+    SERIAL = "serial"
+    VIRTIO = "virtio"
+
+
+@dataclass(frozen=True, slots=True)
+class Firmware:
+    """How a machine boots.
+
+    Attributes:
+        kind: The firmware, or ``kernel`` for QEMU's direct boot of a Linux kernel.
+        kernel: The kernel's path; only with ``kernel``.
+        initrd: The initramfs' path; only with ``kernel``.
+        cmdline: The kernel's command line; only with ``kernel``.
+    """
+
+    kind: FirmwareKind
+    kernel: Path | None = None
+    initrd: Path | None = None
+    cmdline: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.kind is FirmwareKind.KERNEL) != (self.kernel is not None):
+            raise UsageError("firmware 'kernel' and a kernel's path go together")
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk of a machine.
+
+    The machine writes to an overlay of its own; ``base`` is never changed, unless ``in_place``.
+
+    Attributes:
+        name: Its name among the machine's disks.
+        base: What it starts with; ``None`` is a blank disk.
+        format: The format of ``base``: ``raw`` or ``qcow2``.
+        size: Bytes; required for a blank disk, otherwise grows the overlay.
+        serial: What the guest sees as its serial; the name if empty.
+        readonly: Whether the guest can write to it.
+        in_place: Write to ``base`` itself, which must be given.
+        boot_index: Order in which the firmware tries it, 0 first; ``None`` is not tried by request.
+    """
+
+    name: str
+    base: Path | None = None
+    format: str = "raw"
+    size: int | None = None
+    serial: str = ""
+    readonly: bool = False
+    in_place: bool = False
+    boot_index: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_name("disk", self.name)
+        if self.format not in ("raw", "qcow2"):
+            raise UsageError(f"disk {self.name}: format is raw or qcow2, not {self.format!r}")
+        if self.base is None and (self.size is None or self.readonly or self.in_place):
+            raise UsageError(f"disk {self.name}: a blank disk needs a size and is writable")
+        if self.size is not None and (self.size <= 0 or self.size % 512):
+            raise UsageError(f"disk {self.name}: size is a multiple of 512 bytes, not {self.size}")
+        if not re.fullmatch(rf"[A-Za-z0-9_.-]{{0,{SERIAL_LENGTH}}}", self.serial):
+            raise UsageError(
+                f"disk {self.name}: a serial is at most {SERIAL_LENGTH} letters, digits and '_.-',"
+                f" not {self.serial!r}"
+            )
+
+    @property
+    def guest_serial(self) -> str:
+        """The serial that the guest sees."""
+        return self.serial or self.name[:SERIAL_LENGTH]
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """A network interface on QEMU's user-mode network.
+
+    Attributes:
+        name: Its name among the machine's interfaces.
+        forward: Guest TCP ports that a port of the host's loopback leads to.
+        outbound: Whether the guest can reach the host and beyond; off unless a test asks.
+        mac: The address; ``None`` derives one from the machine's and the interface's names.
+    """
+
+    name: str = "net0"
+    forward: tuple[int, ...] = (22,)
+    outbound: bool = False
+    mac: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_name("nic", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """Everything that decides what machine a guest sees.
+
+    Attributes:
+        name: The machine's name in logs and evidence.
+        arch: ``x86_64`` or ``aarch64``.
+        firmware: How it boots.
+        cpus: Number of virtual CPUs.
+        memory: Bytes of RAM.
+        disks: In the order in which the guest finds them.
+        nics: Network interfaces.
+        console: The device of the console.
+        credentials: systemd credentials, name and value, handed over in SMBIOS type 11 strings
+            (``systemd-creds(1)``, ``smbios-type-11(7)``), or in fw_cfg where a machine has no SMBIOS.
+        display: Whether it has a VGA adapter, for screenshots.
+        cpu_model: QEMU's name of the CPU model; ``None`` takes the accelerator's best.
+    """
+
+    name: str
+    arch: str
+    firmware: Firmware
+    cpus: int = 2
+    memory: int = 2 * GIB
+    disks: tuple[Disk, ...] = ()
+    nics: tuple[Nic, ...] = (Nic(),)
+    console: ConsoleDevice = ConsoleDevice.SERIAL
+    credentials: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    display: bool = False
+    cpu_model: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_name("machine", self.name)
+        if self.arch not in ARCHES:
+            raise UnknownNameError("arch", self.arch, ARCHES)
+        if self.cpus < 1:
+            raise UsageError(f"machine {self.name}: needs at least one CPU, not {self.cpus}")
+        if self.memory < 32 * MIB or self.memory % MIB:
+            raise UsageError(f"machine {self.name}: memory is whole MiB from 32, not {self.memory} bytes")
+        for kind, names in (
+            ("disk", [disk.name for disk in self.disks]),
+            ("serial", [disk.guest_serial for disk in self.disks]),
+            ("nic", [nic.name for nic in self.nics]),
+        ):
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise UsageError(f"machine {self.name}: two {kind}s named {', '.join(sorted(twice))}")
+
+    def mac(self, nic: Nic) -> str:
+        """Return the MAC address of ``nic``: locally administered, stable for equal names."""
+        if nic.mac:
+            return nic.mac
+        digest = hashlib.sha256(f"{self.name}/{nic.name}".encode()).digest()
+        return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as ``4GiB``, ``512MiB`` or ``4096``.
+
+    Raises:
+        UsageError: if it is not a whole number with one of the suffixes KiB, MiB, GiB.
+    """
+    match = re.fullmatch(r"(\d+)\s*(KiB|MiB|GiB)?", text.strip())
+    if not match:
+        raise UsageError(f"a size is a whole number and KiB, MiB or GiB, not {text!r}")
+    return int(match[1]) * {None: 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}[match[2]]
+
+
+def format_size(size: float) -> str:
+    """Return bytes as a person reads them: ``4.0 GiB``."""
+    for unit, factor in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} B"

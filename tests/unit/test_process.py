@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from harness.deadline import after
+from harness.errors import QemuMissingError, QemuStartError, QemuTooOldError
+from harness.qemu import binary
+from harness.qemu.process import OwnedProcess
+
+
+def test_exit_is_an_event_with_a_status_and_last_words(tmp_path: Path) -> None:
+    told: list[int] = []
+    process = OwnedProcess(
+        ["/bin/sh", "-c", "echo dying words >&2; exit 7"],
+        stderr=tmp_path / "err",
+        on_exit=told.append,
+    )
+    assert process.wait(after(20))
+    assert process.status == 7
+    assert process.how_ended() == "exit status 7"
+    assert process.last_words() == "dying words"
+    process.kill()
+    assert told == [7]
+
+
+def test_kill_ends_it_and_says_how(tmp_path: Path) -> None:
+    process = OwnedProcess(["/bin/sleep", "600"], stderr=tmp_path / "err")
+    assert process.running
+    process.kill()
+    assert not process.running
+    assert process.how_ended() == "killed by SIGKILL"
+
+
+def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(QemuStartError, match="cannot be executed"):
+        OwnedProcess([str(tmp_path / "none")], stderr=tmp_path / "err")
+
+
+@pytest.mark.parametrize("thread", ["main", "short-lived"])
+def test_it_dies_with_its_runner_even_by_kill_9(tmp_path: Path, thread: str) -> None:
+    """Also when a thread that is long gone had started it: the signal follows threads."""
+    script = textwrap.dedent(
+        f"""
+        import sys, threading, signal
+        from pathlib import Path
+        from harness.qemu.process import OwnedProcess
+        def start():
+            global process
+            process = OwnedProcess(["/bin/sleep", "600"], stderr=Path({str(tmp_path / "err")!r}))
+        if {thread!r} == "main":
+            start()
+        else:
+            worker = threading.Thread(target=start)
+            worker.start()
+            worker.join()
+        print(process.pid, process.running, flush=True)
+        signal.pause()
+        """
+    )
+    runner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert runner.stdout is not None
+    pid_text, running = runner.stdout.readline().split()
+    assert running == "True"
+    pidfd = os.pidfd_open(int(pid_text))
+    try:
+        assert select.select([pidfd], [], [], 0) == ([], [], [])
+        runner.send_signal(signal.SIGKILL)
+        runner.wait()
+        assert select.select([pidfd], [], [], 20)[0] == [pidfd]
+    finally:
+        os.close(pidfd)
+        runner.stdout.close()
+
+
+def fake_qemu(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "qemu"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_qemu_s_version_is_checked(tmp_path: Path) -> None:
+    good = fake_qemu(tmp_path, "echo 'QEMU emulator version 8.2.2 (Debian 1:8.2.2)'")
+    assert binary.check(good).version == "8.2.2"
+    old = fake_qemu(tmp_path, "echo 'QEMU emulator version 7.2.17'")
+    with pytest.raises(QemuTooOldError, match=r"7\.2\.17; Harness needs 8\.2"):
+        binary.check(old)
+    mute = fake_qemu(tmp_path, "echo nothing; exit 1")
+    with pytest.raises(QemuMissingError, match="does not say its version"):
+        binary.check(mute)
+
+
+def test_missing_qemu_names_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    binary.find.cache_clear()
+    try:
+        with pytest.raises(QemuMissingError, match="qemu-system-arm"):
+            binary.find("aarch64")
+    finally:
+        binary.find.cache_clear()
