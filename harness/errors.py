@@ -113,7 +113,7 @@ class UnknownNameError(UsageError):
         near = difflib.get_close_matches(name, self.known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         listed = ", ".join(self.known) if self.known else "none"
-        super().__init__(f"unknown {kind} {name!r}", hint=f"{hint}known {kind}s: {listed}")
+        super().__init__(f"unknown {kind} {name!r}", hint=f"{hint}known: {listed}")
 
 
 class CatalogError(UsageError):

@@ -111,5 +111,8 @@ def _quota(folder: Path) -> float | None:
         return None if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
         pass
-    v1_quota, v1_period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+    v1_quota, v1_period = (
+        _number(folder / "cpu.cfs_quota_us"),
+        _number(folder / "cpu.cfs_period_us"),
+    )
     return v1_quota / v1_period if v1_quota and v1_period else None

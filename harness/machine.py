@@ -20,11 +20,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from harness.console import Console
+from harness.console import Console, Expected
 from harness.deadline import Deadline, after, of
 from harness.errors import (
     CommandError,
     ConnectionLostError,
+    GuestError,
     GuestStoppedError,
     HarnessError,
     QemuExitedError,
@@ -35,6 +36,7 @@ from harness.errors import (
     WaitTimeoutError,
 )
 from harness.evidence.timeline import Timeline
+from harness.keys import KeyPair
 from harness.qemu import argv, binary, firmware
 from harness.qemu import disk as disks
 from harness.qemu.accel import Accel, cpu_model
@@ -42,7 +44,7 @@ from harness.qemu.process import OwnedProcess
 from harness.qemu.qmp import Event, Qmp
 from harness.qemu.script import reproduce
 from harness.spec import MachineSpec
-from harness.ssh import KeyPair, Ssh, SshResult
+from harness.ssh import Ssh, SshResult
 
 if TYPE_CHECKING:
     from harness.profiles.base import Profile
@@ -190,7 +192,10 @@ class Machine:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -245,7 +250,8 @@ class Machine:
                 log=self.evidence / "serial.log",
                 cast=self.evidence / "serial.cast",
                 name=self.name,
-                on_failure=self._fail,
+                on_eof=self._how_the_console_ended,
+                on_failure=self._on_console_failure,
             )
             self._qmp = Qmp(
                 qmp_here, name=self.name, log=self.evidence / "qmp.jsonl", on_event=self._on_event
@@ -318,6 +324,17 @@ class Machine:
                 )
             )
 
+    def _how_the_console_ended(self) -> BaseException:
+        """Say why QEMU closed the console; called in the console's own thread."""
+        process = self._process
+        if process is not None:
+            process.wait(after(10, scaled=False))
+        return self._failure or QemuExitedError(f"QEMU of machine {self.name} closed the console")
+
+    def _on_console_failure(self, error: BaseException) -> None:
+        if isinstance(error, HarnessError):
+            self._fail(error)
+
     def _on_event(self, event: Event) -> None:
         if event.name == "SHUTDOWN":
             with self._lock:
@@ -333,7 +350,7 @@ class Machine:
                     )
                 )
         elif event.name == "RESET":
-            self.console.guest_reset()
+            self.console.forget_login()
 
     def _fail(self, error: HarnessError) -> None:
         with self._lock:
@@ -430,10 +447,10 @@ class Machine:
         return target
 
     @contextlib.contextmanager
-    def expecting(self, *kinds: type[HarnessError]) -> Iterator[None]:
+    def expecting(self, *kinds: type[GuestError]) -> Iterator[Expected]:
         """Let the block provoke failures of these kinds: the machine's watchers only record them."""
-        with self.console.expecting(*kinds):
-            yield
+        with self.console.expecting(*kinds) as seen:
+            yield seen
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -507,9 +524,7 @@ class Machine:
         errors = str(running.data.get("stderr", "")) if running is not None else ""
         return (result.output[-1500:] + errors).strip()
 
-    def wait_until_succeeds(
-        self, command: str, deadline: Deadline | float | None = None
-    ) -> str:
+    def wait_until_succeeds(self, command: str, deadline: Deadline | float | None = None) -> str:
         """Run a command until it succeeds and return its output.
 
         A guest has no event for an arbitrary condition, so it is asked again and again: the loop
@@ -580,7 +595,8 @@ class Machine:
             mark = self.qmp.mark()
             command = self.os.request_reboot()
             if self.use_console_shell:
-                self.console.send(f"{command}\n")
+                self.console.leave()
+                self.console.send_line(command)
             else:
                 # The answer may be cut off by the reboot it asks for.
                 with contextlib.suppress(ConnectionLostError):

@@ -26,7 +26,7 @@ class _Activity:
     owner: str
     stack: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
-    due: float = FIRST_LINE
+    due: float = field(default_factory=lambda: FIRST_LINE)
 
 
 class Progress:

@@ -174,14 +174,18 @@ class MachineSpec:
         if self.cpus < 1:
             raise UsageError(f"machine {self.name}: needs at least one CPU, not {self.cpus}")
         if self.memory < 32 * MIB or self.memory % MIB:
-            raise UsageError(f"machine {self.name}: memory is whole MiB from 32, not {self.memory} bytes")
+            raise UsageError(
+                f"machine {self.name}: memory is whole MiB from 32, not {self.memory} bytes"
+            )
         for kind, names in (
             ("disk", [disk.name for disk in self.disks]),
             ("serial", [disk.guest_serial for disk in self.disks]),
             ("nic", [nic.name for nic in self.nics]),
         ):
             if twice := {name for name in names if names.count(name) > 1}:
-                raise UsageError(f"machine {self.name}: two {kind}s named {', '.join(sorted(twice))}")
+                raise UsageError(
+                    f"machine {self.name}: two {kind}s named {', '.join(sorted(twice))}"
+                )
 
     def mac(self, nic: Nic) -> str:
         """Return the MAC address of ``nic``: locally administered, stable for equal names."""

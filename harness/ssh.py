@@ -24,8 +24,6 @@ from types import TracebackType
 from typing import Any, Final
 
 import paramiko
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from harness.deadline import Deadline, after, of
 from harness.errors import (
@@ -38,6 +36,7 @@ from harness.errors import (
     UsageError,
     WaitTimeoutError,
 )
+from harness.keys import KeyPair
 
 CHUNK: Final = 256 * 1024
 LOGGED: Final = 4096
@@ -45,47 +44,12 @@ LOGGED: Final = 4096
 
 _PACE_FIRST: Final = 0.05
 _PACE_MOST: Final = 1.0
+_PATIENCE_FIRST: Final = 1.0
+_PATIENCE_MOST: Final = 15.0
 _BOOT_ID: Final = "cat /proc/sys/kernel/random/boot_id"
 
 # Failures reach the caller as exceptions; paramiko's thread would print them a second time.
 paramiko.util.get_logger("paramiko").setLevel("CRITICAL")
-
-
-@dataclass(frozen=True, slots=True)
-class KeyPair:
-    """An SSH key made for one run.
-
-    Attributes:
-        private: The private key in OpenSSH's format.
-        public: The line for ``authorized_keys``.
-    """
-
-    private: str
-    public: str
-
-    @classmethod
-    def generate(cls, comment: str = "harness") -> KeyPair:
-        """Return a new Ed25519 pair."""
-        key = Ed25519PrivateKey.generate()
-        private = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.OpenSSH,
-            serialization.NoEncryption(),
-        )
-        public = key.public_key().public_bytes(
-            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-        )
-        return cls(private.decode(), f"{public.decode()} {comment}")
-
-    def paramiko(self) -> paramiko.Ed25519Key:
-        """Return the key as paramiko takes it."""
-        return paramiko.Ed25519Key.from_private_key(io.StringIO(self.private))
-
-    def write(self, path: Path) -> Path:
-        """Write the private key for ``ssh -i``, readable by its owner only."""
-        path.touch(mode=0o600)
-        path.write_text(self.private)
-        return path
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +118,16 @@ class Ssh:
         self._stop = threading.Event()
         self._failure: HarnessError | None = None
         self._transport: paramiko.Transport | None = None
+        self._greeting: socket.socket | None = None
 
     def __enter__(self) -> Ssh:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -184,7 +152,7 @@ class Ssh:
         """
         limit = of(deadline, 30)
         started = time.monotonic()
-        pace = _PACE_FIRST
+        pace, patience = _PACE_FIRST, _PATIENCE_FIRST
         tries = 0
         why = "no try"
         while True:
@@ -193,7 +161,7 @@ class Ssh:
                 return self
             tries += 1
             try:
-                self._try_connect(limit)
+                self._try_connect(limit, patience)
             except (OSError, EOFError, paramiko.SSHException) as error:
                 why = str(error) or type(error).__name__
             else:
@@ -212,21 +180,26 @@ class Ssh:
                 )
             self._stop.wait(min(pace, limit.remaining()))
             pace = min(pace * 1.5, _PACE_MOST)
+            patience = min(patience * 1.5, _PATIENCE_MOST)
 
-    def _try_connect(self, limit: Deadline) -> None:
-        # A guest whose network is not up yet leaves the connection open and silent: give a try a
-        # share of the time, so that a fresh connection meets the server soon after it starts.
-        share = after(1.0)
-        patience = max(0.1, min(share.seconds, limit.remaining()))
+    def _try_connect(self, limit: Deadline, patience: float) -> None:
+        # A guest whose network is not up yet leaves the connection open and silent. A try gives up
+        # early, so that a fresh connection meets the server soon after it starts; later tries have
+        # more patience, for a server that is slow to speak.
+        patience = max(0.1, min(patience, limit.remaining()))
         sock = socket.create_connection(self.address, timeout=patience)
+        self._greeting = sock
         try:
             sock.settimeout(patience)
+            self._raise_failure()
             if not sock.recv(4, socket.MSG_PEEK):
                 raise ConnectionResetError("the guest closed the connection")
             transport = paramiko.Transport(sock)
         except BaseException:
             sock.close()
             raise
+        finally:
+            self._greeting = None
         try:
             # Emulated guests take long over their side of the key exchange.
             transport.banner_timeout = transport.handshake_timeout = max(1.0, limit.remaining())
@@ -282,7 +255,10 @@ class Ssh:
         """End all waits, present and later, with ``error``: the machine is lost."""
         self._failure = self._failure or error
         self._stop.set()
-        transport = self._transport
+        greeting, transport = self._greeting, self._transport
+        if greeting is not None:
+            with contextlib.suppress(OSError):
+                greeting.shutdown(socket.SHUT_RDWR)
         if transport is not None:
             transport.close()
 
@@ -348,9 +324,7 @@ class Ssh:
         )
         return result
 
-    def stream(
-        self, command: str, *, deadline: Deadline | float | None = None
-    ) -> Iterator[str]:
+    def stream(self, command: str, *, deadline: Deadline | float | None = None) -> Iterator[str]:
         """Run a command and yield its lines, output and errors together, as they come.
 
         Raises:
@@ -415,10 +389,10 @@ class Ssh:
                 self._raise_failure()
                 raise self._lost(command, error, seen) from error
             self._raise_failure()
-            if not channel.exit_status_ready() or channel.exit_status == -1:
-                # RFC 4254 section 6.10: a command ended by a signal sends no exit-status.
-                if not self.connected:
-                    raise self._lost(command, "the connection ended", seen)
+            # RFC 4254 section 6.10: a command that a signal ended sends no exit-status either.
+            told = channel.exit_status_ready() and channel.exit_status != -1
+            if not told and not self.connected:
+                raise self._lost(command, "the connection ended", seen)
             yield "status", str(channel.exit_status).encode()
 
     def _lost(self, command: str, error: object, seen: bytearray) -> ConnectionLostError:
@@ -504,7 +478,7 @@ class Ssh:
             self._write_log({"sftp": what, "error": str(error)})
             if isinstance(error, TimeoutError):
                 raise WaitTimeoutError(what, limit.seconds) from error
-            raise SshError(f"{what}: {error or type(error).__name__}") from error
+            raise SshError(f"{what}: {error!r}") from error
         finally:
             channel.close()
         self._write_log({"sftp": what, "seconds": round(time.monotonic() - started, 4)})

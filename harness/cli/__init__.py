@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f"harness.cli.{name}")
         summary = (module.__doc__ or "").splitlines()[0]
         sub = commands.add_parser(
-            name, help=summary, description=module.__doc__,
+            name,
+            help=summary,
+            description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.configure(sub)

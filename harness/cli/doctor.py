@@ -20,10 +20,10 @@ from typing import Any, Final
 from harness import deadline, host, paths, profiles
 from harness.catalog import load
 from harness.errors import HarnessError
+from harness.keys import KeyPair
 from harness.machine import Machine
 from harness.qemu import accel, binary, firmware
 from harness.spec import ARCHES, FirmwareKind, format_size
-from harness.ssh import KeyPair
 from harness.store import Store
 
 TOOLS: Final = {
@@ -96,11 +96,14 @@ def _host() -> list[Finding]:
     return [
         Finding("host", True, f"{platform.platform()}, Python {platform.python_version()}"),
         Finding(
-            "cpu", True, f"{room.cpus:g} (limit: {room.cpu_limit})",
+            "cpu",
+            True,
+            f"{room.cpus:g} (limit: {room.cpu_limit})",
             {"cpus": room.cpus, "limit": room.cpu_limit},
         ),
         Finding(
-            "memory", True,
+            "memory",
+            True,
             f"{format_size(room.memory)}, {format_size(room.available)} free (limit: {room.limit})",
             {"memory": room.memory, "available": room.available, "limit": room.limit},
         ),
@@ -114,7 +117,10 @@ def _tools() -> list[Finding]:
         found = shutil.which(tool)
         findings.append(
             Finding(
-                tool, found is not None, found or f"not installed: package {package}", found,
+                tool,
+                found is not None,
+                found or f"not installed: package {package}",
+                found,
                 needed=tool in ("qemu-img", "setpriv"),
             )
         )
@@ -141,12 +147,12 @@ def _arch(arch: str, choice: str) -> list[Finding]:
 
     def accelerator() -> tuple[str, Any]:
         started = time.monotonic()
-        found = accel.probe(
-            choice, arch, qemu=binary.find(arch).path, cache_dir=paths.cache_dir()
-        )
+        found = accel.probe(choice, arch, qemu=binary.find(arch).path, cache_dir=paths.cache_dir())
         seconds = time.monotonic() - started
         return f"{found.name}: {found.reason}", {
-            "accel": found.name, "reason": found.reason, "seconds": round(seconds, 3),
+            "accel": found.name,
+            "reason": found.reason,
+            "seconds": round(seconds, 3),
         }
 
     needed = arch == "x86_64" or platform.machine() == arch

@@ -13,10 +13,10 @@ from pathlib import Path
 from harness import deadline, paths, profiles
 from harness.catalog import load
 from harness.errors import UsageError
+from harness.keys import KeyPair
 from harness.machine import Machine
 from harness.qemu import accel, binary
 from harness.spec import Disk, parse_size
-from harness.ssh import KeyPair
 from harness.store import Store
 
 
@@ -28,7 +28,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", type=parse_size, default=None, metavar="SIZE")
     parser.add_argument("--cpus", type=int, default=None)
     parser.add_argument(
-        "--disk", action="append", default=[], metavar="SIZE|FILE",
+        "--disk",
+        action="append",
+        default=[],
+        metavar="SIZE|FILE",
         help="a further disk: a blank one of that size (8GiB), or an overlay of a file",
     )
     parser.add_argument("--no-medium", action="store_true", help="without the image's live medium")
@@ -39,22 +42,27 @@ def main(options: argparse.Namespace) -> int:
     """Boot and attach."""
     if not sys.stdin.isatty():
         raise UsageError("'harness shell' needs a terminal", hint="run it without a pipe")
-    catalog = load(
-        paths.images_dir(), *map(Path, options.images), known_profiles=profiles.names()
-    )
+    catalog = load(paths.images_dir(), *map(Path, options.images), known_profiles=profiles.names())
     selection = catalog.resolve(options.image, options.arch)
     profile = profiles.find(selection.image.profile)
     found = accel.probe(
-        options.accel, selection.arch, qemu=binary.find(selection.arch).path,
+        options.accel,
+        selection.arch,
+        qemu=binary.find(selection.arch).path,
         cache_dir=paths.cache_dir(),
     )
     deadline.set_scale(deadline.TCG_SCALE if found.name == "tcg" else 1.0)
     files = Store(paths.cache_dir()).artifacts(selection, progress=_say).files
     key = KeyPair.generate()
     spec = profile.spec(
-        selection, files, name=selection.image.name, medium=not options.no_medium,
+        selection,
+        files,
+        name=selection.image.name,
+        medium=not options.no_medium,
         disks=[_disk(number, text) for number, text in enumerate(options.disk)],
-        credentials=profile.credentials(key.public), cpus=options.cpus, memory=options.memory,
+        credentials=profile.credentials(key.public),
+        cpus=options.cpus,
+        memory=options.memory,
     )
     evidence = Path(".harness/shell", time.strftime("%Y%m%d-%H%M%S")).absolute()
     machine = Machine(spec, accel=lambda _: found, key=key, evidence=evidence)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -115,6 +114,6 @@ class Timeline:
                 # Written whole and renamed: a reader, or a killed run, never sees half of it.
                 part = self.path.with_suffix(".part")
                 part.write_text(json.dumps(record, indent=1, default=str))
-                os.replace(part, self.path)
+                part.replace(self.path)
         if self._listener is not None:
             self._listener(step)

@@ -56,7 +56,7 @@ class Profile:
 
     @classmethod
     def credentials(cls, authorized_key: str) -> dict[str, str]:
-        """Return the systemd credentials that let the run's key log in (``systemd.system-credentials(7)``)."""
+        """Return the credentials that let the run's key log in (``systemd.system-credentials(7)``)."""
         return {"ssh.authorized_keys.root": authorized_key}
 
     @classmethod
@@ -126,8 +126,7 @@ class Profile:
         """Log in on the console, waiting for the prompt."""
         self.machine.console.login(
             self.account.user,
-            self.account.password,
-            prompt=self.selection.image.login.prompt,
+            self.account.password or None,
             deadline=deadline,
         )
 

@@ -63,9 +63,7 @@ def by_hand(allocations: Allocations, directory: Path) -> Allocations:
         allocations: Those of the run.
         directory: Where the monitor's socket may lie.
     """
-    return replace(
-        allocations, console_fd=None, qmp_fd=None, qmp_path=directory / "qmp.sock"
-    )
+    return replace(allocations, console_fd=None, qmp_fd=None, qmp_path=directory / "qmp.sock")
 
 
 def build(spec: MachineSpec, given: Allocations) -> tuple[str, ...]:

@@ -132,7 +132,11 @@ class Qmp:
                 self._on_event(event)
 
     def execute(
-        self, command: str, arguments: dict[str, Any] | None = None, *, deadline: Deadline | None = None
+        self,
+        command: str,
+        arguments: dict[str, Any] | None = None,
+        *,
+        deadline: Deadline | None = None,
     ) -> Any:
         """Run a command and return its result.
 
@@ -165,9 +169,13 @@ class Qmp:
     def seen(self, names: Collection[str], since: int = 0) -> list[Event]:
         """Return the events of these names after ``since`` that are still in the history."""
         with self._changed:
-            return [event for number, event in self._events if number > since and event.name in names]
+            return [
+                event for number, event in self._events if number > since and event.name in names
+            ]
 
-    def wait(self, names: Collection[str], deadline: Deadline, *, since: int | None = None) -> Event:
+    def wait(
+        self, names: Collection[str], deadline: Deadline, *, since: int | None = None
+    ) -> Event:
         """Return the first event of one of these names after ``since`` (default: now).
 
         Raises:

@@ -45,9 +45,7 @@ def reproduce(spec: MachineSpec, given: Allocations, folder: Path, path: Path) -
         if disk.base is not None:
             base = f"-b {shlex.quote(str(disk.base.resolve()))} -F {disk.format} "
         size = f" {disk.size}" if disk.size is not None else ""
-        lines.append(
-            _unless_there(file.path, folder, f"qemu-img create -q -f qcow2 {base}", size)
-        )
+        lines.append(_unless_there(file.path, folder, f"qemu-img create -q -f qcow2 {base}", size))
     command = argv.render(argv.build(spec, argv.by_hand(given, folder)))
     lines.append("\nexec " + _with_variable(command, folder) + "\n")
     path.write_text("\n".join(lines))
@@ -71,7 +69,9 @@ def _with_variable(command: str, folder: Path) -> str:
         option, _, value = line.strip().partition(" ")
         plain = shlex.split(value.removesuffix(" \\"))[0]
         tail = " \\" if line.endswith("\\") else ""
-        safe = plain.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("`", "\\`")
+        safe = (
+            plain.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("`", "\\`")
+        )
         safe = safe.replace(prefix, "$disks/")
         words.append(f'  {option} "{safe}"{tail}')
     return "\n".join(words)

@@ -1,0 +1,139 @@
+"""Reads the catalogue, and resolves what options name in it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from harness.catalog import document
+from harness.catalog.document import Document
+from harness.catalog.explain import explain
+from harness.catalog.model import Image, Selection
+from harness.errors import CatalogError, UnknownNameError, UsageError
+
+FILE: Final = "image.yaml"
+
+REFERENCE: Final = re.compile(
+    r"(?P<name>[^/:]+)(?:/(?P<variant>[^/:]+))?(?::(?P<version>[^/:]+))?", re.ASCII
+)
+"""``NAME[/VARIANT][:VERSION]``"""
+
+
+class Catalog:
+    """The images that options can name.
+
+    Args:
+        images: The images; their names are distinct.
+    """
+
+    def __init__(self, images: Iterable[Image]) -> None:
+        self._images = {image.name: image for image in images}
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all images, sorted."""
+        return sorted(self._images)
+
+    def get(self, name: str) -> Image:
+        """Return an image.
+
+        Raises:
+            UnknownNameError: if there is none of this name; lists the near ones.
+        """
+        try:
+            return self._images[name]
+        except KeyError:
+            raise UnknownNameError("image", name, self._images) from None
+
+    def resolve(self, reference: str, arch: str | None = None) -> Selection:
+        """Return what a reference means: ``skiff``, ``skiff:2``, ``skiff/cluster:2``.
+
+        Raises:
+            UsageError: if it is not of the form ``NAME[/VARIANT][:VERSION]``.
+            UnknownNameError: if a part of it is not in the catalogue.
+        """
+        parts = REFERENCE.fullmatch(reference)
+        if parts is None:
+            raise UsageError(
+                f"{reference!r} names no image",
+                hint="write NAME, NAME:VERSION or NAME/VARIANT:VERSION",
+            )
+        return self.get(parts["name"]).select(arch, parts["version"], parts["variant"])
+
+    def selections(self) -> list[Selection]:
+        """Return everything there is: each image on each arch in each version and variant."""
+        return [
+            image.select(arch, version, variant)
+            for _, image in sorted(self._images.items())
+            for arch in image.arches
+            for version in image.versions
+            for variant in image.variants
+        ]
+
+
+def load(*roots: Path, known_profiles: Collection[str] | None = None) -> Catalog:
+    """Read every ``image.yaml`` one folder below the roots.
+
+    All faults of all files are told at once.
+
+    Args:
+        roots: Folders of images; a folder without an ``image.yaml`` is none.
+        known_profiles: The profiles that an image may name; ``None`` checks none.
+
+    Raises:
+        CatalogError: if a root is no folder, or a file is wrong; begins with ``file:line``.
+    """
+    images: dict[str, Image] = {}
+    problems: list[str] = []
+    for root in roots:
+        if not root.is_dir():
+            raise CatalogError(f"{root}:1: no such folder of images")
+        for path in sorted(root.glob(f"*/{FILE}")):
+            try:
+                doc = document.read(path)
+                image = _image(doc, known_profiles)
+            except CatalogError as error:
+                problems.append(error.what)
+                continue
+            if (other := images.get(image.name)) and other.path != image.path:
+                problems.append(
+                    f"{doc.where(('name',))}: the name {image.name!r} is taken by {other.path}"
+                )
+            images[image.name] = image
+    if problems:
+        raise CatalogError("\n".join(problems))
+    return Catalog(images.values())
+
+
+def _image(doc: Document, known_profiles: Collection[str] | None) -> Image:
+    if not isinstance(doc.data, dict):
+        raise CatalogError(f"{doc.where(())}: not a mapping of keys to values")
+    try:
+        image = Image.model_validate(doc.data)
+    except ValidationError as error:
+        told = [explain(doc, dict(detail)) for detail in error.errors(include_url=False)]
+        raise CatalogError("\n".join(told)) from error
+    image._path = doc.path
+    problems = []
+    if known_profiles is not None and image.profile not in known_profiles:
+        unknown = UnknownNameError("profile", image.profile, known_profiles)
+        problems.append(f"{doc.where(('profile',))}: {unknown.what}; {unknown.hint}")
+    if image.build is not None:
+        script = image.folder / image.build.script
+        at = doc.where(("build", "script"))
+        if not script.is_file():
+            problems.append(f"{at}: the build script {script} does not exist")
+        elif not os.access(script, os.X_OK):
+            problems.append(f"{at}: the build script {script} is not executable: chmod +x {script}")
+        for index, name in enumerate(image.build.inputs):
+            if not (image.folder / name).exists():
+                at = doc.where(("build", "inputs", index))
+                problems.append(f"{at}: the input {image.folder / name} does not exist")
+    if problems:
+        raise CatalogError("\n".join(problems))
+    return image

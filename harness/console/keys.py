@@ -1,0 +1,95 @@
+"""The bytes a terminal sends for each key, by the names printed on it.
+
+Source: xterm's ``ctlseqs`` ("PC-Style Function Keys", "VT220-Style Function Keys"); EDK2's terminal
+driver, GRUB, and every curses program with an xterm or vt220 terminfo entry read the same.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from harness.errors import UnknownNameError
+
+_CURSOR: Final = {"up": b"A", "down": b"B", "right": b"C", "left": b"D", "home": b"H", "end": b"F"}
+"""Keys that cursor mode (DECCKM) changes: ``ESC O x`` in application mode, else ``ESC [ x``."""
+
+_NAMES: Final = {
+    "Up": b"",
+    "Down": b"",
+    "Left": b"",
+    "Right": b"",
+    "Home": b"",
+    "End": b"",
+    "PageUp": b"\x1b[5~",
+    "PageDown": b"\x1b[6~",
+    "Insert": b"\x1b[2~",
+    "Delete": b"\x1b[3~",
+    "Tab": b"\t",
+    "BackTab": b"\x1b[Z",
+    "Enter": b"\r",
+    "Escape": b"\x1b",
+    "Backspace": b"\x7f",
+    "Space": b" ",
+    "F1": b"\x1bOP",
+    "F2": b"\x1bOQ",
+    "F3": b"\x1bOR",
+    "F4": b"\x1bOS",
+    "F5": b"\x1b[15~",
+    "F6": b"\x1b[17~",
+    "F7": b"\x1b[18~",
+    "F8": b"\x1b[19~",
+    "F9": b"\x1b[20~",
+    "F10": b"\x1b[21~",
+    "F11": b"\x1b[23~",
+    "F12": b"\x1b[24~",
+}
+
+_ALIASES: Final = {
+    "esc": "escape",
+    "return": "enter",
+    "pgup": "pageup",
+    "pgdn": "pagedown",
+    "pgdown": "pagedown",
+    "del": "delete",
+    "ins": "insert",
+    "shift-tab": "backtab",
+}
+
+_KEYS: Final = {name.lower(): data for name, data in _NAMES.items()}
+
+KEY_NAMES: Final = (*_NAMES, "Ctrl-X", "Alt-x")
+"""Every name :func:`key_bytes` knows, besides any single character."""
+
+
+def key_bytes(key: str, *, application: bool = False) -> bytes:
+    """Return what a terminal sends for a key.
+
+    Args:
+        key: A name as in :data:`KEY_NAMES`, whatever its case; ``Ctrl-C``; ``Alt-`` before another
+            key; or one character.
+        application: Whether the guest has switched the cursor keys to application mode
+            (``ESC[?1h``, as curses programs do).
+
+    Raises:
+        UnknownNameError: if there is no such key.
+    """
+    if len(key) == 1:
+        return key.encode()
+    name = key.lower()
+    name = _ALIASES.get(name, name)
+    if name in _CURSOR:
+        return (b"\x1bO" if application else b"\x1b[") + _CURSOR[name]
+    if name in _KEYS:
+        return _KEYS[name]
+    if name.startswith("alt-") and len(key) > len("alt-"):
+        return b"\x1b" + key_bytes(key[len("alt-") :], application=application)
+    if name.startswith("ctrl-"):
+        rest = name[len("ctrl-") :]
+        if rest == "space":
+            return b"\x00"
+        # A terminal's Ctrl clears the upper bits of the characters from @ to _ (ASCII's C0 set).
+        if len(rest) == 1 and "@" <= rest.upper() <= "_":
+            return bytes([ord(rest.upper()) & 0x1F])
+        if rest == "?":
+            return b"\x7f"
+    raise UnknownNameError("key", key, KEY_NAMES)

@@ -1,0 +1,166 @@
+"""Run the probe's guest code once under an accelerator and watch its progress."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from harness.deadline import Deadline
+from harness.errors import QemuMissingError
+from harness.qemu import probe
+
+_BEGIN, _ROUND, _DONE, _WRONG = b"b.Z!"
+_STDERR_KEPT: Final = 4096
+
+MACHINE: Final = {
+    "x86_64": (
+        ("-machine", "q35"),
+        ("-device", "isa-debugcon,iobase=0xe9,chardev=progress"),
+        ("-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
+    ),
+    "aarch64": (("-machine", "virt,gic-version=max"), ("-serial", "chardev:progress")),
+}
+"""The machine that the guest code is written for, and where its progress goes."""
+
+IMAGE_OPTION: Final = {"x86_64": "-bios", "aarch64": "-kernel"}
+
+
+class End(StrEnum):
+    """How a run of the guest code ended."""
+
+    DONE = "done"
+    """All rounds were done, and the code found its results right."""
+    WRONG = "wrong"
+    """All rounds were done, and the code found its results wrong."""
+    LATE = "late"
+    """It was stopped: its time was up."""
+    DIED = "died"
+    """QEMU ended before the code had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came of one run.
+
+    Attributes:
+        end: How it ended.
+        rounds: How many rounds were done, of :data:`harness.qemu.probe.ROUNDS`.
+        seconds: From the first 64-bit paged instruction to the end; 0 if there was none.
+        said: What QEMU wrote to stderr, its end.
+    """
+
+    end: End
+    rounds: int
+    seconds: float
+    said: str
+
+    @property
+    def began(self) -> bool:
+        """Whether 64-bit paged code ran at all."""
+        return self.seconds > 0
+
+
+def run(
+    qemu: Path, arch: str, accel: str, cpu: str, *, limit: Deadline, work: float | None = None
+) -> Run:
+    """Run the guest code of ``arch`` and return when it ends, or when its time is up.
+
+    QEMU is gone when this returns or raises, and when this process is killed.
+
+    Args:
+        qemu: The program.
+        arch: Which guest code.
+        accel: ``kvm`` or ``tcg``.
+        cpu: QEMU's name of the CPU model.
+        limit: For all of it, the start of QEMU included.
+        work: Seconds for the guest code alone, from its first byte on.
+
+    Raises:
+        QemuMissingError: if the program cannot be executed.
+    """
+    with _started(qemu, arch, accel, cpu) as process:
+        return _watch(process, limit, work)
+
+
+@contextlib.contextmanager
+def _started(qemu: Path, arch: str, accel: str, cpu: str) -> Iterator[subprocess.Popen[bytes]]:
+    # The image has no file that a kill could leave behind.
+    image = os.memfd_create("harness-probe")
+    try:
+        os.write(image, probe.image(arch))
+        options: Sequence[tuple[str, ...]] = (
+            ("-no-user-config", "-nodefaults", "-no-reboot"),
+            ("-display", "none"),
+            ("-accel", accel),
+            ("-cpu", cpu),
+            ("-m", "64"),
+            ("-chardev", "stdio,id=progress,signal=off"),
+            *MACHINE[arch],
+            (IMAGE_OPTION[arch], f"/dev/fd/{image}"),
+        )
+        # setpriv(1) has the kernel kill QEMU when the thread that waits for it here is gone.
+        setpriv = shutil.which("setpriv")
+        guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+        if not os.access(qemu, os.X_OK):
+            raise QemuMissingError(f"{qemu} cannot be executed", hint="see 'harness doctor'")
+        process = subprocess.Popen(
+            [*guard, qemu, *(word for option in options for word in option)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=[image],
+        )
+    finally:
+        os.close(image)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _watch(process: subprocess.Popen[bytes], limit: Deadline, work: float | None) -> Run:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    said = bytearray()
+    rounds = 0
+    began: float | None = None
+
+    def ended(end: End) -> Run:
+        seconds = 0.0 if began is None else max(time.monotonic() - began, 1e-6)
+        return Run(end, rounds, seconds, said.decode(errors="replace").strip())
+
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        selector.register(process.stderr, selectors.EVENT_READ)
+        while selector.get_map():
+            left = 600.0
+            if began is not None and work is not None:
+                left = min(left, began + work - time.monotonic())
+            ready = selector.select(left) if left > 0 else []
+            if not ready:
+                return ended(End.LATE)
+            for key, _ in ready:
+                data = os.read(key.fd, 4096)
+                if not data:
+                    selector.unregister(key.fileobj)
+                elif key.fileobj is process.stderr:
+                    said += data
+                    del said[:-_STDERR_KEPT]
+                else:
+                    if began is None and _BEGIN in data:
+                        began = time.monotonic()
+                    rounds += data.count(_ROUND)
+                    if _DONE in data or _WRONG in data:
+                        right = _DONE in data and rounds == probe.ROUNDS
+                        return ended(End.DONE if right else End.WRONG)
+    return ended(End.DIED)

@@ -1,0 +1,386 @@
+"""The catalogue: what it reads, and what it says of files that are wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.catalog import Catalog, load
+from harness.errors import CatalogError, UnknownNameError, UsageError
+from harness.paths import images_dir
+from harness.spec import GIB, MIB, ConsoleDevice, FirmwareKind
+
+GOOD = """\
+name: skiff
+summary: a small immutable Debian
+profile: skiff
+build: {script: build, inputs: ["."]}
+variants: [core, cluster]
+versions: ["1", "2"]
+default: {variant: core, version: "2"}
+arches:
+  x86_64:
+    firmware: uefi
+    artifacts: {live: {file: skiff.raw, format: raw}}
+  aarch64:
+    firmware: kernel
+    artifacts:
+      kernel: {file: vmlinuz}
+      initrd: {file: initrd}
+    cmdline: console=ttyAMA0
+machine: {cpus: 4, memory: 1GiB, disk: 8GiB}
+console: {device: virtio}
+login: {user: admin, password: secret, prompt: "Login> "}
+capabilities: [install, ssh]
+deadlines: {login: 60}
+install:
+  questions: {disk: "Disk?"}
+"""
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write an ``image.yaml`` beside a build script; return the root of the catalogue."""
+
+    def write(text: str, folder: str = "skiff") -> Path:
+        home = tmp_path / "images" / folder
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "image.yaml").write_text(text)
+        (home / "build").write_text("#!/bin/sh\n")
+        (home / "build").chmod(0o755)
+        return tmp_path / "images"
+
+    return write
+
+
+def refused(root: Path, **options: tuple[str, ...]) -> list[str]:
+    """Return what is said of a catalogue that is wrong: a line each, from the file's name on."""
+    with pytest.raises(CatalogError) as caught:
+        load(root, **options)
+    return [line.replace(f"{root}/", "") for line in caught.value.what.splitlines()]
+
+
+def test_reads_all_that_an_image_says(write: Write) -> None:
+    root = write(GOOD)
+    image = load(root, known_profiles=("skiff",)).get("skiff")
+    assert image.folder == root / "skiff"
+    assert image.arches["x86_64"].firmware is FirmwareKind.UEFI
+    assert image.arches["aarch64"].cmdline == "console=ttyAMA0"
+    assert (image.machine.cpus, image.machine.memory, image.machine.disk) == (4, GIB, 8 * GIB)
+    assert image.console.device is ConsoleDevice.VIRTIO
+    assert (image.login.user, image.login.password) == ("admin", "secret")
+    assert image.login.prompt == "Login> "
+    assert image.capabilities == ("install", "ssh")
+    assert image.deadlines == {"login": 60.0}
+    assert image.install == {"questions": {"disk": "Disk?"}}
+
+
+def test_what_an_image_leaves_out_has_a_default(write: Write) -> None:
+    image = load(
+        write(
+            "{name: tiny, summary: s, profile: p, build: {script: build},"
+            " arches: {x86_64: {firmware: bios, artifacts: {live: {file: a.raw}}}}}"
+        )
+    ).get("tiny")
+    assert (image.machine.cpus, image.machine.memory) == (2, 2048 * MIB)
+    assert image.login.user == "root"
+    assert image.console.device is ConsoleDevice.SERIAL
+    assert image.select().version == "1"
+
+
+def test_models_are_frozen(write: Write) -> None:
+    image = load(write(GOOD)).get("skiff")
+    with pytest.raises(ValueError, match="frozen"):
+        image.name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "firmware: uefi",
+            "firmwre: uefi",
+            "skiff/image.yaml:10: arches.x86_64: unknown key 'firmwre'; did you mean firmware?"
+            " known keys: artifacts, cmdline, firmware",
+        ),
+        (
+            "console: {device: virtio}",
+            "consol: {device: virtio}",
+            "skiff/image.yaml:19: unknown key 'consol'; did you mean console?",
+        ),
+        (
+            "format: raw",
+            "fromat: raw",
+            "skiff/image.yaml:11: arches.x86_64.artifacts.live: unknown key 'fromat';"
+            " did you mean format? known keys: file, format, sha256, url",
+        ),
+        (
+            "cpus: 4",
+            "cpus: many",
+            "skiff/image.yaml:18: machine.cpus: input should be a valid integer, not 'many'",
+        ),
+        (
+            'versions: ["1", "2"]',
+            'versions: ["1", 2]',
+            'skiff/image.yaml:6: versions.1: input should be a valid string, not 2; quote it: "2"',
+        ),
+        (
+            "memory: 1GiB",
+            "memory: 1GB",
+            "skiff/image.yaml:18: machine.memory: a size is a whole number and KiB, MiB or GiB,"
+            " not '1GB'",
+        ),
+        ("memory: 1GiB", "memory: -1", "skiff/image.yaml:18: machine.memory: input should be"),
+        (
+            "firmware: uefi",
+            "firmware: efi",
+            "skiff/image.yaml:10: arches.x86_64.firmware: input should be 'uefi', 'uefi-secure',"
+            " 'bios' or 'kernel', not 'efi'",
+        ),
+        (
+            "  x86_64:",
+            "  x86-64:",
+            "skiff/image.yaml:9: arches.x86-64: unknown arch 'x86-64'; did you mean x86_64?"
+            " known: aarch64, x86_64",
+        ),
+        (
+            "[install, ssh]",
+            "[instal, ssh]",
+            "skiff/image.yaml:21: capabilities.0: unknown capability 'instal';"
+            " did you mean install",
+        ),
+        (
+            "{login: 60}",
+            "{login: 0}",
+            "skiff/image.yaml:22: deadlines.login: input should be greater than 0, not 0",
+        ),
+        (
+            'version: "2"}',
+            'version: "3"}',
+            "skiff/image.yaml:7: default.version: unknown version '3'; known: 1, 2",
+        ),
+        (
+            "kernel: {file: vmlinuz}",
+            "kernle: {file: vmlinuz}",
+            "skiff/image.yaml:14: arches.aarch64.artifacts: firmware 'kernel' needs the artifact"
+            " 'kernel'",
+        ),
+        (
+            "    firmware: uefi",
+            "    firmware: uefi\n    cmdline: quiet",
+            "skiff/image.yaml:11: arches.x86_64.cmdline: a 'cmdline' goes with firmware 'kernel'",
+        ),
+        (
+            "file: skiff.raw",
+            "file: ../skiff.raw",
+            "skiff/image.yaml:11: arches.x86_64.artifacts.live.file: a path below the folder",
+        ),
+        (
+            "build: {script: build,",
+            "build: {script: bild,",
+            "skiff/image.yaml:4: the build script skiff/bild does not exist",
+        ),
+        (
+            'inputs: ["."]',
+            'inputs: [".", gone]',
+            "skiff/image.yaml:4: the input skiff/gone does not exist",
+        ),
+        (
+            'build: {script: build, inputs: ["."]}\n',
+            "",
+            "skiff/image.yaml:10: arches.x86_64.artifacts.live: needs 'url' and 'sha256':"
+            " the image has no 'build'",
+        ),
+        ("profile: skiff\n", "", "skiff/image.yaml:1: the key 'profile' is missing"),
+        (
+            "variants: [core, cluster]",
+            "variants: [core, core]",
+            "skiff/image.yaml:5: variants: there twice: core",
+        ),
+        (
+            "console: {device: virtio}",
+            "console: {device: virtio}\nname: again",
+            "skiff/image.yaml:20: the key 'name' is there twice; the first is on line 1",
+        ),
+        (
+            "console: {device: virtio}",
+            "console: {device: virtio",
+            "skiff/image.yaml:20: not YAML: expected ',' or '}', but got",
+        ),
+        (
+            "file: initrd}",
+            "file: vmlinuz}",
+            "skiff/image.yaml:14: arches.aarch64.artifacts: two artifacts in one file: vmlinuz",
+        ),
+        ("name: skiff", "name: Skiff!", "skiff/image.yaml:1: name: string should match pattern"),
+    ],
+)
+def test_a_fault_is_told_with_file_and_line(write: Write, old: str, new: str, told: str) -> None:
+    assert old in GOOD
+    lines = refused(write(GOOD.replace(old, new, 1)))
+    assert any(line.startswith(told) for line in lines), lines
+    # Whoever reads the first line finds the file.
+    assert all(line.startswith("skiff/image.yaml:") for line in lines), lines
+
+
+def test_every_fault_of_every_file_is_told_at_once(write: Write) -> None:
+    write(GOOD.replace("cpus: 4", "cpus: x").replace("uefi", "efi"))
+    root = write(GOOD.replace("name: skiff", "name: other").replace("[install", "[fly"), "other")
+    assert [line.split(": ")[0] for line in refused(root)] == [
+        "other/image.yaml:21",
+        "skiff/image.yaml:10",
+        "skiff/image.yaml:18",
+    ]
+
+
+def test_a_name_is_one_images_only(write: Write) -> None:
+    write(GOOD)
+    root = write(GOOD, "twin")
+    assert refused(root) == [
+        f"twin/image.yaml:1: the name 'skiff' is taken by {root}/skiff/image.yaml".replace(
+            f"{root}/", ""
+        )
+    ]
+
+
+def test_a_build_script_has_to_be_executable(write: Write) -> None:
+    root = write(GOOD)
+    (root / "skiff" / "build").chmod(0o644)
+    assert "not executable: chmod +x" in refused(root)[0]
+
+
+def test_an_unknown_profile_lists_the_near_ones(write: Write) -> None:
+    assert refused(write(GOOD), known_profiles=("skif", "micro")) == [
+        "skiff/image.yaml:3: unknown profile 'skiff'; did you mean skif? known: micro, skif"
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- a\n- b\n", "just words", "\x00", "a: &a [*a]", "? {}\n: 1"]
+)
+def test_what_is_no_mapping_is_refused(write: Write, text: str) -> None:
+    assert refused(write(text))[0].startswith("skiff/image.yaml:1: ")
+
+
+def test_a_list_is_no_image(write: Write) -> None:
+    assert refused(write("- a\n")) == ["skiff/image.yaml:1: not a mapping of keys to values"]
+
+
+def test_what_is_not_text_is_refused(write: Write) -> None:
+    root = write("")
+    (root / "skiff" / "image.yaml").write_bytes(b"\xff\xfe\x00")
+    assert refused(root)[0].startswith("skiff/image.yaml:1: cannot be read: ")
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match="no such folder of images"):
+        load(tmp_path / "nothing")
+
+
+def test_a_folder_without_an_image_is_none(write: Write) -> None:
+    root = write(GOOD)
+    (root / "common").mkdir()
+    assert load(root).names == ["skiff"]
+
+
+def test_images_of_several_roots_are_one_catalogue(write: Write, tmp_path: Path) -> None:
+    root = write(GOOD)
+    (tmp_path / "more").mkdir()
+    write(GOOD.replace("name: skiff", "name: other"), "other").joinpath("other").rename(
+        tmp_path / "more" / "other"
+    )
+    assert load(root, tmp_path / "more").names == ["other", "skiff"]
+
+
+FETCHED = """\
+name: fetched
+summary: s
+profile: p
+arches:
+  x86_64:
+    firmware: bios
+    artifacts:
+      live: {url: "https://example.org/a/disk%20one.raw?x=1", sha256: DIGEST}
+"""
+
+
+def test_a_fetched_artifact_is_named_after_its_address(write: Write) -> None:
+    image = load(write(FETCHED.replace("DIGEST", "a" * 64))).get("fetched")
+    assert image.select().artifacts["live"].file == "disk one.raw"
+    assert image.select().script is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (", sha256: DIGEST", "", "live.url: 'url' and 'sha256' go together"),
+        ("DIGEST", "abc", "live.sha256: string should match pattern"),
+        ("https://example.org", "ftp://example.org", "live.url: string should match pattern"),
+        ("/a/disk%20one.raw?x=1", "/", "live: needs 'file', or 'url' and 'sha256'"),
+    ],
+)
+def test_a_fetched_artifact_needs_its_digest(write: Write, old: str, new: str, told: str) -> None:
+    line = refused(write(FETCHED.replace(old, new).replace("DIGEST", "a" * 64)))[0]
+    assert line.startswith("fetched/image.yaml:8: ".replace("fetched", "skiff"))
+    assert told in line
+
+
+@pytest.fixture
+def catalog(write: Write) -> Catalog:
+    return load(write(GOOD))
+
+
+@pytest.mark.parametrize(
+    ("reference", "arch", "wanted"),
+    [
+        ("skiff", None, "skiff/core:2 on x86_64"),
+        ("skiff", "aarch64", "skiff/core:2 on aarch64"),
+        ("skiff:1", None, "skiff/core:1 on x86_64"),
+        ("skiff/cluster", None, "skiff/cluster:2 on x86_64"),
+        ("skiff/cluster:1", None, "skiff/cluster:1 on x86_64"),
+    ],
+)
+def test_a_reference_leaves_out_what_is_the_default(
+    catalog: Catalog, reference: str, arch: str | None, wanted: str
+) -> None:
+    assert str(catalog.resolve(reference, arch)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("reference", "arch", "told"),
+    [
+        ("skif", None, "unknown image 'skif'\n  try: did you mean skiff? known: skiff"),
+        ("skiff:3", None, "unknown version of skiff '3'"),
+        ("skiff/clustr", None, "did you mean cluster?"),
+        ("skiff", "arm64", "did you mean aarch64?"),
+    ],
+)
+def test_an_unknown_name_lists_the_near_ones(
+    catalog: Catalog, reference: str, arch: str | None, told: str
+) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        catalog.resolve(reference, arch)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("reference", ["", "skiff:", "/core", "skiff:1:2", "skiff/a/b", "a:b/c"])
+def test_what_is_no_reference_is_refused(catalog: Catalog, reference: str) -> None:
+    with pytest.raises(UsageError, match="names no image"):
+        catalog.resolve(reference)
+
+
+def test_selections_are_all_there_is(catalog: Catalog) -> None:
+    assert len(set(catalog.selections())) == 2 * 2 * 2
+
+
+def test_equal_selections_are_equal(catalog: Catalog) -> None:
+    assert catalog.resolve("skiff") == catalog.get("skiff").select("x86_64", "2", "core")
+    assert catalog.resolve("skiff") != catalog.resolve("skiff:1")
+
+
+def test_the_catalogue_of_this_checkout_is_right() -> None:
+    assert "micro" in load(images_dir()).names

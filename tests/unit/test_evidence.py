@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from harness.errors import PanicError, StoreError
+from harness.evidence.run import RUNS_KEPT, Run, slug, sweep
+from harness.evidence.timeline import Timeline
+from harness.progress import Progress
+
+
+def test_timeline_nests_times_and_verdicts(tmp_path: Path) -> None:
+    timeline = Timeline(tmp_path / "timeline.json", "a test")
+    with pytest.raises(PanicError), timeline.step("boot", machine="m"):
+        with timeline.step("inner", machine="m", status=3):
+            pass
+        raise PanicError("the kernel panicked\nmore", hint="look")
+    told = json.loads((tmp_path / "timeline.json").read_text())
+    outer, inner = told["steps"]
+    assert told["title"] == "a test"
+    assert (outer["name"], outer["depth"], outer["outcome"]) == ("boot", 0, "product")
+    assert outer["error"] == "the kernel panicked"
+    assert (inner["depth"], inner["outcome"], inner["data"]) == (1, "passed", {"status": 3})
+    assert outer["seconds"] >= inner["seconds"]
+
+
+def test_timeline_says_what_goes_on_before_it_ends(tmp_path: Path) -> None:
+    timeline = Timeline(tmp_path / "timeline.json")
+    with timeline.step("install"):
+        (step,) = json.loads((tmp_path / "timeline.json").read_text())["steps"]
+        assert step["outcome"] == "running"
+        running = timeline.running()
+        assert running is not None
+        assert running.name == "install"
+    assert timeline.running() is None
+
+
+def test_slug_is_a_folder_name_and_stays_unique_when_cut() -> None:
+    assert slug("suites/boot/test_boot.py::test_login[x/y]") == "boot-test_boot-test_login-x-y"
+    long = [slug("suites/a.py::test_" + "x" * 300 + end) for end in "ab"]
+    assert long[0] != long[1]
+    assert all(len(name) <= 120 for name in long)
+
+
+def test_a_run_has_a_folder_and_is_the_latest(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / ".harness" / "runs")
+    assert (tmp_path / ".harness" / "runs" / "latest").resolve() == run.path
+    assert (tmp_path / ".harness" / ".gitignore").read_text() == "*\n"
+    folder = run.folder("suites/a.py::test_b")
+    assert folder.parent == run.path
+    run.drop(folder)
+    assert not folder.exists()
+    run.close()
+    assert run.path.exists()
+
+
+def test_disks_of_a_killed_run_go_and_its_logs_stay(tmp_path: Path) -> None:
+    for name in ("20200101-000000-1", "20200101-000000-2"):
+        (tmp_path / name / "test" / "m" / "disks").mkdir(parents=True)
+        (tmp_path / name / "test" / "m" / "serial.log").touch()
+    # The first was killed: its lock file is there and nobody holds it. The second ended in order.
+    (tmp_path / "20200101-000000-1" / "run.lock").touch()
+    live = Run.create(tmp_path)
+    (live.path / "disks").mkdir()
+    sweep(tmp_path)
+    assert not (tmp_path / "20200101-000000-1" / "test" / "m" / "disks").exists()
+    assert (tmp_path / "20200101-000000-1" / "test" / "m" / "serial.log").exists()
+    assert (tmp_path / "20200101-000000-2" / "test" / "m" / "disks").exists()
+    assert (live.path / "disks").exists(), "a run that lives keeps its disks"
+    live.close()
+
+
+def test_old_runs_go(tmp_path: Path) -> None:
+    for number in range(RUNS_KEPT + 5):
+        (tmp_path / f"20200101-0000{number:02d}-1").mkdir()
+    run = Run.create(tmp_path)
+    run.close()
+    left = sorted(path.name for path in tmp_path.iterdir() if path.name != "latest")
+    assert len(left) == RUNS_KEPT
+    assert left[-1] == run.path.name
+
+
+def test_unwritable_evidence_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="--evidence"):
+        Run.create(tmp_path / "file" / "runs")
+
+
+def test_progress_prints_a_line_when_something_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.progress.FIRST_LINE", 0.01)
+    read, write = os.pipe()
+    with os.fdopen(read) as reader, os.fdopen(write, "w") as stream:
+        progress = Progress(stream, live=False)
+        with progress.doing("skiff", "wait for login"):
+            # The line comes from the progress' own thread, when it is due.
+            assert reader.readline().startswith("  skiff: wait for login (")
+        progress.close()
+
+
+def test_progress_draws_lines_in_a_terminal_and_leaves_none_behind() -> None:
+    class Told(io.StringIO):
+        drawn = threading.Event()
+
+        def write(self, text: str) -> int:
+            if "wait for login" in text:
+                self.drawn.set()
+            return super().write(text)
+
+    stream = Told()
+    progress = Progress(stream, live=True)
+    with progress.doing("skiff", "wait for login"):
+        assert stream.drawn.wait(30)
+    progress.close()
+    assert stream.getvalue().rstrip().endswith(("\x1b[2K", "\x1b[?25h"))

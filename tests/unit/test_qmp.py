@@ -1,0 +1,128 @@
+"""The monitor's facade against the protocol's own words, over a socketpair."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.deadline import after
+from harness.errors import PanicError, QmpError, WaitTimeoutError
+from harness.qemu.qmp import Qmp
+
+
+class Monitor:
+    """QEMU's end of the socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+
+    def say(self, message: dict[str, Any]) -> None:
+        self.sock.sendall(json.dumps(message).encode() + b"\r\n")
+
+    def event(self, name: str, **data: Any) -> None:
+        self.say({"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 0}})
+
+    def commands(self) -> Iterator[dict[str, Any]]:
+        """Yield the JSON objects that come: the protocol does not end them with newlines."""
+        text = ""
+        while data := self.sock.recv(4096):
+            text += data.decode()
+            with contextlib.suppress(json.JSONDecodeError):
+                while text := text.lstrip():
+                    asked, end = json.JSONDecoder().raw_decode(text)
+                    text = text[end:]
+                    yield asked
+
+    def serve(self) -> None:
+        version = {"qemu": {"major": 10, "minor": 0, "micro": 0}, "package": ""}
+        self.say({"QMP": {"version": version, "capabilities": []}})
+        for asked in self.commands():
+            reply: dict[str, Any] = {"return": {"asked": asked["execute"]}, "id": asked.get("id")}
+            if asked["execute"] == "refused":
+                error = {"class": "GenericError", "desc": "not today"}
+                reply = {"error": error, "id": asked.get("id")}
+            if asked["execute"] == "hang":
+                continue
+            if asked["execute"] == "die":
+                self.sock.shutdown(socket.SHUT_RDWR)
+                return
+            self.say({key: value for key, value in reply.items() if value is not None})
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Qmp, Monitor]]:
+    here, there = socket.socketpair()
+    monitor = Monitor(there)
+    monitor.thread.start()
+    qmp = Qmp(here, name="m", log=tmp_path / "qmp.jsonl")
+    qmp.connect(after(20))
+    yield qmp, monitor
+    qmp.close()
+    monitor.thread.join(20)
+    there.close()
+
+
+def test_commands_and_refusals(pair: tuple[Qmp, Monitor]) -> None:
+    qmp, _ = pair
+    assert qmp.execute("query-status") == {"asked": "query-status"}
+    with pytest.raises(QmpError, match=r"refused.*not today"):
+        qmp.execute("refused")
+
+
+def test_everything_is_logged(pair: tuple[Qmp, Monitor], tmp_path: Path) -> None:
+    qmp, monitor = pair
+    qmp.execute("query-status")
+    monitor.event("RESET", guest=True)
+    qmp.wait(["RESET"], after(20), since=0)
+    lines = [json.loads(line) for line in (tmp_path / "qmp.jsonl").read_text().splitlines()]
+    assert any(line.get("send", {}).get("execute") == "query-status" for line in lines)
+    assert any(line.get("receive", {}).get("event") == "RESET" for line in lines)
+
+
+def test_a_wait_sees_an_event_from_before_it_began(pair: tuple[Qmp, Monitor]) -> None:
+    qmp, monitor = pair
+    mark = qmp.mark()
+    monitor.event("SHUTDOWN", reason="guest-shutdown")
+    qmp.execute("query-status")  # Its answer comes after the event.
+    assert qmp.wait(["SHUTDOWN"], after(20), since=mark).data["reason"] == "guest-shutdown"
+    assert [event.name for event in qmp.seen(["SHUTDOWN"])] == ["SHUTDOWN"]
+    later = qmp.wait(["SHUTDOWN"], after(20), since=mark)
+    assert later.name == "SHUTDOWN"
+    with pytest.raises(WaitTimeoutError, match="SHUTDOWN"):
+        qmp.wait(["SHUTDOWN"], after(0.05))
+
+
+def test_a_failure_of_the_machine_ends_a_wait(pair: tuple[Qmp, Monitor]) -> None:
+    qmp, _ = pair
+    threading.Timer(0.05, lambda: qmp.fail(PanicError("the kernel panicked"))).start()
+    with pytest.raises(PanicError):
+        qmp.wait(["SHUTDOWN"], after(600))
+
+
+def test_a_command_without_an_answer_meets_its_deadline(pair: tuple[Qmp, Monitor]) -> None:
+    qmp, _ = pair
+    with pytest.raises(WaitTimeoutError, match="monitor command hang"):
+        qmp.execute("hang", deadline=after(0.05))
+
+
+def test_a_monitor_that_goes_away(pair: tuple[Qmp, Monitor]) -> None:
+    qmp, _ = pair
+    with pytest.raises(QmpError, match="monitor command die"):
+        qmp.execute("die", deadline=after(60))
+
+
+def test_a_monitor_that_never_greets(tmp_path: Path) -> None:
+    here, there = socket.socketpair()
+    there.close()
+    qmp = Qmp(here, name="m", log=tmp_path / "qmp.jsonl")
+    with pytest.raises(QmpError, match="no session"):
+        qmp.connect(after(20))
+    qmp.close()

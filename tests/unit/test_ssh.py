@@ -1,0 +1,254 @@
+"""The SSH session against a real SSH server: paramiko's own, in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import paramiko
+import pytest
+
+from harness.deadline import after
+from harness.errors import (
+    CommandError,
+    ConnectionLostError,
+    HostKeyChangedError,
+    PanicError,
+    SshKeyRefusedError,
+    WaitTimeoutError,
+)
+from harness.keys import KeyPair
+from harness.ssh import Ssh
+
+KEY = KeyPair.generate()
+
+
+class Guest(paramiko.ServerInterface):
+    """A server that runs commands with the local shell."""
+
+    def __init__(self, owner: Server) -> None:
+        self.owner = owner
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        good = username == "root" and key.get_base64() == KEY.public.split()[1]
+        return paramiko.AUTH_SUCCESSFUL if good else paramiko.AUTH_FAILED
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "publickey"
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return paramiko.OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        threading.Thread(target=self.serve, args=(channel, command), daemon=True).start()
+        return True
+
+    def serve(self, channel: paramiko.Channel, command: bytes) -> None:
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            self.owner.started.set()
+            if command == b"hang":
+                channel.sendall(b"so far\n")
+                return
+            stdin = channel.makefile("rb").read() if command == b"cat" else b""
+            done = subprocess.run(
+                ["/bin/sh", "-c", command], input=stdin, capture_output=True, check=False
+            )
+            channel.sendall(done.stdout)
+            channel.sendall_stderr(done.stderr)
+            channel.send_exit_status(done.returncode)
+            channel.close()
+
+
+class Server:
+    """Listens on a port of its own until told to close."""
+
+    def __init__(self) -> None:
+        self.host_key = paramiko.ECDSAKey.generate()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address: tuple[str, int] = self.listener.getsockname()
+        self.transports: list[paramiko.Transport] = []
+        self.started = threading.Event()
+        self.refuse_first = 0
+        self.thread = threading.Thread(target=self.accept, daemon=True)
+        self.thread.start()
+
+    def accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.listener.accept()
+                if self.refuse_first:
+                    self.refuse_first -= 1
+                    connection.close()
+                    continue
+                transport = paramiko.Transport(connection)
+                transport.add_server_key(self.host_key)
+                # With an event it does not wait for a client that may give up half-way.
+                transport.start_server(event=threading.Event(), server=Guest(self))
+                self.transports.append(transport)
+
+    def drop(self) -> None:
+        for transport in self.transports:
+            transport.close()
+
+    def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.drop()
+        self.thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def ssh(server: Server, tmp_path: Path) -> Iterator[Ssh]:
+    with Ssh(server.address, user="root", key=KEY, log=tmp_path / "ssh.jsonl") as session:
+        yield session
+
+
+def log(ssh: Ssh) -> list[dict[str, object]]:
+    return [json.loads(line) for line in ssh.log_path.read_text().splitlines()]
+
+
+def in_thread(call: Callable[[], object]) -> tuple[threading.Thread, list[BaseException]]:
+    caught: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            call()
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    return thread, caught
+
+
+def test_run_tells_output_errors_and_status_apart(ssh: Ssh) -> None:
+    result = ssh.run("echo out; echo err >&2; exit 3")
+    assert (result.stdout, result.stderr, result.status) == ("out\n", "err\n", 3)
+    with pytest.raises(CommandError, match="status 3"):
+        result.check()
+    (entry,) = [each for each in log(ssh) if "run" in each]
+    assert entry["status"] == 3
+    assert entry["stdout"] == "out\n"
+
+
+def test_one_connection_serves_many_commands(ssh: Ssh, server: Server) -> None:
+    for number in range(5):
+        assert ssh.run(f"echo {number}").stdout == f"{number}\n"
+    assert len(server.transports) == 1
+
+
+def test_megabytes_on_both_streams_come_whole(ssh: Ssh) -> None:
+    result = ssh.run("head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2")
+    assert len(result.stdout) == len(result.stderr) == 3_000_000
+
+
+def test_stdin(ssh: Ssh) -> None:
+    assert ssh.run("cat", stdin="hello").stdout == "hello"
+
+
+def test_stream_yields_lines_and_fails_at_the_end(ssh: Ssh) -> None:
+    lines = []
+    with pytest.raises(CommandError, match="status 4"):
+        for line in ssh.stream("echo one; printf two; exit 4"):
+            lines.append(line)
+    assert lines == ["one", "two"]
+
+
+def test_it_tries_until_the_server_answers(ssh: Ssh, server: Server) -> None:
+    server.refuse_first = 3
+    assert ssh.run("echo up").stdout == "up\n"
+    assert [each["tries"] for each in log(ssh) if "connect" in each] == [4]
+
+
+def test_refused_key(server: Server, tmp_path: Path) -> None:
+    other = KeyPair.generate()
+    session = Ssh(server.address, user="root", key=other, log=tmp_path / "l")
+    with session, pytest.raises(SshKeyRefusedError) as caught:
+        session.run("true")
+    assert other.public in caught.value.evidence
+
+
+def test_changed_host_key_shows_both_and_can_be_forgotten(ssh: Ssh, server: Server) -> None:
+    ssh.run("true")
+    pinned = ssh.host_key
+    server.host_key = paramiko.ECDSAKey.generate()
+    ssh.disconnect()
+    with pytest.raises(HostKeyChangedError) as caught:
+        ssh.run("true")
+    assert pinned is not None
+    assert pinned in caught.value.evidence
+    assert server.host_key.get_base64() in caught.value.evidence
+    ssh.forget_host_key()
+    assert ssh.run("echo again").stdout == "again\n"
+
+
+def test_connection_lost_in_a_command_keeps_what_was_said(ssh: Ssh, server: Server) -> None:
+    with pytest.raises(ConnectionLostError) as caught:
+        for line in ssh.stream("hang"):
+            assert line == "so far"
+            server.drop()
+    assert "so far" in caught.value.evidence
+    assert ssh.run("echo again").stdout == "again\n", "the next command connects anew"
+
+
+def test_session_that_died_between_commands_is_replaced(ssh: Ssh, server: Server) -> None:
+    ssh.run("true")
+    server.drop()
+    assert ssh.run("echo again").stdout == "again\n"
+
+
+def test_deadline_says_what_was_printed(ssh: Ssh) -> None:
+    ssh.run("true")
+    with pytest.raises(WaitTimeoutError) as caught:
+        ssh.run("hang", deadline=after(0.5))
+    assert caught.value.last_output == "so far\n"
+
+
+def test_no_server_at_all(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        session = Ssh(silent.getsockname(), user="root", key=KEY, log=tmp_path / "l")
+        with pytest.raises(WaitTimeoutError, match="an SSH login of root"):
+            session.connect(after(0.3))
+
+
+@pytest.mark.parametrize("command", ["hang", "cat"])
+def test_failure_of_the_machine_ends_a_command_at_once(
+    ssh: Ssh, server: Server, command: str
+) -> None:
+    ssh.connect()
+    thread, caught = in_thread(lambda: ssh.run(command, deadline=after(600)))
+    assert server.started.wait(20)
+    ssh.fail(PanicError("the kernel panicked"))
+    thread.join(60)
+    assert [type(each) for each in caught] == [PanicError]
+
+
+def test_failure_of_the_machine_ends_a_connect_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        session = Ssh(silent.getsockname(), user="root", key=KEY, log=tmp_path / "l")
+        thread, caught = in_thread(lambda: session.connect(after(600)))
+        session.fail(PanicError("the kernel panicked"))
+        thread.join(60)
+        assert [type(each) for each in caught] == [PanicError]
+
+
+def test_keys_are_new_each_time_and_written_for_their_owner_only(tmp_path: Path) -> None:
+    assert KeyPair.generate().public != KeyPair.generate().public
+    path = KEY.write(tmp_path / "key")
+    assert path.stat().st_mode & 0o777 == 0o600
+    told = subprocess.run(
+        ["ssh-keygen", "-y", "-f", path], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split()[:2] == KEY.public.split()[:2]
