@@ -24,7 +24,8 @@ BEFORE: Final = 1024 * 1024
 """Bytes; of the output before a match, this much is kept."""
 
 _CONTEXT: Final = 256
-_STEP: Final = 1024 * 1024
+_STEP: Final = 128 * 1024
+"""Bytes searched at a time: so long the drain may have to wait for the interpreter."""
 
 Pattern = str | bytes | re.Pattern[str] | re.Pattern[bytes]
 

@@ -198,6 +198,14 @@ DEFAULT_WATCHERS: Final = (
 """The watchers every console has unless told otherwise."""
 
 
+_SIEVE: Final = 4096
+_SIEVED: Final = tuple(bytes([byte]) for byte in b" :!(BGIKNOPSUgky")
+
+
+def _rare_bytes(needle: bytes) -> frozenset[bytes]:
+    return frozenset(byte for byte in _SIEVED if byte in needle)
+
+
 class Scanner:
     """Finds watched lines in a stream of chunks; used by one thread.
 
@@ -213,7 +221,9 @@ class Scanner:
 
     def __init__(self, watchers: Iterable[Watcher]) -> None:
         self._watchers = tuple(watchers)
-        self._needles = [(needle, w) for w in self._watchers for needle in w.needles]
+        self._needles = [
+            (needle, _rare_bytes(needle), w) for w in self._watchers for needle in w.needles
+        ]
         self._carry = b""  # the line that has not ended, without escapes
         self._whole = True  # whether the carry begins where its line does
         self._cut = b""  # an escape sequence that has not ended
@@ -249,7 +259,13 @@ class Scanner:
         found: list[Sighting] = []
         seen: set[str] = set()
         find = text.find
-        for needle, w in self._needles:
+        # One byte is found an order of magnitude faster than a word, and most floods lack some.
+        absent = set()
+        if end - low > _SIEVE:
+            absent = {byte for byte in _SIEVED if find(byte, low, end) < 0}
+        for needle, rare, w in self._needles:
+            if absent and not absent.isdisjoint(rare):
+                continue
             at = find(needle, low, end)
             while at >= 0:
                 first, last, whole = self._line(text, low, at, end)

@@ -192,9 +192,7 @@ def _remembered(qemu: Path, arch: str, cache_dir: Path) -> _Measured:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["key"] == key:
             found = stored["measured"]
-            measured = _Measured(bool(found["proven"]), str(found["reason"]), str(found["cpu"]))
-            if measured.reason and (measured.cpu or not measured.proven):
-                return measured
+            return _Measured(bool(found["proven"]), str(found["reason"]), str(found["cpu"]))
     measured, sure = _measure(qemu, arch)
     if sure:
         with contextlib.suppress(OSError):

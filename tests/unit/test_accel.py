@@ -7,7 +7,6 @@ import grp
 import os
 import select
 import signal
-import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from harness import deadline
 from harness.errors import HostError, QemuMissingError, UnknownNameError
 from harness.qemu import accel, probe
 from harness.qemu.probe import __main__ as assembling
+from harness.qemu.probe import measure
 from harness.spec import ARCHES
 
 ALL = f"head -c {probe.ROUNDS} /dev/zero | tr '\\0' ."
@@ -142,10 +143,16 @@ def test_qemu_that_does_not_start_with_kvm_is_quoted(fake: FakeQemu) -> None:
         ask(qemu, "kvm")
 
 
-def test_endless_words_on_stderr_neither_fill_memory_nor_end_the_wait(fake: FakeQemu) -> None:
-    found = ask(fake("printf b; exec yes error >&2", tcg=EMULATED))
-    assert found.name == "tcg"
-    assert len(found.reason) < 1000
+def test_endless_words_on_stderr_do_not_end_the_wait(fake: FakeQemu) -> None:
+    assert ask(fake("printf b; exec yes error >&2")).name == "tcg"
+
+
+def test_of_what_qemu_says_the_end_is_kept(fake: FakeQemu) -> None:
+    qemu = fake("yes noise | head -n 200000 >&2; echo last >&2; exit 1")
+    found = measure.run(qemu, "x86_64", "kvm", "host", limit=deadline.after(60.0))
+    assert found.end is measure.End.DIED
+    assert found.said.endswith("noise\nlast")
+    assert len(found.said) <= 4096
 
 
 def test_tcg_that_is_late_still_gives_the_measure_but_nothing_is_remembered(
@@ -284,10 +291,14 @@ def test_a_device_of_a_group_names_the_group_to_join(
     assert "belongs to the group virt: 'sudo usermod -aG virt ann'" in found.reason
 
 
+@pytest.mark.parametrize("mode", [0o660, 0o600])
 def test_a_device_denied_to_its_own_group_blames_the_container(
-    fake: FakeQemu, host: Path, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQemu, host: Path, monkeypatch: pytest.MonkeyPatch, mode: int
 ) -> None:
-    (host / "kvm").chmod(stat.S_IRUSR)
+    (host / "kvm").chmod(mode)
+    # A member of the group finds it denied all the same; with 0600 there is no group to join.
+    member = [(host / "kvm").stat().st_gid] if mode == 0o660 else []
+    monkeypatch.setattr(os, "getgroups", lambda: member)
     deny(monkeypatch, host / "kvm", errno.EPERM)
     found = ask(fake(FAST))
     assert "the host or the container denies it" in found.reason

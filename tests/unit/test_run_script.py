@@ -219,21 +219,24 @@ def test_another_system_is_refused(host: Host) -> None:
     assert "Harness runs on Linux, this is Darwin" in done.stdout
 
 
-def wait_for(process: subprocess.Popen[str], words: str) -> None:
+def wait_for(process: subprocess.Popen[str], words: str, never: str = "\0") -> None:
     assert process.stderr is not None
     said = ""
     while words not in said:
         line = process.stderr.readline()
         assert line, f"ended without {words!r}: {said}"
         said += line
+        assert never not in said
 
 
 def test_two_at_once_set_up_once(host: Host, tmp_path: Path) -> None:
-    # The first venv waits until the second run has said that it waits.
+    # The first venv waits until the second run waits in flock.
     told = tmp_path / "told"
     os.mkfifo(told)
     fifo = os.open(told, os.O_RDWR)
     host.stub("python3", f'case $1$2 in -mvenv) read line <"{told}" ;; esac\n{PYTHON}')
+    flock = f'exec "{shutil.which("flock")}" "$@"'
+    host.stub("flock", f'[ "$1" = -n ] || echo "flock waits" >&2\n{flock}')
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -246,10 +249,14 @@ def test_two_at_once_set_up_once(host: Host, tmp_path: Path) -> None:
     with start() as first:
         wait_for(first, "making .venv")
         with start() as second:
-            wait_for(second, "waiting for it")
-            os.write(fifo, b"go\n")
-            _, rest = second.communicate()
-        first.communicate()
+            try:
+                wait_for(second, "flock waits", never="making .venv")
+            finally:
+                os.write(fifo, b"go\ngo\n")
+            assert second.stderr is not None
+            rest = second.stderr.read()
+        assert first.stderr is not None
+        first.stderr.read()
     os.close(fifo)
     assert (first.returncode, second.returncode) == (0, 0)
     assert "making .venv" not in rest
@@ -327,7 +334,7 @@ echo "apt-get $*" >>"$LOG"
 code=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
 case "$*" in
     *indextargets*)
-        echo "$code-security $code-security main http://archive.invalid/debian-security"
+        echo "$code $code-security main http://archive.invalid/debian-security"
         echo "$code $code contrib http://archive.invalid/other"
         echo "$code $code main http://archive.invalid/debian" ;;
     *" update") exit 100 ;;

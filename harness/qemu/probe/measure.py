@@ -143,7 +143,7 @@ def _watch(process: subprocess.Popen[bytes], limit: Deadline, work: float | None
         selector.register(process.stdout, selectors.EVENT_READ)
         selector.register(process.stderr, selectors.EVENT_READ)
         while selector.get_map():
-            left = 600.0
+            left = limit.remaining()
             if began is not None and work is not None:
                 left = min(left, began + work - time.monotonic())
             ready = selector.select(left) if left > 0 else []

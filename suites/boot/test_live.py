@@ -1,0 +1,75 @@
+"""The live medium: what a user sees after power on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fixtures.machines import Boot
+from harness.machine import Machine
+
+
+@pytest.fixture(scope="module")
+def live(shared_boot: Boot) -> Machine:
+    """A machine booted from the live medium, logged in on its console."""
+    machine = shared_boot()
+    machine.os.login()
+    return machine
+
+
+def test_power_on_to_login_on_the_console(live: Machine) -> None:
+    """The console shows a login prompt, takes the documented login and gives a root shell."""
+    assert live.console.run("id -u").stdout == "0\n"
+    assert "ogin:" in live.console.log.read_text(errors="replace")
+
+
+@pytest.mark.needs("ssh", "credentials")
+def test_ssh_takes_the_key_from_a_credential(live: Machine) -> None:
+    """The key handed over in SMBIOS logs root in; the console and SSH show the same boot."""
+    assert live.ssh.run("id -un").check().stdout == "root\n"
+    assert live.ssh.boot_id() == live.console.run("cat /proc/sys/kernel/random/boot_id").stdout.strip()
+
+
+@pytest.mark.needs("ssh")
+def test_files_travel_over_ssh(live: Machine, tmp_path: Path) -> None:
+    """A file put into the guest comes back byte for byte."""
+    content = bytes(range(256)) * 1000
+    live.ssh.put(content, "/run/there", mode=0o640)
+    assert live.succeed("stat -c %a /run/there").strip() == "640"
+    assert live.ssh.get("/run/there", tmp_path / "back") == content
+    assert (tmp_path / "back").read_bytes() == content
+
+
+@pytest.mark.needs("verity")
+def test_root_is_read_only_and_verified(live: Machine) -> None:
+    """Nothing can be written to the root, and dm-verity checks what is read from it."""
+    live.fail("touch /usr/here")
+    assert "ro" in live.succeed("findmnt -no OPTIONS /").strip().split(",")
+    assert live.os.status()["VERITY"] == "yes"  # type: ignore[attr-defined]
+
+
+def test_it_says_what_it_is(live: Machine) -> None:
+    """The version under test is the one that runs, from the live slot."""
+    assert live.os.version() == live.os.selection.version
+    assert live.os.slot() == "live"
+
+
+@pytest.mark.needs("systemd")
+def test_no_unit_has_failed(live: Machine) -> None:
+    """systemd has reached its goal with nothing failed."""
+    live.succeed("systemctl --wait is-system-running")
+    assert live.succeed("systemctl --failed --no-legend --plain").strip() == ""
+
+
+def test_evidence_is_there_while_the_machine_runs(live: Machine) -> None:
+    """The logs of console, monitor and SSH, and the command, are on disk before the test ends."""
+    folder = live.evidence
+    assert b"login:" in (folder / "serial.log").read_bytes()
+    header = json.loads((folder / "serial.cast").read_text().splitlines()[0])
+    assert header["version"] == 2
+    assert "qemu-system-" in (folder / "qemu.sh").read_text()
+    assert any("SHUTDOWN" not in line for line in (folder / "qmp.jsonl").read_text().splitlines())
+    timeline = json.loads((folder.parent / "timeline.json").read_text())
+    assert "start" in [step["name"] for step in timeline["steps"]]
