@@ -604,6 +604,8 @@ class Machine:
             self.wait_for_reset(limit, since=mark)
             if self._ssh is not None:
                 self._ssh.disconnect()
+                if not self.os.keeps_host_key:
+                    self._ssh.forget_host_key()
             self.wait_ready(limit)
             if self.boot_id == before:
                 raise CommandError(f"machine {self.name} reset, but its boot id is the old one")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import pytest
 
 from fixtures.machines import Boot
+from harness import profiles
 from harness.catalog import Selection
 from harness.keys import KeyPair
 from harness.machine import Machine
-from harness.profiles.base import Account
-from harness.profiles.skiff import Install
+from harness.profiles.base import Account, Install
 from harness.spec import Disk
 
 TARGET = "target-1"
@@ -48,7 +48,9 @@ class Installed:
 
     def start(self, boot: Boot, name: str = "installed") -> Machine:
         """Start a machine with this disk alone: no medium, no seed, no credential."""
-        return boot(name=name, medium=False, disks=[self.disk], authorize=False, account=self.account)
+        return boot(
+            name=name, medium=False, disks=[self.disk], authorize=False, account=self.account
+        )
 
 
 def installed_by(machine: Machine, answers: Install, disk: str = "target") -> Installed:
@@ -63,7 +65,7 @@ def installed(shared_boot: Boot, image: Selection, answers: Install) -> Installe
     machine = shared_boot(
         name="installer",
         disks=[target_disk(image)],
-        credentials={"skiff.install": answers.settings()},
+        credentials=profiles.find(image.image.profile).install_credentials(answers),
     )
     machine.os.wait_installed()
     machine.wait_for_shutdown()

@@ -1,8 +1,8 @@
 """A person at the console: their terminal and the guest's, joined until Ctrl-].
 
-Everything goes on meanwhile: the log, the recording, the watchers. What the person sees is read from
-the log, so that a terminal that does not keep up never stops the guest. Their terminal answers the
-guest's queries itself.
+Everything goes on meanwhile: the log, the recording, the watchers. What the person sees is read
+from the log, so that a terminal that does not keep up never stops the guest. Their terminal answers
+the guest's queries itself.
 """
 
 from __future__ import annotations

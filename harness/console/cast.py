@@ -5,8 +5,8 @@ event, ``[seconds, code, data]``; code ``o`` is output, ``m`` a marker.
 
 The recording is for people, the raw log is the evidence. So a flood that nobody could watch is cut
 in the recording: past a burst of 8 MiB, output above 8 MiB/s is left out, a marker says how many
-bytes, and the end of what was left out is kept so that the screen is right afterwards. A serial port
-never gets there.
+bytes, and the end of what was left out is kept so that the screen is right afterwards. A serial
+port never gets there.
 """
 
 from __future__ import annotations

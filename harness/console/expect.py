@@ -2,8 +2,8 @@
 
 pexpect's searchers decide what matches: of several patterns the one that begins first, of those the
 first in the list. What they search comes from the log, so that a wait that begins gigabytes behind
-still sees everything. Time is linear in the output: what has been searched is searched again only for
-the last :data:`WINDOW` bytes, so that a match longer than that may be missed.
+still sees everything. Time is linear in the output: what has been searched is searched again only
+for the last :data:`WINDOW` bytes, so that a match longer than that may be missed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Whether waiting still makes sense: what went wrong with a guest, and what a test expects to.
 
 A failure has a place in the output. What the guest said before it still counts: a wait that is
-satisfied by earlier output succeeds, however late the waiting thread gets to look. So the outcome of
-a test depends on what the guest did, not on how its output was cut into chunks.
+satisfied by earlier output succeeds, however late the waiting thread gets to look. So the outcome
+of a test depends on what the guest did, not on how its output was cut into chunks.
 """
 
 from __future__ import annotations

@@ -24,14 +24,14 @@ from typing import Final
 
 from harness.console.driver import BOOTSTRAP, driver_script
 from harness.console.expect import timeout_error
-from harness.console.frame import Frame, FrameParser, new_tag
+from harness.console.frame import Frame, FrameParser, Header, new_tag
 from harness.console.stream import Stream
 from harness.console.text import strip_escapes
 from harness.deadline import Deadline
 from harness.errors import HarnessError, LoginError, UsageError
 
 _LINE: Final = 1000
-"""Bytes of a command in one request. The driver takes a byte at a time; long lines are no faster."""
+"""Bytes of a command in one request. The driver takes a byte at a time."""
 
 _PACE: Final = 16 * 1024
 """Bytes after which the driver is asked whether it has kept up: a tty drops what it cannot hold."""
@@ -131,6 +131,7 @@ class Driver:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._up = b""  # what the driver prints when it had to start again
+        self._count = 0
         self._hung = ""  # the command that did not end in time
         self.active = False
         self.position = 0
@@ -183,7 +184,8 @@ class Driver:
                 evidence=self._stream.evidence(),
                 hint="console.login() first, and again after a reboot",
             )
-        lines = requests(command, tag := new_tag())
+        self._count += 1
+        lines = requests(command, tag := new_tag(self._count))
         self._stream.check()
         started = time.monotonic()
         shown = command if len(command) <= 200 else command[:200] + " ..."
@@ -330,7 +332,7 @@ class Driver:
             if parser.broken > broken:
                 if broken_ok:
                     return None, parser
-                if pieces_from is not None and parser.lost and parser.lost[1] > pieces_from:
+                if pieces_from is not None and parser.lost and parser.lost.length > pieces_from:
                     return None, parser
                 broken = parser.broken
             elif not due:
@@ -343,20 +345,21 @@ class Driver:
                 self.send(again, deadline, what)
             asked_at = time.monotonic()
 
-    def _pieces(self, tag: str, lost: tuple[int, int], deadline: Deadline, what: str) -> Frame:
+    def _pieces(self, tag: str, lost: Header, deadline: Deadline, what: str) -> Frame:
         """Fetch a long result in pieces: each has better chances to come whole."""
-        status, length = lost
         payload = bytearray()
-        while len(payload) < length:
-            size = min(_PIECE, length - len(payload))
+        while not lost.fits(bytes(payload)):
+            if len(payload) >= lost.length:
+                payload.clear()
+            size = min(_PIECE, lost.length - len(payload))
             part = new_tag()
-            request = f"s {tag} .{part}.{len(payload)}.{size}.\n".encode()
+            request = f"s {tag} .{part},{len(payload)},{size}.\n".encode()
             position = self._stream.total
             self.send(request, deadline, what)
             frame, _ = self._collect(part, position, deadline, what, again=request, broken_ok=True)
             if frame is not None and len(frame.payload) == size:
                 payload += frame.payload
-        return Frame(status, bytes(payload))
+        return Frame(lost.status, bytes(payload))
 
     def _check_gone(self, parser: FrameParser, tag: str, echo: bytes) -> None:
         tail = parser.tail

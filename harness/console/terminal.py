@@ -1,8 +1,8 @@
 """The terminal a person would have in front of them, made of what the guest prints.
 
-pyte interprets the output; it is slow (about 1 MB/s), so that it is fed only when somebody looks, and
-then only the last of it. What pyte cannot take is kept from it: sequences it would raise on, strings
-it would draw.
+pyte interprets the output; it is slow (about 1 MB/s), so that it is fed only when somebody looks,
+and then only the last of it. What pyte cannot take is kept from it: sequences it would raise on,
+strings it would draw.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """What in a guest's output means that waiting on is pointless: watchers, and the scanner.
 
 A watcher has *needles*, byte strings one of which occurs in every line it looks for, and a
-*pattern*, a regular expression that decides on the line. The scanner looks for needles alone, at the
-speed of ``memmem``, and tries a pattern only on a line with a needle in it. Lines are seen without
-escape sequences, whole, however the output was cut into chunks, and as soon as the pattern fits: a
-prompt has no newline.
+*pattern*, a regular expression that decides on the line. The scanner looks for needles alone, at
+the speed of ``memmem``, and tries a pattern only on a line with a needle in it. Lines are seen
+without escape sequences, whole, however the output was cut into chunks, and as soon as the pattern
+fits: a prompt has no newline.
 
 A pattern is anchored: ``{k}`` stands for the shape of a kernel line, which begins with a timestamp
-(``[   12.345678] ``, with ``CONFIG_PRINTK_CALLER`` also ``[T1]``) or, without one, at the start of a
-line. With its timestamp a kernel line may begin anywhere: printk does not wait for a program to end
-its line, and a panic often stands behind a prompt.
+(``[   12.345678] ``, with ``CONFIG_PRINTK_CALLER`` also ``[T1]``) or, without one, at the start of
+a line. With its timestamp a kernel line may begin anywhere: printk does not wait for a program to
+end its line, and a panic often stands behind a prompt.
 
 Sources of the texts: Linux ``kernel/panic.c``, ``arch/*/mm/fault.c``, ``mm/oom_kill.c``,
 ``lib/bug.c``; systemd ``units/emergency.service``, ``units/rescue.service``,
@@ -43,6 +43,8 @@ _LINE: Final = 1024
 """Of a longer line, only this much around a needle is looked at."""
 
 _BEFORE: Final = 512
+
+_SHOWN: Final = 300
 
 _SMALL: Final = 64 * 1024
 """Larger chunks are a flood: their escapes are not taken out as a whole, only from the lines that
@@ -131,8 +133,8 @@ DEFAULT_WATCHERS: Final = (
         ],
         # A workqueue lockup says that the host is slow, not that the guest is wrong; a soft lockup
         # has "watchdog: " before its BUG and does not fit.
-        r"{k}(?:BUG: (?!workqueue lockup)|Oops: |kernel BUG at \S+:\d+|general protection fault"
-        r"(?:,|:)|Unable to handle kernel |Internal error: )",
+        r"{k}(?:BUG: (?:[^w]|w(?!orkqueue lockup).{15})|Oops: |kernel BUG at \S+:\d+"
+        r"|general protection fault[,:]|Unable to handle kernel |Internal error: )",
         _TRACE_HINT,
     ),
     watcher(
@@ -258,6 +260,7 @@ class Scanner:
     ) -> list[Sighting]:
         found: list[Sighting] = []
         seen: set[str] = set()
+        done: set[tuple[str, int]] = set()  # a line may have several needles of one watcher
         find = text.find
         # One byte is found an order of magnitude faster than a word, and most floods lack some.
         absent = set()
@@ -269,7 +272,8 @@ class Scanner:
             at = find(needle, low, end)
             while at >= 0:
                 first, last, whole = self._line(text, low, at, end)
-                if not (first <= start and w.name in self._seen):
+                old = (first <= start and w.name in self._seen) or (w.name, first) in done
+                if not old:
                     # A byte that fits no pattern keeps ^ from fitting in the middle of a line.
                     line = bytes(text[first:last]) if whole else b"\0" + bytes(text[first:last])
                     if b"\x1b" in line:
@@ -277,6 +281,7 @@ class Scanner:
                         line = next((part for part in parts if needle in part), line)
                     fit = w.pattern.search(line)
                     if fit:
+                        done.add((w.name, first))
                         if last == end:
                             seen.add(w.name)
                         if raw is None:
@@ -284,7 +289,7 @@ class Scanner:
                         else:
                             where = offset + max(0, raw.find(needle))
                         shown = line.lstrip(b"\0").decode("utf-8", "replace").strip()
-                        found.append(Sighting(w, shown, where))
+                        found.append(Sighting(w, shown[:_SHOWN], where))
                 at = find(needle, max(last, at + 1), end)
         self._keep(text, low, start, end, seen)
         if len(found) > 1:

@@ -6,10 +6,11 @@ nowhere else. What a family cannot do keeps the default below, which says so.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from harness.catalog import Selection
 from harness.deadline import Deadline
@@ -33,6 +34,25 @@ class Account:
     password: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Install:
+    """What a user tells an installer.
+
+    Attributes:
+        disk: The target, by serial or by path in the guest.
+        hostname: The installed system's name.
+        user: The account to make; it may become root by sudo.
+        key: The account's SSH public key; empty for none.
+        password: The account's password on the console; empty for none.
+    """
+
+    disk: str
+    hostname: str = "harbour"
+    user: str = "admin"
+    key: str = ""
+    password: str = ""
+
+
 class Profile:
     """The words for one OS family, bound to one machine.
 
@@ -43,6 +63,8 @@ class Profile:
     """
 
     name: ClassVar[str] = ""
+    keeps_host_key: ClassVar[bool] = True
+    """Whether the SSH host key outlives a reboot."""
 
     def __init__(
         self, machine: Machine, selection: Selection, account: Account | None = None
@@ -74,6 +96,7 @@ class Profile:
         memory: int | None = None,
         display: bool = False,
         cmdline: str = "",
+        console: ConsoleDevice | None = None,
     ) -> MachineSpec:
         """Return the spec of a machine that boots this image.
 
@@ -89,6 +112,7 @@ class Profile:
             memory: Bytes; the image's own size by default.
             display: Whether it has a VGA adapter.
             cmdline: Words to add to the kernel's command line; direct kernel boot only.
+            console: The device of the console; the image's own by default.
         """
         entry = selection.entry
         kind = FirmwareKind(entry.firmware)
@@ -115,7 +139,7 @@ class Profile:
             memory=memory or machine.memory,
             disks=tuple(all_disks),
             nics=tuple(nics),
-            console=ConsoleDevice(selection.image.console.device),
+            console=console or selection.image.console.device,
             credentials=tuple((credentials or {}).items()),
             display=display,
         )
@@ -134,8 +158,6 @@ class Profile:
         """Return the command that does ``command`` as root for this account."""
         if self.account.user == "root":
             return command
-        import shlex
-
         return f"sudo -n sh -c {shlex.quote(command)}"
 
     def request_reboot(self) -> str:
@@ -156,9 +178,33 @@ class Profile:
         """Return the slot the machine runs from: ``live``, ``a``, ``b``, ``recovery``."""
         self._cannot("slot")
 
-    def install(self, **answers: Any) -> None:
-        """Install the image onto a disk."""
+    def verified(self) -> bool:
+        """Whether what is read from the root is checked."""
+        self._cannot("tell whether the root is verified")
+
+    def install(
+        self,
+        answers: Install,
+        *,
+        confirm: bool = True,
+        deadline: Deadline | float | None = None,
+    ) -> None:
+        """Install over the console; with ``confirm`` false, answer its last question by no."""
         self._cannot("install")
+
+    @classmethod
+    def seed(cls, answers: Install) -> dict[str, str]:
+        """Return the files of a NoCloud seed that installs unattended and powers off."""
+        raise cls._unable("install from a seed")
+
+    @classmethod
+    def install_credentials(cls, answers: Install) -> dict[str, str]:
+        """Return the systemd credentials that install unattended and power off."""
+        raise cls._unable("install by credentials")
+
+    def wait_installed(self, deadline: Deadline | float | None = None) -> None:
+        """Wait until an unattended installation says that it is done."""
+        self._cannot("install unattended")
 
     def upgrade(self, source: str) -> None:
         """Upgrade the installed system from ``source``."""
@@ -173,8 +219,12 @@ class Profile:
         self._cannot("reset")
 
     def _cannot(self, verb: str) -> NoReturn:
-        raise UsageError(
-            f"profile {self.name!r} does not know how to {verb}",
+        raise self._unable(verb)
+
+    @classmethod
+    def _unable(cls, verb: str) -> UsageError:
+        return UsageError(
+            f"profile {cls.name!r} does not know how to {verb}",
             hint="declare the capability in image.yaml and the verb in the profile, or select"
             " scenarios by capability: @pytest.mark.needs(...)",
         )

@@ -9,6 +9,7 @@ class Micro(Profile):
     """Busybox init: no units, no slots."""
 
     name = "micro"
+    keeps_host_key = False
 
     def request_reboot(self) -> str:
         """Return busybox' command that reboots in order."""

@@ -7,53 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from harness.deadline import Deadline, of
-from harness.errors import InstallRefusedError, UsageError
-from harness.profiles.base import Profile
+from harness.errors import InstallRefusedError
+from harness.profiles.base import Install, Profile
 
 CONFIRMATION: Final = "INSTALL"
 """What the installer wants typed before it writes."""
 
 _REFUSED: Final = r"skiff-install: (refused|failed): ([^\r\n]*)\r?\n"
 _DONE: Final = r"skiff-install: (done): ([^\r\n]*)\r?\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Install:
-    """The answers to the installer.
-
-    Attributes:
-        disk: The target, by serial or path.
-        hostname: The installed system's name.
-        user: The account to make; it may use sudo.
-        key: The account's SSH public key; empty for none.
-        password: The account's password on the console; empty for none.
-    """
-
-    disk: str
-    hostname: str = "skiff"
-    user: str = "admin"
-    key: str = ""
-    password: str = ""
-
-    def settings(self, *, finally_: str = "poweroff") -> str:
-        """Return them as the file that an unattended installation reads.
-
-        Args:
-            finally_: What the live system does afterwards: ``poweroff``, ``reboot`` or ``none``.
-        """
-        # JSON strings are YAML's double-quoted ones, which is what the installer's subset takes.
-        lines = ["#cloud-config", "skiff:", "  install:"]
-        for name in ("disk", "hostname", "user", "password"):
-            if value := getattr(self, name):
-                lines.append(f"    {name}: {json.dumps(value)}")
-        if self.key:
-            lines += ["    ssh_authorized_keys:", f"      - {json.dumps(self.key)}"]
-        lines.append(f"    finally: {finally_}")
-        return "\n".join(lines) + "\n"
 
 
 class Skiff(Profile):
@@ -70,6 +34,16 @@ class Skiff(Profile):
         """
         return {"ssh.ephemeral-authorized_keys-all": authorized_key}
 
+    @classmethod
+    def seed(cls, answers: Install) -> dict[str, str]:
+        """Return the NoCloud seed that installs unattended and powers off."""
+        return {"user-data": _settings(answers)}
+
+    @classmethod
+    def install_credentials(cls, answers: Install) -> dict[str, str]:
+        """Return the credential that installs unattended and powers off."""
+        return {"skiff.install": _settings(answers)}
+
     def status(self) -> dict[str, str]:
         """Return what ``skiff-status`` prints, by name: IMAGE, VERSION, SLOT, ROOT, VERITY."""
         lines = self.machine.succeed(self.as_root("skiff-status")).splitlines()
@@ -79,31 +53,31 @@ class Skiff(Profile):
         """Return the version of the running image."""
         return self.status()["VERSION"]
 
+    def verified(self) -> bool:
+        """Whether the root is checked by dm-verity."""
+        return self.status()["VERITY"] == "yes"
+
     def slot(self) -> str:
         """Return the slot: ``live``, ``a`` or ``b``."""
         return self.status()["SLOT"]
 
     def install(
         self,
-        answers: Install | None = None,
+        answers: Install,
         *,
-        confirm: str = CONFIRMATION,
+        confirm: bool = True,
         deadline: Deadline | float | None = None,
-        **more: Any,
     ) -> None:
         """Install over the console, answering the installer's questions as a person would.
 
         Args:
             answers: The answers.
-            confirm: What is typed where the installer asks for its confirmation.
+            confirm: Whether the confirmation is typed; otherwise ``yes``, which is none.
             deadline: 60 s on a good host by default.
-            more: Not known.
 
         Raises:
             InstallRefusedError: if the installer refuses or fails; its own words.
         """
-        if answers is None or more:
-            raise UsageError(f"install takes answers, not {more}", hint="install(Install(disk=...))")
         limit = of(deadline, 60)
         console = self.machine.console
         with self.machine.timeline.step("install over the console", machine=self.machine.name):
@@ -118,7 +92,7 @@ class Skiff(Profile):
                 ("SSH public key (empty for none): ", answers.key),
                 ("Password for the console (empty for none): ", answers.password),
                 ("The same password again: ", answers.password or None),
-                (f"Type {CONFIRMATION} to go on: ", confirm),
+                (f"Type {CONFIRMATION} to go on: ", CONFIRMATION if confirm else "yes"),
             ):
                 if answer is None:
                     continue
@@ -145,3 +119,16 @@ class Skiff(Profile):
                 found.group(2),
                 evidence=str(self.machine.evidence / "serial.log"),
             )
+
+
+def _settings(answers: Install) -> str:
+    """Return the answers as the file that an unattended installation reads."""
+    # JSON strings are YAML's double-quoted ones, which is what the installer's subset takes.
+    lines = ["#cloud-config", "skiff:", "  install:"]
+    for name in ("disk", "hostname", "user", "password"):
+        if value := getattr(answers, name):
+            lines.append(f"    {name}: {json.dumps(value)}")
+    if answers.key:
+        lines += ["    ssh_authorized_keys:", f"      - {json.dumps(answers.key)}"]
+    lines.append("    finally: poweroff")
+    return "\n".join(lines) + "\n"

@@ -61,8 +61,9 @@ def disk_usage(path: Path) -> int:
     pending = [path]
     while pending:
         current = pending.pop()
-        # What another process removes meanwhile takes no space.
-        with suppress(FileNotFoundError, NotADirectoryError):
+        # What another process removes meanwhile takes no space; what is in a folder that we cannot
+        # read is not known.
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             status = current.lstat()
             total += status.st_blocks * 512  # in units of 512 bytes: stat(2)
             if stat.S_ISDIR(status.st_mode):

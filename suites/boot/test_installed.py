@@ -23,7 +23,7 @@ def machine(installed: Installed, shared_boot: Boot) -> Machine:
 def test_it_boots_into_slot_a_read_only_and_verified(machine: Machine) -> None:
     """The first slot runs; its root cannot be written and is checked."""
     assert machine.os.slot() == "a"
-    assert machine.os.status()["VERITY"] == "yes"  # type: ignore[attr-defined]
+    assert machine.os.verified()
     machine.fail(machine.os.as_root("touch /usr/here"))
 
 

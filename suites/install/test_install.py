@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from fixtures.machines import Boot
+from harness import profiles
 from harness.catalog import Selection
 from harness.machine import Machine
-from harness.profiles.skiff import Install
+from harness.profiles.base import Install
 from harness.qemu.disk import digest
 from suites.conftest import Installed, installed_by, target_disk
 
@@ -44,7 +45,7 @@ def test_unattended_from_a_nocloud_seed(boot: Boot, image: Selection, answers: I
     machine = boot(
         name="live",
         disks=[target_disk(image)],
-        seed_files={"user-data": answers.settings()},
+        seed_files=profiles.find(image.image.profile).seed(answers),
         authorize=False,
     )
     machine.os.wait_installed()
@@ -61,7 +62,7 @@ def test_unattended_from_smbios_onto_the_named_one_of_two_disks(
     machine = boot(
         name="live",
         disks=disks,
-        credentials={"skiff.install": answers.settings()},
+        credentials=profiles.find(image.image.profile).install_credentials(answers),
         authorize=False,
     )
     before = digest(machine.disk("bystander"))
@@ -69,4 +70,3 @@ def test_unattended_from_smbios_onto_the_named_one_of_two_disks(
     machine.wait_for_shutdown()
     assert digest(machine.disk("bystander")) == before
     check_accepted(boot, installed_by(machine, answers))
-

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from fixtures.machines import Boot
+from harness import profiles
 from harness.catalog import Selection
 from harness.errors import InstallRefusedError
-from harness.profiles.skiff import Install
+from harness.profiles.base import Install
 from harness.qemu.disk import digest
 from suites.conftest import target_disk
 
@@ -15,8 +16,9 @@ from suites.conftest import target_disk
 @pytest.mark.needs("install-unattended", "seed")
 def test_a_malformed_seed_at_boot(boot: Boot, image: Selection, answers: Install) -> None:
     """The console names file and line; the live system stays up for a person to look."""
-    seed = answers.settings().replace("hostname:", "hostnmae:")
-    machine = boot(disks=[target_disk(image)], seed_files={"user-data": seed})
+    good = profiles.find(image.image.profile).seed(answers)["user-data"]
+    seed = {"user-data": good.replace("hostname:", "hostnmae:")}
+    machine = boot(disks=[target_disk(image)], seed_files=seed)
     before = digest(machine.disk("target"))
     with pytest.raises(InstallRefusedError, match=r"user-data:5: unknown key 'hostnmae'"):
         machine.os.wait_installed()

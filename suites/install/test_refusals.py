@@ -10,7 +10,7 @@ from fixtures.machines import Boot
 from harness.catalog import Selection
 from harness.errors import InstallRefusedError
 from harness.machine import Machine
-from harness.profiles.skiff import Install
+from harness.profiles.base import Install
 from harness.spec import MIB, Disk
 from suites.conftest import TARGET, target_disk
 
@@ -42,10 +42,10 @@ def disks_stay_as_they_are(live: Machine) -> object:
     assert live.succeed(ask) == before
 
 
-def refused(machine: Machine, answers: Install, **options: str) -> str:
+def refused(machine: Machine, answers: Install, confirm: bool = True) -> str:
     """Let the installer refuse, and return its reason."""
     with pytest.raises(InstallRefusedError) as caught:
-        machine.os.install(answers, **options)
+        machine.os.install(answers, confirm=confirm)
     return caught.value.what
 
 
@@ -65,7 +65,7 @@ def test_a_disk_that_is_absent(live: Machine, answers: Install) -> None:
 
 def test_no_confirmation(live: Machine, answers: Install) -> None:
     """Anything but the confirmation, typed out, is a no."""
-    assert refused(live, answers, confirm="yes") == "not confirmed"
+    assert refused(live, answers, confirm=False) == "not confirmed"
 
 
 def test_the_medium_itself(live: Machine, answers: Install) -> None:

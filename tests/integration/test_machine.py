@@ -2,13 +2,168 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
 from fixtures.machines import Boot
+from harness.deadline import after
+from harness.errors import CommandError, UnknownNameError, UsageError, WaitTimeoutError
+from harness.machine import Machine
+from harness.spec import MIB, ConsoleDevice, Disk, Nic
 
 
-def test_boot_login_and_commands(boot: Boot) -> None:
+def test_console_and_ssh_reach_the_same_guest(micro: Machine) -> None:
+    result = micro.console.run("echo out; echo err >&2; exit 3")
+    assert (result.stdout, result.status) == ("out\nerr\n", 3)
+    assert micro.succeed("uname -m").strip() == micro.spec.arch
+    assert micro.boot_id == micro.console.run("cat /proc/sys/kernel/random/boot_id").stdout.strip()
+
+
+def test_succeed_and_fail_say_what_the_guest_said(micro: Machine) -> None:
+    with pytest.raises(CommandError) as caught:
+        micro.succeed("echo some words; echo complaint >&2; exit 5")
+    assert "status 5 on micro" in caught.value.what
+    assert "some words" in caught.value.evidence
+    assert "complaint" in caught.value.evidence
+    assert micro.fail("echo as wanted; false") == "as wanted\n"
+    with pytest.raises(CommandError, match="succeeded on micro and must not"):
+        micro.fail("true")
+
+
+def test_waiting_for_a_condition_and_a_port(micro: Machine) -> None:
+    micro.succeed(
+        "(sleep 1; touch /tmp/there; nc -l -p 7777 >/dev/null 2>&1 </dev/null) >/dev/null 2>&1 &"
+    )
+    micro.wait_until_succeeds("test -e /tmp/there", 30)
+    micro.wait_for_port(7777, 30)
+    with pytest.raises(WaitTimeoutError, match="'test -e /tmp/never' to succeed on micro"):
+        micro.wait_until_succeeds("test -e /tmp/never", after(1, scaled=False))
+    assert micro.succeed("echo alive") == "alive\n"
+
+
+def test_files_travel(micro: Machine) -> None:
+    content = bytes(range(256)) * 400
+    micro.ssh.put(content, "/tmp/file", mode=0o600)
+    assert micro.ssh.get("/tmp/file") == content
+
+
+def test_unknown_disks_and_ports_are_named(micro: Machine) -> None:
+    with pytest.raises(UnknownNameError, match="unknown disk 'root'"):
+        micro.disk("root")
+    with pytest.raises(UsageError, match="port 80 of machine micro is not forwarded"):
+        micro.port(80)
+    with pytest.raises(UsageError, match="no display"):
+        micro.screenshot()
+
+
+def test_reboot_is_seen_by_the_boot_id(boot: Boot) -> None:
+    machine = boot("micro").wait_ready()
+    before = machine.boot_id
+    machine.reboot()
+    assert machine.boot_id != before
+    machine.os.login()
+    machine.use_console_shell = True
+    between = machine.boot_id
+    machine.reboot()
+    assert machine.boot_id not in (before, between)
+
+
+def test_the_power_button_and_a_power_cut(boot: Boot) -> None:
+    machine = boot("micro").wait_ready()
+    machine.shutdown()
+    assert not machine.running
+    assert [event.data["guest"] for event in machine.qmp.seen(["SHUTDOWN"])] == [True]
+    other = boot("micro")
+    other.power_cut()
+    assert not other.running
+
+
+def test_pause_and_resume(boot: Boot) -> None:
     machine = boot("micro")
     machine.os.login()
-    result = machine.console.run("echo out; echo err >&2; exit 3")
-    assert (result.stdout, result.status) == ("out\nerr\n", 3)
-    assert machine.succeed("uname -m").strip() == machine.spec.arch
-    machine.fail("false")
+    machine.pause()
+    with pytest.raises(WaitTimeoutError) as caught:
+        machine.console.run("echo paused", after(1, scaled=False))
+    assert caught.value.silent is not None
+    machine.resume()
+    assert machine.console.run("echo resumed").stdout == "resumed\n"
+
+
+def test_disks_are_found_by_serial_and_bases_stay_untouched(boot: Boot, tmp_path: Path) -> None:
+    base = tmp_path / "base.raw"
+    base.write_bytes(b"base" * 1024 + bytes(MIB - 4096))
+    before = base.read_bytes()
+    machine = boot(
+        "micro",
+        disks=[
+            Disk("data", base=base, serial="DATA-1"),
+            Disk("scratch", size=8 * MIB, serial="SCRATCH-1"),
+            Disk("locked", base=base, serial="LOCKED-1", readonly=True),
+        ],
+    ).wait_ready()
+    by_serial = {}
+    for name in machine.succeed("ls /sys/block").split():
+        if name.startswith("vd"):
+            by_serial[machine.succeed(f"cat /sys/block/{name}/serial").strip()] = name
+    assert set(by_serial) == {"DATA-1", "SCRATCH-1", "LOCKED-1"}
+    assert machine.succeed(f"head -c 4 /dev/{by_serial['DATA-1']}") == "base"
+    machine.succeed(f"echo changed | dd of=/dev/{by_serial['DATA-1']} conv=fsync")
+    machine.fail(f"echo changed | dd of=/dev/{by_serial['LOCKED-1']} conv=fsync")
+    sectors = machine.succeed(f"cat /sys/block/{by_serial['SCRATCH-1']}/size")
+    assert int(sectors) * 512 == 8 * MIB
+    machine.stop()
+    assert base.read_bytes() == before
+
+
+def test_a_nocloud_seed_can_be_read(boot: Boot) -> None:
+    machine = boot("micro", seed_files={"user-data": "#cloud-config\n", "meta-data": "x: 1\n"})
+    machine.wait_ready().succeed("mkdir -p /mnt && mount -t iso9660 -o ro /dev/vda /mnt")
+    assert machine.succeed("cat /mnt/user-data") == "#cloud-config\n"
+    assert machine.succeed("cat /mnt/meta-data") == "x: 1\n"
+
+
+def test_a_guest_reaches_nothing_unless_asked(boot: Boot) -> None:
+    reached = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            reached.append(connection.recv(100))
+            connection.close()
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        # 10.0.2.2 is the host, as QEMU's user-mode network shows it to guests.
+        knock = f"echo hello | nc -w 5 10.0.2.2 {port}"
+        closed = boot("micro", name="closed").wait_ready()
+        closed.fail(knock)
+        closed.stop()
+        assert reached == []
+        opened = boot("micro", name="opened", nics=[Nic(outbound=True)]).wait_ready()
+        opened.execute(knock)
+        thread.join(30)
+        assert reached == [b"hello\n"]
+
+
+def test_a_virtio_console(boot: Boot) -> None:
+    machine = boot("micro", console=ConsoleDevice.VIRTIO, cmdline="console=hvc0")
+    machine.os.login()
+    assert machine.console.run("echo over virtio").stdout == "over virtio\n"
+
+
+def test_a_screenshot_is_a_picture(boot: Boot) -> None:
+    machine = boot("micro", display=True)
+    machine.os.login()
+    assert machine.screenshot().read_bytes().startswith(b"\x89PNG")
+
+
+def test_aarch64_boots_and_takes_the_key_from_fw_cfg(boot: Boot) -> None:
+    machine = boot("micro", arch="aarch64")
+    machine.os.login()
+    assert machine.console.run("uname -m").stdout == "aarch64\n"
+    assert machine.ssh.run("uname -m").check().stdout == "aarch64\n"
+    machine.shutdown()

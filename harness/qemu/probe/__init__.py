@@ -7,6 +7,9 @@ a kernel does, 64-bit and paged, and compares accelerators by it.
 
 ``x86_64.S`` and ``aarch64.S`` are the source and ``*.bin`` what comes of it, committed so that no
 host needs an assembler. ``python -m harness.qemu.probe`` assembles them again.
+
+Seen running, when this was written: both under TCG, 256 rounds in 0.25 s; the code of x86_64 under a
+KVM without hardware, 0.3 s and more for one round. Neither had yet met a KVM with hardware.
 """
 
 from __future__ import annotations

@@ -108,6 +108,7 @@ settings_read() {
             body=${body#-}
             body=${body#"${body%%[! ]*}"}
             _scalar "$body" || { _bad "$why"; return 1; }
+            why=$(settings_check key "$value") || { _bad "$why"; return 1; }
             settings_keys+=("$value")
             continue
         fi
@@ -151,11 +152,8 @@ settings_read() {
         esac
         [ -n "$body" ] || { _bad "'$key' has no value"; return 1; }
         _scalar "$body" || { _bad "$why"; return 1; }
+        why=$(settings_check "$key" "$value") || { _bad "$why"; return 1; }
         printf -v "settings_$key" %s "$value"
-        if why=$(settings_check "$key" "$value"); then :; else
-            _bad "$why"
-            return 1
-        fi
     done < "$file"
 
     for key in disk hostname user; do
@@ -169,13 +167,6 @@ settings_read() {
         _bad "has both password and password_hash"
         return 1
     fi
-    for value in "${settings_keys[@]}"; do
-        if why=$(settings_check key "$value"); then :; else
-            number=${seen[ssh_authorized_keys]}
-            _bad "$why"
-            return 1
-        fi
-    done
 }
 
 # Is VALUE one that KEY can have? If not, prints why and returns 1.

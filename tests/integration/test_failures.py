@@ -1,0 +1,196 @@
+"""What ends a machine ends every wait on it, at once, with the right verdict."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from fixtures.machines import Boot
+from harness.catalog import Selection
+from harness.deadline import after
+from harness.errors import (
+    CommandError,
+    ConnectionLostError,
+    FirmwareShellError,
+    GuestStoppedError,
+    HarnessError,
+    NoBootDeviceError,
+    OomKillError,
+    PanicError,
+    QemuExitedError,
+    QemuStartError,
+    SshKeyRefusedError,
+    Verdict,
+    WaitTimeoutError,
+)
+from harness.machine import Machine
+from harness.spec import MIB, Disk, Firmware, FirmwareKind, MachineSpec
+
+FOREVER = 100_000.0
+
+
+def waits(machine: Machine) -> dict[str, Callable[[], object]]:
+    """Return a wait of each kind that would last for ever."""
+    return {
+        "console": lambda: machine.console.expect("never printed", after(FOREVER)),
+        "screen": lambda: machine.console.wait_for_screen("never shown", after(FOREVER)),
+        "ssh": lambda: machine.ssh.run("sleep 100000", deadline=after(FOREVER)),
+        "monitor": lambda: machine.qmp.wait(["NEVER"], after(FOREVER)),
+    }
+
+
+def caught_by(machine: Machine, provoke: Callable[[], object]) -> dict[str, type[BaseException]]:
+    """Begin a wait of each kind, provoke the failure, and return what each wait raised."""
+    machine.ssh.connect()
+    raised: dict[str, type[BaseException]] = {}
+    begun = threading.Barrier(len(waits(machine)) + 1)
+
+    def target(name: str, wait: Callable[[], object]) -> None:
+        begun.wait()
+        try:
+            wait()
+        except HarnessError as error:
+            raised[name] = type(error)
+
+    threads = [
+        threading.Thread(target=target, args=each, daemon=True) for each in waits(machine).items()
+    ]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    provoke()
+    for thread in threads:
+        thread.join(60)
+    return raised
+
+
+def everywhere(kind: type[HarnessError]) -> dict[str, type[BaseException]]:
+    return dict.fromkeys(("console", "screen", "ssh", "monitor"), kind)
+
+
+def test_a_panic_ends_every_wait(boot: Boot) -> None:
+    machine = boot("micro")
+    machine.os.login()
+    panic = "echo c > /proc/sysrq-trigger"
+    raised = caught_by(machine, lambda: machine.console.send_line(f"x 1 .{panic}."))
+    assert raised == everywhere(PanicError)
+    with pytest.raises(PanicError) as caught:
+        machine.console.expect("never printed")
+    assert caught.value.verdict is Verdict.PRODUCT
+    assert "Kernel panic - not syncing: sysrq triggered crash" in str(caught.value)
+
+
+def test_a_panic_that_is_provoked_on_purpose_is_none(boot: Boot) -> None:
+    machine = boot("micro", cmdline="panic=-1")
+    machine.os.login()
+    mark = machine.qmp.mark()
+    with machine.expecting(PanicError) as seen:
+        machine.console.leave()
+        machine.console.send_line("echo c > /proc/sysrq-trigger")
+        machine.wait_for_reset(since=mark)
+    assert seen
+    machine.os.login()
+    assert machine.console.run("echo back").stdout == "back\n"
+
+
+def test_qemu_s_death_ends_every_wait(boot: Boot) -> None:
+    machine = boot("micro")
+    raised = caught_by(machine, lambda: os.kill(machine.pid, signal.SIGKILL))
+    assert raised == everywhere(QemuExitedError)
+    assert machine.failure is not None
+    assert machine.failure.verdict is Verdict.INFRA
+    assert "killed by SIGKILL" in str(machine.failure)
+
+
+def test_a_power_off_that_nobody_asked_for_ends_every_wait(boot: Boot) -> None:
+    machine = boot("micro")
+    machine.os.login()
+    machine.console.leave()
+    raised = caught_by(machine, lambda: machine.console.send_line("poweroff -f"))
+    assert raised == everywhere(GuestStoppedError)
+
+
+def test_a_power_off_that_comes_before_its_wait_is_not_missed(boot: Boot) -> None:
+    machine = boot("micro")
+    machine.os.login()
+    machine.console.leave()
+    mark = machine.qmp.mark()
+    machine.console.send_line("poweroff -f")
+    machine.qmp.wait(["SHUTDOWN"], after(60), since=mark)
+    machine.wait_for_shutdown()
+    assert not machine.running
+
+
+def test_an_oom_kill_is_the_product_s_fault(boot: Boot) -> None:
+    machine = boot("micro", memory=128 * MIB)
+    machine.os.login()
+    with pytest.raises(OomKillError, match="Killed process"):
+        machine.console.run("tail /dev/zero", after(300))
+
+
+@pytest.mark.parametrize(
+    ("firmware", "error"),
+    [
+        (FirmwareKind.BIOS, NoBootDeviceError),
+        (FirmwareKind.UEFI, (NoBootDeviceError, FirmwareShellError)),
+    ],
+    ids=["bios", "uefi"],
+)
+def test_a_blank_disk_does_not_boot(
+    boot: Boot, image: Selection, firmware: FirmwareKind, error: type[HarnessError]
+) -> None:
+    spec = MachineSpec(
+        "blank",
+        "x86_64",
+        Firmware(firmware),
+        cpus=1,
+        memory=256 * MIB,
+        disks=(Disk("disk", size=8 * MIB, boot_index=0),),
+        nics=(),
+    )
+    machine = boot.start(spec, image)
+    with pytest.raises(error):
+        machine.console.expect("login:", after(120))
+
+
+def test_qemu_that_refuses_its_arguments_says_why(boot: Boot, image: Selection) -> None:
+    spec = MachineSpec("odd", "x86_64", Firmware(FirmwareKind.BIOS), cpu_model="nonsense")
+    with pytest.raises(QemuStartError) as caught:
+        boot.start(spec, image)
+    assert "nonsense" in caught.value.evidence
+    assert "qemu.sh" in caught.value.hint
+
+
+def test_silence_is_told(boot: Boot) -> None:
+    machine = boot("micro")
+    machine.pause()
+    with pytest.raises(WaitTimeoutError) as caught:
+        machine.console.expect("login:", after(1, scaled=False))
+    assert "'login:'" in caught.value.what
+    assert "silent for" in caught.value.what
+    assert str(machine.evidence) in caught.value.evidence
+
+
+def test_a_key_that_the_guest_does_not_know(boot: Boot) -> None:
+    machine = boot("micro", authorize=False)
+    machine.os.login()
+    with pytest.raises(SshKeyRefusedError):
+        machine.ssh.run("true")
+
+
+def test_a_connection_lost_in_a_command(micro: Machine) -> None:
+    with pytest.raises(ConnectionLostError) as caught:
+        micro.ssh.run("echo so far; sleep 1; kill -9 $PPID; sleep 100")
+    assert "so far" in caught.value.evidence
+    assert micro.ssh.run("echo again").stdout == "again\n"
+
+
+def test_a_command_that_ends_the_shell_is_a_status(micro: Machine) -> None:
+    assert micro.console.run("exit 9").status == 9
+    with pytest.raises(CommandError, match="status 4"):
+        micro.console.run("exit 4", check=True)
+    assert micro.console.run("echo alive").stdout == "alive\n"

@@ -1,0 +1,323 @@
+"""The drain: all in the log, bounded, and nothing waits for what cannot come."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import deadline
+from harness.console import Console
+from harness.errors import (
+    DiskFullError,
+    GuestStoppedError,
+    HarnessError,
+    OopsError,
+    PanicError,
+    QemuExitedError,
+    WaitTimeoutError,
+)
+from tests.unit.test_console_support import SOON, at_once, open_console
+
+PANIC = b"\r\n[    1.234567] Kernel panic - not syncing: sysrq triggered crash\r\n"
+
+
+def _rss() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE")
+
+
+def test_every_byte_is_in_the_log_though_nobody_waits(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 4096
+    with open_console(tmp_path) as (console, guest):
+        guest.sendall(data)
+        guest.sendall(b"END")
+        console.expect_exact("END", SOON)
+        assert (tmp_path / "serial.log").read_bytes() == data + b"END"
+
+
+def test_a_second_console_appends_to_the_log_and_counts_from_its_own_start(tmp_path: Path) -> None:
+    for boot in (b"first", b"second"):
+        with open_console(tmp_path) as (console, guest):
+            guest.sendall(boot)
+            assert console.expect(r"\w+(first|second)?", SOON).start == 0
+            console.expect_exact("t" if boot == b"first" else "d", SOON, since=0)
+            assert console.since(0).encode() == boot
+    assert (tmp_path / "serial.log").read_bytes() == b"firstsecond"
+
+
+def test_marks_give_what_came_since(tmp_path: Path) -> None:
+    with open_console(tmp_path) as (console, guest):
+        guest.sendall(b"before")
+        console.expect_exact("before", SOON)
+        mark = console.mark()
+        guest.sendall(b"after \xff")
+        console.expect_exact(b"\xff", SOON)
+        assert console.since(mark) == "after �"
+
+
+def test_a_timeout_says_what_for_the_last_output_and_the_silence(tmp_path: Path) -> None:
+    with open_console(tmp_path) as (console, guest):
+        guest.sendall(b"\x1b[1mStarting \x1b[32mfoo\x1b[0m\r\n")
+        console.expect_exact("foo", SOON)
+        with pytest.raises(WaitTimeoutError) as raised:
+            console.expect("login: ", at_once())
+        error = raised.value
+        assert "'login: '" in error.waited_for
+        assert error.last_output == "Starting foo"
+        assert error.silent is not None and 0 < error.silent < SOON
+        assert str(tmp_path / "serial.log") in str(error)
+
+
+def test_the_end_of_the_connection_ends_a_wait(tmp_path: Path) -> None:
+    with open_console(tmp_path) as (console, guest):
+        guest.sendall(b"last words")
+        guest.close()
+        with pytest.raises(QemuExitedError, match="last words"):
+            console.expect("more", SOON)
+        console.expect_exact("last words", SOON, since=0)
+        console.clear_failure()
+        with pytest.raises(QemuExitedError):
+            console.expect("more", SOON)
+
+
+def test_the_owner_explains_the_end_of_the_connection(tmp_path: Path) -> None:
+    with open_console(tmp_path, on_eof=lambda: GuestStoppedError("off")) as (console, guest):
+        guest.close()
+        with pytest.raises(GuestStoppedError, match="off"):
+            console.expect("more", SOON)
+
+
+def test_whoever_knows_better_replaces_the_end_of_the_connection(tmp_path: Path) -> None:
+    with open_console(tmp_path) as (console, guest):
+        guest.close()
+        with pytest.raises(QemuExitedError):
+            console.expect("more", SOON)
+        console.fail(GuestStoppedError("powered off"))
+        with pytest.raises(GuestStoppedError):
+            console.expect("more", SOON)
+
+
+@pytest.mark.parametrize("wait", ["expect", "screen", "send", "run", "login"])
+def test_fail_ends_any_wait_in_another_thread(tmp_path: Path, wait: str) -> None:
+    with open_console(tmp_path) as (console, guest):
+        if wait == "run":
+            console._driver.active = True
+        raised: list[BaseException] = []
+        started = threading.Event()
+
+        def work() -> None:
+            started.set()
+            try:
+                {
+                    "expect": lambda: console.expect("never", deadline.NEVER),
+                    "screen": lambda: console.wait_for_screen("never", deadline.NEVER),
+                    "send": lambda: console.send(b"x" * (1 << 24), deadline.NEVER),
+                    "run": lambda: console.run("true", deadline.NEVER),
+                    "login": lambda: console.login(deadline=deadline.NEVER),
+                }[wait]()
+            except HarnessError as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        started.wait()
+        if wait == "send":
+            guest.recv(1)  # it has begun
+        console.fail(QemuExitedError("QEMU died"))
+        thread.join(SOON)
+        assert [type(error) for error in raised] == [QemuExitedError]
+
+
+def test_closing_ends_a_wait_in_another_thread(tmp_path: Path) -> None:
+    near, far = socket.socketpair()
+    console = Console(near, log=tmp_path / "log", cast=None, name="guest")
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            console.expect("never", deadline.NEVER)
+        except HarnessError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    console.close()
+    console.close()
+    thread.join(SOON)
+    far.close()
+    assert len(raised) == 1 and "closed" in str(raised[0])
+
+
+def test_what_came_before_a_failure_still_counts(tmp_path: Path) -> None:
+    with open_console(tmp_path) as (console, guest):
+        guest.sendall(b"one two " + PANIC + b"three")
+        with pytest.raises(PanicError):
+            console.expect("never", SOON)
+        console.expect_exact("one", SOON, since=0)
+        console.expect_exact("two", SOON)
+        with pytest.raises(PanicError):
+            console.expect_exact("three", SOON)
+
+
+def test_a_failure_stays_until_it_is_cleared(tmp_path: Path) -> None:
+    with open_console(tmp_path) as (console, guest):
+        guest.sendall(PANIC)
+        for _ in range(2):
+            with pytest.raises(PanicError, match="sysrq triggered crash") as raised:
+                console.expect("login", SOON)
+            assert str(tmp_path / "serial.log") in str(raised.value)
+        with pytest.raises(PanicError):
+            console.send("x")
+        with pytest.raises(PanicError):
+            console.check()
+        assert [sighting.watcher.name for sighting in console.clear_failure()] == ["panic"]
+        guest.sendall(b"login: ")
+        console.expect("login: ", SOON)
+        console.check()
+
+
+def test_a_panic_says_more_than_the_oops_before_it(tmp_path: Path) -> None:
+    with open_console(tmp_path) as (console, guest):
+        guest.sendall(b"\r\n[    1.000000] BUG: kernel NULL pointer dereference, address: 0\r\n")
+        with pytest.raises(OopsError):
+            console.expect("never", SOON)
+        guest.sendall(PANIC + b"END")
+        console._stream.wait_past  # the chunk has been taken once the screen shows its end
+        while "END" not in console.screen.text:
+            threading.Event().wait(0.001)
+        with pytest.raises(PanicError):
+            console.expect("never", SOON)
+
+
+def test_an_expected_error_is_recorded_and_ends_nothing(tmp_path: Path) -> None:
+    with open_console(tmp_path) as (console, guest):
+        with console.expecting(PanicError) as seen:
+            assert not seen
+            guest.sendall(PANIC)
+            sighting = seen.wait(deadline.after(SOON))
+            assert sighting is not None and "sysrq" in sighting.line
+            guest.sendall(b"Rebooting")
+            console.expect("Rebooting", SOON)
+        console.check()
+        assert len(console.sightings) == 1
+        guest.sendall(PANIC)
+        with pytest.raises(PanicError):
+            console.expect("never", SOON)
+
+
+def test_other_errors_than_the_expected_end_the_wait(tmp_path: Path) -> None:
+    with open_console(tmp_path) as (console, guest), console.expecting(OopsError):
+        guest.sendall(PANIC)
+        with pytest.raises(PanicError):
+            console.expect("never", SOON)
+
+
+def test_an_expected_error_that_does_not_come(tmp_path: Path) -> None:
+    with open_console(tmp_path) as (console, _), console.expecting(PanicError) as seen:
+        assert seen.wait(at_once()) is None
+
+
+def test_an_ignored_error_ends_nothing(tmp_path: Path) -> None:
+    with open_console(tmp_path) as (console, guest):
+        console.ignore(PanicError)
+        guest.sendall(PANIC + b"END")
+        console.expect("END", SOON)
+        assert len(console.sightings) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full: run on Linux")
+def test_a_full_disk_is_an_error_of_the_next_wait_and_draining_goes_on(tmp_path: Path) -> None:
+    near, far = socket.socketpair()
+    with Console(near, log=Path("/dev/full"), cast=None, name="guest") as console, far:
+        far.sendall(b"x" * (1 << 22))  # more than the socket holds: somebody reads it
+        with pytest.raises(DiskFullError, match="/dev/full"):
+            console.expect("never", SOON)
+        assert console.last_output().startswith("xxx")
+
+
+def test_a_guest_that_does_not_read_is_a_timeout_that_says_so(tmp_path: Path) -> None:
+    with open_console(tmp_path) as (console, _), pytest.raises(WaitTimeoutError, match="to take"):
+        console.send(b"x" * (1 << 24), at_once())
+
+
+def test_sends_arrive_whole_and_answers_to_queries_never_inside_them(tmp_path: Path) -> None:
+    count, lines = 200, []
+    with open_console(tmp_path) as (console, guest):
+        line = b"<" + b"x" * 5000 + b">"
+
+        def read() -> None:
+            data = b""
+            while data.count(b">") < 2 * count:
+                data += guest.recv(1 << 16)
+            lines.append(data)
+
+        def ask() -> None:
+            for _ in range(60):
+                guest.sendall(b"\x1b[5n")
+
+        threads = [threading.Thread(target=read), threading.Thread(target=ask)]
+        threads += [
+            threading.Thread(target=lambda: [console.send(line, SOON) for _ in range(count)])
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(SOON)
+    assert lines
+    assert lines[0].count(line) == 2 * count
+    assert set(lines[0].replace(line, b"").split(b"\x1b[0n")) == {b""}
+
+
+def _flood(guest: socket.socket, data: bytes, times: int) -> float:
+    started = time.thread_time()
+    for _ in range(times):
+        guest.sendall(data)
+    return time.thread_time() - started
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"[  OK  ] Started the quick brown fox.\r\n" * 2000, id="lines"),
+        pytest.param(b"a" * 65536, id="one endless line"),
+        pytest.param(b"-BUG: " * 11000, id="an endless line of needles"),
+        pytest.param(b"xBUG: \r\n" * 8000, id="lines of needles"),
+        pytest.param(b"\x1b[6n" * 16000, id="queries"),
+        pytest.param(b"\x1b" * 65536, id="escapes"),
+        pytest.param(b"\x1b]0;" + b"t" * 65000, id="a title without end"),
+        pytest.param(b"\xff\xc3" * 32000, id="invalid UTF-8"),
+    ],
+)
+def test_time_is_linear_in_the_output(tmp_path: Path, data: bytes) -> None:
+    # Four times the output takes about four times the processor; quadratic would be sixteen.
+    spent = []
+    for times in (4, 16):
+        with open_console(tmp_path) as (console, guest):
+            before = time.process_time()
+            _flood(guest, data, times)
+            guest.sendall(b"\r\nEND")
+            console.expect_exact("\r\nEND", 6 * SOON)
+            spent.append(time.process_time() - before)
+    assert spent[1] < 8 * spent[0] + 0.1
+
+
+def test_memory_is_bounded_whatever_the_amount(tmp_path: Path) -> None:
+    data = b"[  OK  ] Started the quick brown fox, and so on.\r\n" * 20000
+    total = 200 << 20
+    with open_console(tmp_path) as (console, guest):
+        _flood(guest, data, 8)
+        before = _rss()
+        _flood(guest, data, total // len(data))
+        guest.sendall(b"END")
+        # The wait begins 200 MB behind.
+        assert console.expect_exact("END", 6 * SOON).end == console.mark()
+        assert console.mark() > total
+        assert _rss() - before < 64 << 20
+    assert (tmp_path / "serial.log").stat().st_size > total
+    assert (tmp_path / "serial.cast").stat().st_size < total / 2

@@ -1,0 +1,137 @@
+"""Guests for the console's tests: a socket to play on, and a real shell behind a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import deadline
+from harness.console import Console
+
+SHELLS = [
+    pytest.param(argv, id=name)
+    for name, argv in {
+        "dash": ["dash"],
+        "bash": ["bash", "--norc", "-i"],
+        "busybox": ["busybox", "sh", "-i"],
+    }.items()
+    if shutil.which(argv[0])
+]
+
+SOON = 20.0
+"""Seconds that a wait may take which nothing should hold up, on a loaded host."""
+
+
+def at_once() -> deadline.Deadline:
+    """Return a deadline that is over in a moment."""
+    return deadline.after(0.05, scaled=False)
+
+
+@contextlib.contextmanager
+def open_console(
+    tmp_path: Path, *, on_eof: Callable[[], BaseException] | None = None
+) -> Iterator[tuple[Console, socket.socket]]:
+    """Make a console, and the guest's end of its socket."""
+    near, far = socket.socketpair()
+    console = Console(
+        near,
+        log=tmp_path / "serial.log",
+        cast=tmp_path / "serial.cast",
+        name="guest",
+        on_eof=on_eof,
+    )
+    with console, far:
+        yield console, far
+
+
+class ShellGuest:
+    """A shell on a terminal, joined to a socket; what it prints may be tampered with.
+
+    Attributes:
+        sock: The console's end.
+        tamper: Gets each chunk of output before it is sent.
+        ordered: Everything that was sent to the guest.
+    """
+
+    def __init__(self, argv: list[str], home: Path) -> None:
+        self.sock, self._far = socket.socketpair()
+        self._master, slave = pty.openpty()
+        self.tamper: Callable[[bytes], bytes] = lambda data: data
+        self.ordered = bytearray()
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PS1": "guest# ",
+            "TERM": "vt220",
+            "LANG": "C.UTF-8",
+            "HOME": str(home),
+        }
+        # setsid --ctty makes the terminal the shell's own, so that Ctrl-C reaches it.
+        self.process = subprocess.Popen(
+            ["setsid", "--ctty", "--wait", *argv],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            cwd=home,
+        )
+        os.close(slave)
+        self._threads = [
+            threading.Thread(target=self._from_guest, daemon=True),
+            threading.Thread(target=self._to_guest, daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def inject(self, noise: bytes) -> None:
+        """Write to the line as the kernel or a daemon would."""
+        self._far.sendall(noise)
+
+    def _from_guest(self) -> None:
+        with contextlib.suppress(OSError):
+            while data := os.read(self._master, 65536):
+                self._far.sendall(self.tamper(data))
+        with contextlib.suppress(OSError):
+            self._far.shutdown(socket.SHUT_WR)
+
+    def _to_guest(self) -> None:
+        with contextlib.suppress(OSError):
+            while data := self._far.recv(65536):
+                self.ordered += data
+                while data:
+                    data = data[os.write(self._master, data) :]
+
+    def close(self) -> None:
+        """End the shell."""
+        self.process.kill()
+        self.process.wait()
+        with contextlib.suppress(OSError):
+            self._far.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(SOON)
+        os.close(self._master)
+        self._far.close()
+
+
+@contextlib.contextmanager
+def open_shell(argv: list[str], tmp_path: Path) -> Iterator[tuple[Console, ShellGuest]]:
+    """Make a console with a shell that takes commands."""
+    guest = ShellGuest(argv, tmp_path)
+    try:
+        with Console(
+            guest.sock, log=tmp_path / "serial.log", cast=tmp_path / "serial.cast", name="guest"
+        ) as console:
+            console.login(None, deadline=SOON)
+            yield console, guest
+            if console.logged_in:
+                console.leave()
+    finally:
+        guest.close()

@@ -1,0 +1,131 @@
+"""Watchers: the lines that end waits, and those that only look like them."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.console.watch import DEFAULT_WATCHERS, Scanner, Sighting, watcher
+from harness.errors import GuestError
+
+GENUINE = [
+    ("panic", b"[    3.141592] Kernel panic - not syncing: VFS: Unable to mount root fs"),
+    ("panic", b"Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000009"),
+    ("panic", b"<0>[   12.000001][    T1] Kernel panic - not syncing: Fatal exception"),
+    ("panic", b"micro login: [   12.000001] Kernel panic - not syncing: sysrq"),
+    ("oops", b"[    5.000000] BUG: kernel NULL pointer dereference, address: 0000000000000000"),
+    ("oops", b"[    5.000000] Oops: Oops: 0002 [#1] PREEMPT SMP NOPTI"),
+    ("oops", b"[    5.000000] kernel BUG at mm/slub.c:4321!"),
+    ("oops", b"[    5.000000] general protection fault, probably for non-canonical address 0x1"),
+    ("oops", b"[    5.000000] Unable to handle kernel paging request at virtual address 00"),
+    ("oops", b"[    5.000000] Internal error: Oops: 0000000096000004 [#1] SMP"),
+    ("oom", b"[   99.000000] Out of memory: Killed process 321 (stress) total-vm:12kB"),
+    ("oom", b"[   99.000000] Memory cgroup out of memory: Killed process 321 (x) total-vm:12kB"),
+    ("emergency", b'You are in emergency mode. After logging in, type "journalctl -xb" to view'),
+    ("emergency", b"\x1b[0;1;31mYou are in rescue mode.\x1b[0m After logging in, type"),
+    ("emergency", b"Entering emergency mode. Exit the shell to continue."),
+    ("emergency", b"Cannot open access to console, the root account is locked."),
+    ("initramfs", b"ALERT!  /dev/vda2 does not exist.  Dropping to a shell!"),
+    ("initramfs", b"(initramfs) "),
+    ("init-crash", b"\x1b[!p[!!!!!!] Failed to start up manager."),
+    ("firmware-shell", b"\x1b[2J\x1b[01;01H\x1b[0m\x1b[37m\x1b[40mUEFI Interactive Shell v2.2"),
+    ("no-boot-device", b"BdsDxe: No bootable option or device was found."),
+    ("no-boot-device", b"No bootable device."),
+    ("first-boot", b"-- Press any key to proceed --"),
+]
+
+HARMLESS = [
+    b"echo Kernel panic - not syncing: in the middle of a line",
+    b"[    1.000000] ---[ end Kernel panic - not syncing: Fatal exception ]---",
+    b"Nov 21 08:00:00 host kernel: Kernel panic - not syncing: of another boot",
+    b"[    1.000000] watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [swapper/0:1]",
+    b"[    1.000000] BUG: workqueue lockup - pool cpus=0 node=0 flags=0x0 nice=0 stuck for 31s!",
+    b"[    1.000000] traps: foo[123] general protection fault ip:55 sp:7f error:0 in foo",
+    b"[    1.000000] WARNING: CPU: 0 PID: 1 at kernel/foo.c:12 bar+0x1/0x2",
+    b"REPORT A BUG: here",
+    b"[  OK  ] Reached target emergency.target - Emergency Mode.",
+    b"[  OK  ] Started emergency shell helper, emergency mode off.",
+    b"Welcome to the UEFI Interactive Shell documentation",
+    b"Press any key to proceed",
+    b"Exit (initramfs) never",
+    b"say [!!!!!!] hello",
+]
+
+
+def scan(chunks: list[bytes]) -> list[Sighting]:
+    scanner = Scanner(DEFAULT_WATCHERS)
+    found: list[Sighting] = []
+    offset = 0
+    for chunk in chunks:
+        buffer = bytearray(Scanner.HEADROOM) + chunk
+        found += scanner.feed(buffer, Scanner.HEADROOM, len(buffer), offset)
+        offset += len(chunk)
+    return found
+
+
+@pytest.mark.parametrize(("name", "line"), GENUINE)
+def test_genuine_lines_are_found_once_wherever_the_output_is_cut(name: str, line: bytes) -> None:
+    text = b"[  OK  ] before\r\n" + line + b"\r\nafter\r\n"
+    for cut in range(len(text) + 1):
+        assert [s.watcher.name for s in scan([text[:cut], text[cut:]])] == [name], cut
+
+
+@pytest.mark.parametrize(("name", "line"), GENUINE)
+@pytest.mark.parametrize("before", [b"", b"\n", b"\r", b"text\r\n"])
+def test_genuine_lines_are_found_byte_by_byte(name: str, line: bytes, before: bytes) -> None:
+    text = before + line + b"\r\nafter\r\n"
+    assert [s.watcher.name for s in scan([bytes([byte]) for byte in text])] == [name]
+
+
+@pytest.mark.parametrize(("name", "line"), GENUINE)
+def test_genuine_lines_are_found_in_a_flood(name: str, line: bytes) -> None:
+    flood = b"[  OK  ] Started (something) with BIG: UPPER KEYS! gyk\r\n" * 3000
+    colour = b"\x1b[32mgreen\x1b[0m\r\n" * 3000
+    for around in (flood, colour, flood + colour):
+        text = around + line + b"\r\n" + around
+        assert len(text) > 64 * 1024
+        assert [s.watcher.name for s in scan([text])] == [name]
+        for cut in range(len(around) - 2, len(around) + len(line) + 3, 7):
+            assert [s.watcher.name for s in scan([text[:cut], text[cut:]])] == [name], cut
+
+
+@pytest.mark.parametrize("line", HARMLESS)
+def test_lines_that_only_look_like_it_are_not(line: bytes) -> None:
+    text = b"before\r\n" + line + b"\r\nafter\r\n"
+    assert scan([text]) == []
+    assert scan([bytes([byte]) for byte in text]) == []
+    for cut in range(len(text)):
+        assert scan([text[:cut], text[cut:]]) == [], cut
+
+
+def test_a_prompt_is_found_before_its_line_ends() -> None:
+    assert [s.watcher.name for s in scan([b"\r\n(initra", b"mfs) "])] == ["initramfs"]
+
+
+def test_the_middle_of_an_endless_line_is_no_line() -> None:
+    for size in (100, 600, 5000, 100_000):
+        text = b"x" * size + b"Kernel panic - not syncing: no"
+        assert scan([text]) == []
+        assert scan([text[:size], text[size:]]) == []
+        assert len(scan([text + b"\nKernel panic - not syncing: yes\n"])) == 1
+
+
+def test_each_line_counts() -> None:
+    line = b"[    1.000000] BUG: Bad page state\r\n"
+    assert len(scan([line * 3])) == 3
+    assert len(scan([line, line, line])) == 3
+
+
+def test_the_place_of_a_sighting_is_where_it_begins() -> None:
+    text = b"x login: [    1.000000] Kernel panic - not syncing: y\n"
+    assert [s.offset for s in scan([b"1234\n" + text])] == [5 + text.index(b"[")]
+    assert [s.offset for s in scan([b"1234\n" + text[:20], text[20:]])] == [5 + text.index(b"[")]
+
+
+def test_the_line_is_shown_without_escapes() -> None:
+    (found,) = scan([b"\x1b[31mNo bootable device.\x1b[0m\r\n"])
+    assert found.line == "No bootable device."
+
+
+def test_a_needle_must_be_long_enough() -> None:
+    with pytest.raises(ValueError, match="four"):
+        watcher("x", "x", GuestError, ["abc"], "abc", "")
