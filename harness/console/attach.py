@@ -48,8 +48,7 @@ def attach(stream: Stream, stdin: int, stdout: int) -> str:
     stream.listen(news)
     stream.queries.enabled = False
     start = stream.total
-    # A descriptor of its own: poll takes one interest for each.
-    out = os.dup(stdout)
+    out = _own_output(stdout)
     try:
         if saved is not None:
             tty.setraw(stdin)
@@ -59,10 +58,28 @@ def attach(stream: Stream, stdin: int, stdout: int) -> str:
         stream.unlisten(news)
         news.close()
         if saved is not None:
-            termios.tcsetattr(stdin, termios.TCSADRAIN, saved)
+            # Now: draining would wait for a person who does not look.
+            termios.tcsetattr(stdin, termios.TCSANOW, saved)
         if os.isatty(out):
             _restore_window(stream, start, out)
         os.close(out)
+
+
+def _own_output(stdout: int) -> int:
+    """Return a descriptor for the output that never blocks, without changing the caller's."""
+    if os.isatty(stdout):
+        try:
+            return os.open(os.ttyname(stdout), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+        except OSError:
+            pass  # a terminal of another namespace has no name here
+    return os.dup(stdout)
+
+
+def _write(out: int, data: bytes) -> int:
+    try:
+        return os.write(out, data)
+    except BlockingIOError:
+        return 0
 
 
 def _join(stream: Stream, stdin: int, stdout: int, news: Signal, shown: int) -> str:
@@ -89,7 +106,7 @@ def _join(stream: Stream, stdin: int, stdout: int, news: Signal, shown: int) -> 
                 if event & (select.POLLERR | select.POLLHUP):
                     return "gone"
                 part = stream.read(shown, min(stream.total, shown + _STEP))
-                shown += os.write(stdout, part)
+                shown += _write(stdout, part)
         failure = stream.failures.current
         if shown < stream.total:
             if not looking:
@@ -104,11 +121,11 @@ def _join(stream: Stream, stdin: int, stdout: int, news: Signal, shown: int) -> 
             note = f"\r\n[harness: {failure.kind.__name__}; Ctrl-] leaves]\r\n"
             if failure.final:
                 return "closed"
-            os.write(stdout, note.encode())
+            _write(stdout, note.encode())
 
 
 def _restore_window(stream: Stream, start: int, stdout: int) -> None:
     recent = stream.read(max(start, stream.total - (1 << 20)), stream.total)
     switches = _ALTERNATE.findall(recent)
     leave_alternate = b"\x1b[?1049l" if switches and switches[-1] == b"h" else b""
-    os.write(stdout, leave_alternate + _RESTORE + b"\r\n")
+    _write(stdout, leave_alternate + _RESTORE + b"\r\n")

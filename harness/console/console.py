@@ -7,6 +7,7 @@ The parts are modules of their own: :mod:`~harness.console.stream` drains and lo
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import sys
@@ -31,13 +32,13 @@ from harness.console.expect import (
 )
 from harness.console.failures import Expected
 from harness.console.keys import key_bytes
-from harness.console.login import log_in
+from harness.console.login import log_in, wait_for_prompt
 from harness.console.shell import Driver, Result
 from harness.console.stream import Stream
 from harness.console.terminal import BACKLOG, PIECE, Screen, Terminal
 from harness.console.watch import DEFAULT_WATCHERS, Sighting, Watcher
 from harness.deadline import Deadline
-from harness.errors import CommandError, GuestError
+from harness.errors import CommandError, GuestError, WaitTimeoutError
 
 EXPECT_SECONDS: Final = 60.0
 RUN_SECONDS: Final = 60.0
@@ -102,6 +103,8 @@ class Console:
         self._driver = Driver(self._stream)
         self._talking = threading.RLock()
         self._position = 0
+        self._reset_at = 0
+        self._prompt: str | None = None
         self._size = (columns, rows)
         self._looking = threading.Lock()
         self._terminal: Terminal | None = None
@@ -283,7 +286,8 @@ class Console:
         limit = deadlines.of(deadline, LOGIN_SECONDS)
         with self._talking:
             self._driver.active = False
-            start = min(self._position, self._line_start())
+            self._prompt = prompt
+            start = max(min(self._position, self._line_start()), self._reset_at)
             log_in(self._stream, self._driver, start, user, password, prompt, limit)
             self._position = max(self._position, self._driver.position)
 
@@ -335,16 +339,22 @@ class Console:
         """Give the console back as it was before :meth:`login`: a prompt, with echo.
 
         Raises:
-            WaitTimeoutError: as :meth:`send`.
+            WaitTimeoutError: if the prompt does not come until the deadline; 10 s unless given.
         """
+        limit = deadlines.of(deadline, SEND_SECONDS)
         with self._talking:
-            self._driver.leave(deadlines.of(deadline, SEND_SECONDS))
+            if self._driver.active:
+                mark = self._stream.total
+                self._driver.leave(limit)
+                found = wait_for_prompt(self._stream, mark, self._prompt, limit)
+                self._position = max(self._position, found.end)
 
     def forget_login(self) -> None:
-        """Take note that the guest was reset: there is no shell any more.
+        """Take note that the guest was reset: there is no shell, and an older prompt is none.
 
         It takes no lock: whoever learns of a reset must not wait for a wait.
         """
+        self._reset_at = self._stream.total
         self._driver.active = False
 
     # The screen.
@@ -446,7 +456,9 @@ class Console:
         """
         with self._talking:
             if self._driver.active and self._stream.failures.current is None:
-                self._driver.leave(deadlines.of(None, SEND_SECONDS))
+                # A person can cope without a prompt, and may want to see why there is none.
+                with contextlib.suppress(WaitTimeoutError):
+                    self.leave()
             try:
                 return person.attach(
                     self._stream,

@@ -37,8 +37,9 @@ BOOTSTRAP: Final = (
 _DRIVER: Final = (
     "__D=$1;__r=$2;__n=;__d=;__e=;__b=;__o=;__s=0;__k=0;__z=;"
     '__l=$(printf "\\n.");__l=${__l%.};__m=$(printf "\\r");'
-    'mkdir -p "$__D" 2>/dev/null;printf "a\\n" >"$__D/.t";'
-    '{ IFS= read -r -n 9 -d "" __o <"$__D/.t";} 2>/dev/null;[ "$__o" = "a$__l" ]&&__z=1;'
+    # A trace (`set -x`) of the driver would break its frames.
+    'exec 2>/dev/null;mkdir -p "$__D";printf "a\\n" >"$__D/.t";'
+    '{ IFS= read -r -n 9 -d "" __o <"$__D/.t";};[ "$__o" = "a$__l" ]&&__z=1;'
     # The frame of the result. Without the status, this driver is not the one that ran the command.
     '__f(){ [ "$__n" = "$__d" ]||{ __s=$__r;__d=$__n;};__o=;__t=;'
     'if [ -s "$__D/$__i" ];then '
@@ -46,12 +47,12 @@ _DRIVER: Final = (
     'case $__o in *"$__m"*)__t=1;esac;fi;'
     'if [ "$__t" ];then __k=100;'
     '__o=$(command -p cksum <"$__D/$__i")||__o=" $(($(command -p wc -c <"$__D/$__i")))";'
-    'printf "<%s %s %s %s\n" "$__n" "$__s" "${__o#* }" "${__o% *}";'
+    'printf "<%s %s %s %s\\n" "$__n" "$__s" "${__o#* }" "${__o% *}";'
     'command -p cat "$__D/$__i";'
-    'printf "%s %s %s %s>\n" "$__n" "$__s" "${__o#* }" "${__o% *}";'
+    'printf "%s %s %s %s>\\n" "$__n" "$__s" "${__o#* }" "${__o% *}";'
     # In the C locale ${#...} counts bytes.
     "else local LC_ALL=C;"
-    'printf "<%s %s %s\n%s%s %s %s>\n" '
+    'printf "<%s %s %s\\n%s%s %s %s>\\n" '
     '"$__n" "$__s" "${#__o}" "$__o" "$__n" "$__s" "${#__o}";fi;};'
     # A piece of it.
     '__g(){ printf "<%s 0 %s\\n" "$1" "$3";'
@@ -90,5 +91,5 @@ def driver_script(tag: str) -> str:
     Args:
         tag: Of the frame it answers with; names its directory, and its line when it starts again.
     """
-    assert "'" not in _DRIVER
+    assert not set("'\n") & set(_DRIVER)
     return _KEEPER.replace("DRIVER", _DRIVER).replace("TAG", tag)

@@ -91,6 +91,19 @@ def log_in(
     driver.enter(deadline)
 
 
+def wait_for_prompt(stream: Stream, start: int, prompt: str | None, deadline: Deadline) -> Match:
+    """Wait until what looks like a shell's prompt ends the output.
+
+    Before a shell shows it, it sets the terminal up, and what was typed until then may be lost.
+
+    Raises:
+        WaitTimeoutError: at the deadline.
+    """
+    return _find(
+        stream, [prompt.encode() if prompt else _SHELL_PROMPT], start, deadline, "a shell prompt"
+    )
+
+
 def _probe(
     stream: Stream,
     driver: Driver,

@@ -18,7 +18,7 @@ from harness.console.text import cut_sequence
 BACKLOG: Final = 256 * 1024
 """Bytes of output, at most, from which a screen is made that nobody looked at for a while."""
 
-PIECE: Final = 4096
+PIECE: Final = 1024
 """Bytes after which a wait for a text looks at the screen again."""
 
 _CURSOR_KEYS: Final = 1 << 5

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -110,16 +111,18 @@ def test_fail_ends_any_wait_in_another_thread(tmp_path: Path, wait: str) -> None
         raised: list[BaseException] = []
         started = threading.Event()
 
+        waits: dict[str, Callable[[], object]] = {
+            "expect": lambda: console.expect("never", deadline.NEVER),
+            "screen": lambda: console.wait_for_screen("never", deadline.NEVER),
+            "send": lambda: console.send(b"x" * (1 << 24), deadline.NEVER),
+            "run": lambda: console.run("true", deadline.NEVER),
+            "login": lambda: console.login(deadline=deadline.NEVER),
+        }
+
         def work() -> None:
             started.set()
             try:
-                {
-                    "expect": lambda: console.expect("never", deadline.NEVER),
-                    "screen": lambda: console.wait_for_screen("never", deadline.NEVER),
-                    "send": lambda: console.send(b"x" * (1 << 24), deadline.NEVER),
-                    "run": lambda: console.run("true", deadline.NEVER),
-                    "login": lambda: console.login(deadline=deadline.NEVER),
-                }[wait]()
+                waits[wait]()
             except HarnessError as error:
                 raised.append(error)
 
@@ -187,9 +190,8 @@ def test_a_panic_says_more_than_the_oops_before_it(tmp_path: Path) -> None:
         with pytest.raises(OopsError):
             console.expect("never", SOON)
         guest.sendall(PANIC + b"END")
-        console._stream.wait_past  # the chunk has been taken once the screen shows its end
-        while "END" not in console.screen.text:
-            threading.Event().wait(0.001)
+        with console.expecting() as seen:
+            seen.wait(at_once())
         with pytest.raises(PanicError):
             console.expect("never", SOON)
 
@@ -260,11 +262,12 @@ def test_sends_arrive_whole_and_answers_to_queries_never_inside_them(tmp_path: P
             for _ in range(60):
                 guest.sendall(b"\x1b[5n")
 
+        def write() -> None:
+            for _ in range(count):
+                console.send(line, SOON)
+
         threads = [threading.Thread(target=read), threading.Thread(target=ask)]
-        threads += [
-            threading.Thread(target=lambda: [console.send(line, SOON) for _ in range(count)])
-            for _ in range(2)
-        ]
+        threads += [threading.Thread(target=write) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:

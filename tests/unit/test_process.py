@@ -33,7 +33,6 @@ def test_exit_is_an_event_with_a_status_and_last_words(tmp_path: Path) -> None:
 
 def test_kill_ends_it_and_says_how(tmp_path: Path) -> None:
     process = OwnedProcess(["/bin/sleep", "600"], stderr=tmp_path / "err")
-    assert process.running
     process.kill()
     assert not process.running
     assert process.how_ended() == "killed by SIGKILL"

@@ -1,0 +1,229 @@
+"""The micro guest with its console on a plain socket, for readers that take turns at it.
+
+QEMU's command line is Harness' own, so that every side has the same machine; nobody reads the
+socket but the side whose turn it is. Between turns the guest stands at a shell's prompt.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from bench.raw import RawConsole
+from harness import deadline, paths, profiles
+from harness.catalog import Selection, load
+from harness.keys import KeyPair
+from harness.machine import Machine
+from harness.profiles.base import Profile
+from harness.qemu import accel, argv, binary
+from harness.qemu.process import OwnedProcess
+from harness.spec import MIB, ConsoleDevice, Disk, MachineSpec, Nic
+from harness.store import Store
+
+ARCH: Final = "x86_64"
+USER: Final = "root"
+PASSWORD: Final = "micro"
+PROMPT: Final = r"micro:[^\r\n]*# "
+"""The prompt of the guest's shell, for who matches it."""
+
+PAYLOAD: Final = "/tmp/payload"
+"""Where :meth:`Guest.unpack` puts the payload in the guest."""
+
+ACCELERATOR: Final = "tcg"
+"""The budgets are for TCG: it is what every host has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Micro:
+    """The micro image, ready to boot.
+
+    Attributes:
+        selection: Its entry of the catalogue.
+        files: Its artifacts by name.
+        profile: Its profile.
+        accel: The accelerator.
+    """
+
+    selection: Selection
+    files: dict[str, Path]
+    profile: type[Profile]
+    accel: accel.Accel
+
+    def spec(
+        self,
+        name: str,
+        *,
+        console: ConsoleDevice = ConsoleDevice.SERIAL,
+        disks: tuple[Disk, ...] = (),
+        nics: tuple[Nic, ...] = (),
+        key: KeyPair | None = None,
+    ) -> MachineSpec:
+        """Return the spec of a guest whose console is the given device."""
+        return self.profile.spec(
+            self.selection,
+            self.files,
+            name=name,
+            disks=disks,
+            nics=nics,
+            credentials=self.profile.credentials(key.public) if key else None,
+            console=console,
+            cmdline="console=hvc0" if console is ConsoleDevice.VIRTIO else "",
+        )
+
+    def machine(self, name: str, folder: Path, key: KeyPair) -> Machine:
+        """Return a machine as a test would have it: SSH, monitor, evidence. It is not started."""
+        spec = self.spec(name, nics=(Nic(),), key=key)
+        machine = Machine(spec, accel=lambda _: self.accel, key=key, evidence=folder)
+        machine.os = self.profile(machine, self.selection)
+        return machine
+
+
+@functools.cache
+def micro() -> Micro:
+    """Return the micro image, built or fetched if it has to be; deadlines are scaled for TCG."""
+    selection = load(paths.images_dir(), known_profiles=profiles.names()).resolve("micro", ARCH)
+    files = Store(paths.cache_dir()).artifacts(selection, progress=print).files
+    qemu = binary.find(ARCH)
+    found = accel.probe(ACCELERATOR, ARCH, qemu=qemu.path, cache_dir=paths.cache_dir())
+    deadline.set_scale(deadline.TCG_SCALE)
+    return Micro(selection, dict(files), profiles.find(selection.image.profile), found)
+
+
+def command(spec: MachineSpec, console_fd: int, qmp_fd: int | None, *disks: Path) -> list[str]:
+    """Return QEMU's command line for a spec, as Harness makes it, that starts running at once."""
+    image = micro()
+    given = argv.Allocations(
+        qemu=binary.find(ARCH).path,
+        accel=image.accel.name,
+        cpu_model=accel.cpu_model(image.accel, ARCH),
+        disks={
+            disk.name: argv.DiskFile(path, "raw")
+            for disk, path in zip(spec.disks, disks, strict=True)
+        },
+        console_fd=console_fd,
+        qmp_fd=qmp_fd,
+    )
+    return [word for word in argv.build(spec, given) if word != "-S"]
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A file of text lines for the guest to print.
+
+    Attributes:
+        path: The file on the host.
+    """
+
+    path: Path
+
+    @property
+    def printed(self) -> bytes:
+        """What one ``cat`` of it puts on the line: a terminal makes each LF a CR LF."""
+        return self.path.read_bytes().replace(b"\n", b"\r\n")
+
+    def digest(self, times: int) -> tuple[int, str]:
+        """Return length and SHA-256 of what the line carries when it is printed so often."""
+        data = self.printed
+        digest = hashlib.sha256()
+        for _ in range(times):
+            digest.update(data)
+        return len(data) * times, digest.hexdigest()
+
+
+def payload(folder: Path, size: int) -> Payload:
+    """Write a payload: lines as of a log, all different; the same for each run.
+
+    Args:
+        folder: Where the file goes.
+        size: Bytes; a multiple of 512, the file is a disk of the guest.
+    """
+    source = random.Random(1)  # noqa: S311 # repeatable text, no secret
+    words = ["unit", "started", "device", "eth0", "link", "ready", "mounted", "target", "reached"]
+    lines = bytearray()
+    number = 0
+    while len(lines) < size:
+        number += 1
+        text = " ".join(source.choices(words, k=source.randint(3, 9)))
+        lines += f"[{number / 1000:12.6f}] {source.getrandbits(32):08x} {text}\n".encode()
+    del lines[size - 1 :]
+    path = folder / f"payload-{size}"
+    path.write_bytes(bytes(lines) + b"\n")
+    return Payload(path)
+
+
+class Guest:
+    """A booted micro guest; a context manager.
+
+    Args:
+        folder: Where QEMU's words go.
+        name: The guest's name.
+        console: The device of its console.
+        load: A payload to have in the guest, or ``None``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        console: ConsoleDevice = ConsoleDevice.SERIAL,
+        load: Payload | None = None,
+    ) -> None:
+        self.device = console
+        self.payload = load
+        self._words = folder / f"{name}.qemu.stderr"
+        disks = (Disk("payload", base=load.path, readonly=True),) if load else ()
+        self._spec = micro().spec(name, console=console, disks=disks)
+        self._process: OwnedProcess | None = None
+        self.socket = socket.socket()
+
+    def __enter__(self) -> Self:
+        self.socket.close()
+        self.socket, there = socket.socketpair()
+        with there:
+            files = [self.payload.path] if self.payload else []
+            self._process = OwnedProcess(
+                command(self._spec, there.fileno(), None, *files),
+                stderr=self._words,
+                pass_fds=(there.fileno(),),
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process is not None:
+            self._process.kill()
+        self.socket.close()
+
+    def login(self) -> None:
+        """Log in, by hand, and bring the payload into the guest's memory."""
+        console = RawConsole(self.socket.fileno())
+        console.login(USER, PASSWORD)
+        shell = console.shell()
+        if self.payload is not None:
+            _, status = shell.run(f"dd if=/dev/vda of={PAYLOAD} bs=64k 2>/dev/null")
+            told, _ = shell.run(f"sha256sum < {PAYLOAD}")
+            want = hashlib.sha256(self.payload.path.read_bytes()).hexdigest()
+            if status or told.split()[0].decode() != want:
+                raise RuntimeError("the payload did not come into the guest whole")
+        shell.close()
+
+
+def megabytes(size: float) -> float:
+    """Return bytes as MB, of 1000 * 1000 bytes."""
+    return size / 1e6
+
+
+def guest_memory_for(load: int) -> bool:
+    """Whether a payload of so many bytes has room in the guest's 256 MiB."""
+    return load <= 64 * MIB

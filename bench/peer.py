@@ -1,0 +1,89 @@
+"""labgrid (PyPI), with its own drivers, on the console that the other sides use.
+
+``labgrid-qemu`` is its QEMUDriver, ``labgrid-serial`` its SerialDriver (pyserial); on top of each
+its ShellDriver. Reading, writing, matching and running commands are labgrid's code, unchanged. One
+thing is replaced: QEMUDriver starts a QEMU of its own, and here takes the socket of the one that
+runs, so that all sides have the same guest. SerialDriver wants a terminal device: a pty, to which
+a thread of another process carries the socket's bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from bench import raw
+from bench.guest import PASSWORD, PAYLOAD, PROMPT, USER
+
+
+def version() -> str:
+    """Return labgrid's version, or nothing if it is not installed."""
+    try:
+        return metadata.version("labgrid")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+NOT_INSTALLED = "labgrid is not installed; './run bench' installs it"
+
+
+def labgrid_side(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Do a task with labgrid."""
+    from labgrid import Target
+    from labgrid.driver import QEMUDriver, SerialDriver, ShellDriver
+    from labgrid.resource import RawSerialPort
+
+    target = Target("bench")
+    if task["side"] == "labgrid-qemu":
+        sock = socket.socket(fileno=os.dup(task["fd"]))
+        sock.setblocking(False)  # as QEMUDriver.on() does
+
+        class OnSocket(QEMUDriver):  # type: ignore[misc]
+            def on_activate(self) -> None:
+                self._clientsocket = sock
+                self.status = 1
+
+            def on_deactivate(self) -> None:
+                self._clientsocket = None
+
+        console = OnSocket(target, "console", qemu_bin="", machine="", cpu="", memory="")
+    else:
+        RawSerialPort(target, "port", port=task["tty"])
+        console = SerialDriver(target, "console")
+    shell = ShellDriver(
+        target,
+        "shell",
+        prompt=PROMPT,
+        login_prompt="login: ",
+        username=USER,
+        password=PASSWORD,
+    )
+    target.activate(shell)
+    if task["task"] == "commands":
+        samples = []
+        for _ in range(task["count"]):
+            started = time.perf_counter()
+            output, _, status = shell.run("echo hello")
+            samples.append(time.perf_counter() - started)
+            assert (output, status) == (["hello"], 0)
+        return {"samples": samples}
+    flood = raw.flood(PAYLOAD, task["times"], task["tag"])
+    console.sendline(flood.command)
+    console.expect(flood.begin.decode(), timeout=60)
+    cpu = time.process_time()
+    started = time.perf_counter()
+    _, before, _, _ = console.expect(flood.end.decode(), timeout=task["seconds"])
+    seconds = time.perf_counter() - started
+    cpu = time.process_time() - cpu
+    console.expect(PROMPT, timeout=60)
+    return {
+        "seconds": seconds,
+        "cpu": cpu,
+        "length": len(before),
+        "sha256": hashlib.sha256(before).hexdigest(),
+    }

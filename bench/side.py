@@ -1,0 +1,247 @@
+"""One side of a comparison, in a process of its own: ``python -m bench.side TASK`` (JSON).
+
+Each side gets the guest's console, does its task, prints one line of JSON, and leaves the guest at
+a shell's prompt. Being a process, it has its memory and its interpreter to itself; being alike for
+all sides, what that costs cancels out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tty
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from bench import raw
+from bench.guest import PAYLOAD, PROMPT, Guest
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+LIMIT: Final = 1800.0
+"""Seconds after which a side is killed and its benchmark failed."""
+
+SIDES: Final = ("harness", "raw", "labgrid-qemu", "labgrid-serial", "raw-pty")
+TASKS: Final = ("commands", "output")
+ON_PTY: Final = ("labgrid-serial", "raw-pty")
+"""Those that want a terminal device, not a socket."""
+
+
+class SideError(Exception):
+    """A side failed; its words."""
+
+
+# --- in the parent ----------------------------------------------------------------------------
+
+
+def ask(guest: Guest, side: str, task: str, **parameters: Any) -> dict[str, Any]:
+    """Let a side do a task on a guest and return what it says.
+
+    Raises:
+        SideError: if it fails.
+    """
+    with ExitStack() as stack:
+        fd = guest.socket.fileno()
+        given: dict[str, Any] = {"side": side, "task": task, **parameters}
+        if side in ON_PTY:
+            given["tty"] = stack.enter_context(bridge(guest.socket))
+        else:
+            given["fd"] = fd
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "bench.side", json.dumps(given)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                pass_fds=(fd,),
+                timeout=LIMIT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise SideError(f"{side} did not end its {task} in {LIMIT:.0f} s") from error
+    if done.returncode:
+        raise SideError(f"{side} failed at {task}: {done.stderr.strip()[-2000:]}")
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+@contextmanager
+def bridge(sock: socket.socket) -> Iterator[str]:
+    """Lead a socket to a pty and yield the terminal's path.
+
+    A thread of this process, idle otherwise, carries the bytes. ``raw-pty`` measures what it costs.
+    """
+    ours, theirs = os.openpty()
+    tty.setraw(theirs)
+    stop, stopper = os.pipe()
+    sock.setblocking(True)
+
+    def carry() -> None:
+        poller = select.poll()
+        for fd in (ours, stop, sock.fileno()):
+            poller.register(fd, select.POLLIN)
+        while True:
+            for fd, _ in poller.poll():
+                if fd == stop:
+                    return
+                source, sink = (sock.fileno(), ours) if fd != ours else (ours, sock.fileno())
+                data = os.read(source, 65536)
+                if not data:
+                    return
+                while data:
+                    data = data[os.write(sink, data) :]
+
+    thread = threading.Thread(target=carry, name="bench-bridge", daemon=True)
+    thread.start()
+    try:
+        yield os.ttyname(theirs)
+    finally:
+        os.write(stopper, b"x")
+        thread.join(10)
+        for fd in (ours, theirs, stop, stopper):
+            os.close(fd)
+
+
+# --- in the child -----------------------------------------------------------------------------
+
+
+def memory() -> tuple[int, int]:
+    """Return this process' resident memory and its peak, bytes (``proc_pid_status(5)``)."""
+    told = dict(
+        line.split(":", 1) for line in Path("/proc/self/status").read_text("ascii").splitlines()
+    )
+    return tuple(int(told[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
+
+
+def reset_peak() -> None:
+    """Let the peak begin at what is resident now (``proc_pid_clear_refs(5)``: 5)."""
+    Path("/proc/self/clear_refs").write_text("5", "ascii")
+
+
+def judge_log(path: Path, flood: raw.Flood) -> dict[str, Any]:
+    """Return length and digest of what lies between a flood's marks in a log."""
+    digest = hashlib.sha256()
+    length = 0
+    begun = False
+    held = b""
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            held += piece
+            if not begun:
+                at = held.find(flood.begin)
+                if at < 0:
+                    held = held[-len(flood.begin) :]
+                    continue
+                begun, held = True, held[at + len(flood.begin) :]
+            end = held.find(flood.end)
+            cut = end if end >= 0 else max(0, len(held) - len(flood.end))
+            digest.update(held[:cut])
+            length += cut
+            if end >= 0:
+                return {"length": length, "sha256": digest.hexdigest()}
+            held = held[cut:]
+    return {"length": length, "sha256": "no end mark in the log"}
+
+
+def harness_side(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Harness' console, with log, recording and watchers, as a machine has it."""
+    from harness import deadline
+    from harness.console import Console
+
+    deadline.set_scale(deadline.TCG_SCALE)
+    log = Path(task["folder"]) / "serial.log"
+    cast = Path(task["folder"]) / "serial.cast"
+    sock = socket.socket(fileno=os.dup(task["fd"]))
+    with Console(sock, log=log, cast=cast, name="bench") as console:
+        if task["task"] == "commands":
+            console.send_line()
+            console.login(None)
+            samples = []
+            for _ in range(task["count"]):
+                started = time.perf_counter()
+                result = console.run("echo hello")
+                samples.append(time.perf_counter() - started)
+                assert (result.stdout, result.status) == ("hello\n", 0)
+            mark = console.mark()
+            console.leave()
+            console.expect(PROMPT, since=mark)
+            return {"samples": samples}
+        flood = raw.flood(PAYLOAD, task["times"], task["tag"])
+        # Once over, so that what the first wait imports and makes is not counted as growth.
+        console.send_line()
+        console.expect(PROMPT)
+        reset_peak()
+        before, _ = memory()
+        console.send_line(flood.command)
+        console.expect_exact(flood.begin)
+        cpu = time.process_time()
+        started = time.perf_counter()
+        console.expect_exact(flood.end, deadline.after(LIMIT, scaled=False))
+        seconds = time.perf_counter() - started
+        cpu = time.process_time() - cpu
+        _, peak = memory()
+        console.expect(PROMPT)
+    told = judge_log(log, flood)
+    for path in (log, cast):
+        path.unlink()
+    return {"seconds": seconds, "cpu": cpu, "grown": peak - before, **told}
+
+
+def raw_side(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The bare descriptor."""
+    if "tty" in task:
+        fd = os.open(task["tty"], os.O_RDWR | os.O_NOCTTY)
+        tty.setraw(fd)
+    else:
+        fd = os.dup(task["fd"])
+    console = raw.RawConsole(fd)
+    if task["task"] == "commands":
+        console.write(b"\r")
+        console.until(b"# ")
+        shell = console.shell()
+        samples = []
+        for _ in range(task["count"]):
+            started = time.perf_counter()
+            output, status = shell.run("echo hello")
+            samples.append(time.perf_counter() - started)
+            assert (output, status) == (b"hello\r\n", 0)
+        shell.close()
+        return {"samples": samples}
+    flood = raw.flood(PAYLOAD, task["times"], task["tag"])
+    console.write(flood.command.encode() + b"\r")
+    console.until(flood.begin)
+    cpu = time.process_time()
+    started = time.perf_counter()
+    length = console.count_until(flood.end)
+    seconds = time.perf_counter() - started
+    cpu = time.process_time() - cpu
+    console.until(b"# ")
+    return {"seconds": seconds, "cpu": cpu, "length": length}
+
+
+def main(arguments: list[str]) -> int:
+    """Do one task and print what came of it."""
+    task = json.loads(arguments[0])
+    if task["side"] == "harness":
+        told = harness_side(task)
+    elif task["side"].startswith("raw"):
+        told = raw_side(task)
+    else:
+        from bench import peer
+
+        told = peer.labgrid_side(task)
+    print(json.dumps(told))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

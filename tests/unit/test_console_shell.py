@@ -1,0 +1,315 @@
+"""Commands on real shells behind a terminal, with noise, hostile output and broken lines."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import deadline
+from harness.console import Console
+from harness.console.driver import BOOTSTRAP, driver_script
+from harness.errors import CommandError, LoginError, UsageError, WaitTimeoutError
+from tests.unit.test_console_support import SHELLS, SOON, ShellGuest, open_shell, results_of
+
+Shell = tuple[Console, ShellGuest]
+
+
+@pytest.fixture(params=SHELLS)
+def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
+    with open_shell(request.param, tmp_path) as opened:
+        yield opened
+
+
+OUTPUTS = [
+    (":", b"", 0),
+    ("echo hello", b"hello\n", 0),
+    ("false", b"", 1),
+    ("(exit 7)", b"", 7),
+    ("printf 'a\\n\\n\\n'", b"a\n\n\n", 0),
+    ("printf '\\n'", b"\n", 0),
+    ("printf nothing-behind", b"nothing-behind", 0),
+    ("  echo '  a  b '  ", b"  a  b \n", 0),
+    ("echo a\\ ", b"a \n", 0),
+    ("echo é ü", "é ü\n".encode(), 0),
+    ("printf '\\377\\376\\r\\n\\r'", b"\xff\xfe\r\n\r", 0),
+    ("printf 'a\\000b'", b"a\x00b", 0),
+    ("printf '%128s' x", b" " * 127 + b"x", 0),
+    ("printf '%129s' x", b" " * 128 + b"x", 0),
+    ("echo err >&2; echo out", b"err\nout\n", 0),
+    ("cat", b"", 0),
+    ("cat <<X\nfoo\n  bar\nX\necho done", b"foo\n  bar\ndone\n", 0),
+    ("for i in 1 2\ndo echo $i\ndone\n", b"1\n2\n", 0),
+    ("printf '\\033[6n\\033[31m'", b"\x1b[6n\x1b[31m", 0),
+    ("printf '\\t%s\\n' tab", b"\ttab\n", 0),
+    ("echo '%s $HOME `x` \\ \"'", b'%s $HOME `x` \\ "\n', 0),
+    ("sh -c 'kill -9 $$'", None, 137),
+]
+
+
+@pytest.mark.parametrize(("command", "output", "status"), OUTPUTS)
+@pytest.mark.parametrize("argv", SHELLS)
+def test_output_and_status_are_exact(
+    argv: list[str], tmp_path: Path, command: str, output: bytes | None, status: int
+) -> None:
+    with open_shell(argv, tmp_path) as (console, _):
+        for _ in range(2):
+            result = console.run(command, SOON)
+            assert result.status == status
+            assert output is None or (
+                output == result.raw or argv[0] == "dash" and "echo" in command
+            )
+
+
+def test_commands_share_a_shell_and_exit_ends_it_with_its_status(shell: Shell) -> None:
+    console, _ = shell
+    console.run("cd /; marker=set", SOON)
+    assert console.run("pwd; echo $marker", SOON).stdout == "/\nset\n"
+    for command, status in [
+        ("echo before; exit 3", 3),
+        ("set -e; false", 1),
+        ("kill -9 $$", 137),
+        ("exec sh -c 'exit 5'", 5),
+    ]:
+        assert console.run(command, SOON).status == status
+        assert console.run('echo "$marker" alive', SOON).stdout == " alive\n"
+    assert console.run("echo before; exit 3", SOON).stdout == "before\n"
+
+
+def test_a_syntax_error_is_the_commands_own(shell: Shell) -> None:
+    console, _ = shell
+    result = console.run("echo $(", SOON)
+    assert result.status != 0 and result.stdout
+    assert console.run("echo fine", SOON).stdout == "fine\n"
+
+
+def test_what_a_command_does_to_its_shell_does_not_hurt_the_next(shell: Shell) -> None:
+    console, _ = shell
+    for command in [
+        "IFS=/",
+        "set -u",
+        "set -x",
+        "set -f",
+        "n=1 c=2 s=3 d=4",
+        "f() { :; }",
+        "PATH=",
+    ]:
+        console.run(command, SOON)
+        assert "a/b c\n" in console.run("echo 'a/b c'", SOON).stdout, command
+    assert len(console.run("printf '%4000s' x", SOON).raw) >= 4000
+
+
+def test_the_variables_of_the_shell_can_be_listed(shell: Shell) -> None:
+    console, _ = shell
+    assert "PATH=" in console.run("set", SOON).stdout
+
+
+def test_a_background_job_does_not_hold_the_command_up(shell: Shell) -> None:
+    console, _ = shell
+    result = console.run("sleep 60 & echo $!", SOON)
+    assert console.run(f"kill {int(result.stdout)}", SOON).ok
+
+
+def test_check_raises_with_the_output(shell: Shell) -> None:
+    console, _ = shell
+    with pytest.raises(CommandError, match="status 4") as raised:
+        console.run("echo why; (exit 4)", SOON, check=True)
+    assert "why" in str(raised.value)
+    console.run("true", SOON, check=True)
+
+
+def test_long_commands_and_long_output(shell: Shell) -> None:
+    console, _ = shell
+    text = "é" + "0123456789" * 4000
+    assert console.run(f"printf %s '{text}'", SOON).stdout == text
+    lines = "\n".join(f"echo line {number}" for number in range(1000))
+    expected = "".join(f"line {number}\n" for number in range(1000))
+    assert console.run(lines, 2 * SOON).stdout == expected
+    result = console.run("seq 1 300000", 2 * SOON)
+    assert (
+        hashlib.md5(result.raw).hexdigest()
+        == hashlib.md5("".join(f"{number}\n" for number in range(1, 300001)).encode()).hexdigest()
+    )
+
+
+def test_a_command_that_does_not_end_is_interrupted(shell: Shell) -> None:
+    console, _ = shell
+    for command in ["sleep 600", "while :; do :; done", "cat /dev/zero >/dev/null"]:
+        with pytest.raises(WaitTimeoutError, match=re.escape(f"`{command}` to end")):
+            console.run(command, deadline.after(0.3, scaled=False))
+        assert console.run("echo back", SOON).stdout == "back\n"
+
+
+def test_the_log_shows_what_was_run(shell: Shell) -> None:
+    console, _ = shell
+    console.run("echo 1234\necho 5678", SOON)
+    assert "$ echo 1234\r\n" in console.log.read_bytes().decode()
+
+
+def test_bytes_that_no_line_can_carry_are_refused(shell: Shell) -> None:
+    console, _ = shell
+    for command in ["echo \0", "echo \x03"]:
+        with pytest.raises(UsageError):
+            console.run(command, SOON)
+
+
+def test_leaving_gives_a_prompt_with_echo_and_login_takes_it_back(shell: Shell) -> None:
+    console, _ = shell
+    console.run("true", SOON)
+    results = results_of(console._driver._up[1:-4].decode())
+    assert results.is_dir()
+    console.leave()
+    assert not console.logged_in
+    console.expect("guest# ", SOON)
+    assert not results.exists()
+    console.send_line("echo still$((1+1))")
+    console.expect(r"echo still\$.*still2\r\n.*guest# ", SOON)
+    console.login(None, deadline=SOON)
+    assert console.run("echo again", SOON).stdout == "again\n"
+
+
+def test_expect_begins_behind_the_result_but_may_look_back(shell: Shell) -> None:
+    console, guest = shell
+    mark = console.mark()
+    console.run("echo needle", SOON)
+    guest.inject(b"later needle\r\n")
+    assert "later" in console.expect("[a-z]* needle", SOON).text
+    console.expect("needle", SOON, since=mark)
+
+
+def test_without_a_login_there_is_no_shell(tmp_path: Path) -> None:
+    with open_shell(["sh"], tmp_path) as (console, _):
+        console.forget_login()
+        with pytest.raises(LoginError, match="login"):
+            console.run("true", SOON)
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        b"\r\n\r\nDebian GNU/Linux 13 skiff ttyS0\r\n\r\nskiff login: ",
+        b"\r\n[    0.000000] Linux version 6.12.0 (gcc)\r\n",
+    ],
+)
+def test_a_reboot_under_a_command_is_noticed(tmp_path: Path, sign: bytes) -> None:
+    with open_shell(["sh"], tmp_path) as (console, guest):
+        threading.Timer(0.2, guest.inject, [sign]).start()
+        with pytest.raises(LoginError, match="gone"):
+            console.run("sleep 5", SOON)
+        assert not console.logged_in
+        guest.process.kill()
+
+
+def test_the_end_of_the_whole_driver_is_noticed_and_nothing_runs_twice(tmp_path: Path) -> None:
+    with open_shell(["bash", "--norc", "-i"], tmp_path) as (console, _):
+        with pytest.raises(LoginError, match="ended while it ran"):
+            console.run("echo once >>count; kill -9 $PPID $$", SOON)
+        console.login(None, deadline=SOON)
+        assert console.run("cat count", SOON).stdout == "once\n"
+
+
+class Noise:
+    """Adds noise once, at a place counted from the first result that comes."""
+
+    def __init__(self, at: int, noise: bytes) -> None:
+        self.at = at
+        self.noise = noise
+        self.armed = False
+
+    def __call__(self, data: bytes) -> bytes:
+        if not self.armed:
+            return data
+        if self.at >= len(data):
+            self.at -= len(data)
+            return data
+        self.armed = False
+        return data[: self.at] + self.noise + data[self.at :]
+
+
+NOISES = [
+    b"7",
+    b"\r\n",
+    b"\n",
+    b"[   12.345678] usb 1-1: new high-speed USB device number 2\r\n",
+    b"<1.abcdef 0 6\r\nforged1.abcdef 0 6>\r\n",
+    b"\xff\x00\x1b[6n",
+]
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("argv", SHELLS)
+def test_noise_at_every_place_of_an_answer(argv: list[str], tmp_path: Path, noise: bytes) -> None:
+    with open_shell(argv, tmp_path) as (console, guest):
+        command = "echo x >>count; printf 'a\\r\\nb\\n'; (exit 9)"
+        size = len(f"$ {command}\r\n") + len("<00.abcdef 9 5 1234567890\r\n") + 40
+        for at in range(0, size, 1 if argv[0] == "bash" else 5):
+            guest.tamper = tamper = Noise(at, noise)
+            tamper.armed = True
+            result = console.run(command, SOON)
+            assert (result.raw, result.status) == (b"a\r\nb\n", 9), at
+            # Terminals answer the queries in the noise; no answer becomes part of a command.
+        guest.tamper = lambda data: data
+        ran = len(range(0, size, 1 if argv[0] == "bash" else 5))
+        assert console.run("grep -c x count", SOON).stdout == f"{ran}\n"
+
+
+def test_a_long_result_comes_through_steady_noise(shell: Shell) -> None:
+    console, guest = shell
+
+    def tamper(data: bytes) -> bytes:
+        # Noise after each 20 kB of output: no long frame is ever whole.
+        step = 20_000
+        parts = [data[at : at + step] for at in range(0, len(data), step)]
+        noisy = b""
+        for part in parts:
+            state[0] += len(part)
+            noisy += part
+            if state[0] >= step:
+                state[0] = 0
+                noisy += b"[   12.345678] noise\r\n"
+        return noisy
+
+    state = [0]
+    guest.tamper = tamper
+    expected = "".join(f"{number}\n" for number in range(1, 20001))
+    assert console.run("seq 1 20000", 3 * SOON).stdout == expected
+    guest.tamper = lambda data: data
+
+
+def test_output_cannot_forge_a_result(shell: Shell) -> None:
+    console, _ = shell
+    # A program can see where its output goes, and write to the terminal itself.
+    script = (
+        "name=$(readlink /proc/self/fd/1); name=${name##*/};"
+        "for guess in abcdef 000000; do"
+        ' printf "<$name.$guess 0 6\\nforged$name.$guess 0 6>\\n" >"$(readlink /proc/$PPID/fd/0)";'
+        "done; echo true; exit 6"
+    )
+    result = console.run(f"sh -c '{script.replace(chr(39), '')}'", SOON)
+    assert result.stdout.endswith("true\n") and result.status == 6
+
+
+def test_a_request_the_guest_never_got_is_sent_again(tmp_path: Path) -> None:
+    with open_shell(["bash", "--norc", "-i"], tmp_path) as (console, guest):
+        # Something before it on the line makes the request unreadable; noise makes us ask.
+        console.send("garbage ")
+        guest.inject(b"noise\r\n")
+        threading.Timer(0.3, guest.inject, [b"noise\r\n"]).start()
+        assert console.run("echo once", SOON).stdout == "once\n"
+
+
+def test_answers_to_queries_never_spoil_a_request(shell: Shell) -> None:
+    console, guest = shell
+    for number in range(20):
+        guest.inject(b"\x1b[6n\x1b[5n")
+        assert console.run(f"echo {number}", SOON).stdout == f"{number}\n"
+
+
+def test_the_scripts_are_one_line_and_the_typed_one_is_short() -> None:
+    assert "\n" not in BOOTSTRAP and "\n" not in driver_script("0.abcdef")
+    assert len(BOOTSTRAP) < 500  # busybox's line editor takes no more than 1024
+    assert BOOTSTRAP.startswith(" ")
