@@ -488,7 +488,12 @@ class Ssh:
         return self.run(_BOOT_ID, deadline=deadline).check().stdout.strip()
 
     def _write_log(self, entry: dict[str, Any]) -> None:
-        with self._log_lock, self.log_path.open("a", encoding="utf-8") as log:
+        # A full disk must not lose a command's result; the console's log raises it.
+        with (
+            contextlib.suppress(OSError),
+            self._log_lock,
+            self.log_path.open("a", encoding="utf-8") as log,
+        ):
             log.write(json.dumps({"t": round(time.time(), 6), **entry}) + "\n")
 
 

@@ -35,7 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         module.configure(sub)
         sub.set_defaults(handler=module.main)
-    options = parser.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["run"] and given[1:2] not in (["-h"], ["--help"]):
+        options = parser.parse_args(["run"])
+        options.arguments = given[1:]
+    else:
+        options = parser.parse_args(given)
     try:
         return int(options.handler(options))
     except KeyboardInterrupt:

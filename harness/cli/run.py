@@ -12,13 +12,14 @@ import sys
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
+    # The command line hands these over without looking: options among them are pytest's.
+    parser.add_argument("arguments", nargs="*", metavar="PYTEST-ARGUMENT")
 
 
 def main(options: argparse.Namespace) -> int:
     """Run pytest and return its exit status."""
     given = list(options.arguments)
-    if all(argument.startswith("-") for argument in given[:1]):
+    if not given or given[0].startswith("-"):
         given.insert(0, "suites")
     # pytest in a process of its own: it takes over signals, capture and the exit status.
     command = [sys.executable, "-m", "pytest", *given]

@@ -6,10 +6,11 @@ to a file in memory (a new one for each command, so that a background job cannot
 another's result), and ``read`` takes it from there. Output that is long, has a NUL, or meets a
 shell whose ``read`` cannot do that (dash) is sent by ``cat``.
 
-The terminal is set raw, without echo: no line editing, no limit of 4095 bytes to a line, nothing
-expanded but LF to CR LF, and Ctrl-C alone still interrupts. Its speed is set to 115200: QEMU's
-16550 holds the last bytes of input back for four character times, which is 4 ms at Linux's default
-of 9600 (QEMU ``hw/char/serial.c``, ``fifo_timeout_timer``).
+The terminal is set raw but for lines, without echo: no editing, nothing expanded but LF to CR LF,
+and Ctrl-C alone still interrupts. Input comes in lines because bash reads ahead: what it had read
+of a second line, it would take for the beginning of the next file it reads. Its speed is set to
+115200: QEMU's 16550 holds the last bytes of input back for four character times, which is 4 ms at
+Linux's default of 9600 (QEMU ``hw/char/serial.c``, ``fifo_timeout_timer``).
 
 An outer loop starts the driver again when a command has ended it (``exit``, a syntax error,
 Ctrl-C); its exit status is then the command's, and the file has the output.
@@ -25,7 +26,8 @@ from __future__ import annotations
 from typing import Final
 
 BOOTSTRAP: Final = (
-    " g=$(stty -g);stty 115200 raw isig -echo opost onlcr quit undef susp undef;"
+    " g=$(stty -g);stty 115200 raw icanon isig -iexten -echo opost onlcr"
+    " quit undef susp undef eof undef erase undef kill undef;"
     '${BASH:-sh} -c \'printf "<%s 0 0\\n%s 0 0>\\n" TAG TAG;'
     # A terminal's late answer to the prompt may come first.
     'while IFS= read -r s;do case $s in D=*)eval "$s";exit;;esac;done\''

@@ -71,7 +71,8 @@ class QueryResponder:
             offset: Where in the output the chunk begins.
             now: Monotonic seconds.
         """
-        cut_before = len(self._cut)
+        held = len(self._cut)
+        before = before[: len(before) - held]
         text = self._cut + chunk
         cut = cut_sequence(text)
         self._cut = text[cut:]
@@ -83,7 +84,7 @@ class QueryResponder:
             if self._credit < 1:
                 return
             self._credit -= 1
-            self._answer(query, text, before, offset - cut_before)
+            self._answer(query, text, before, offset - held)
 
     def _answer(self, query: re.Match[bytes], text: bytes, before: bytes, offset: int) -> None:
         if query["dsr"] == b"5":
@@ -106,7 +107,7 @@ class QueryResponder:
 
     def _cursor(self, text: bytes, at: int, before: bytes, offset: int) -> tuple[int, int]:
         """Return the cursor's row and column, from 1, at ``text[at]``."""
-        move = _MOVE.search(text, max(0, at - 16), at)
+        move = _MOVE.search(before[-16:] + text[max(0, at - 16) : at])
         if move:
             row, column = (int(group or 1) for group in move.groups())
             return min(max(row, 1), self._rows), min(max(column, 1), self._columns)

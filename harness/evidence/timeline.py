@@ -113,7 +113,10 @@ class Timeline:
                 }
                 # Written whole and renamed: a reader, or a killed run, never sees half of it.
                 part = self.path.with_suffix(".part")
-                part.write_text(json.dumps(record, indent=1, default=str))
-                part.replace(self.path)
+                # A full disk must not hide what the step itself fails with: the console's log, which
+                # is the evidence that counts, raises it.
+                with contextlib.suppress(OSError):
+                    part.write_text(json.dumps(record, indent=1, default=str))
+                    part.replace(self.path)
         if self._listener is not None:
             self._listener(step)

@@ -8,6 +8,7 @@ in either direction, goes to a JSON-lines log.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -57,8 +58,10 @@ class _LoggedClient(QMPClient):
     def _write(self, direction: str, message: Message) -> None:
         if not self._harness_log.closed:
             line = {"t": round(time.time(), 6), direction: dict(message)}
-            self._harness_log.write(json.dumps(line) + "\n")
-            self._harness_log.flush()
+            # A full disk must not end the session; the console's log raises it.
+            with contextlib.suppress(OSError):
+                self._harness_log.write(json.dumps(line) + "\n")
+                self._harness_log.flush()
 
     def _cb_outbound(self, msg: Message) -> Message:
         self._write("send", msg)
@@ -215,4 +218,5 @@ class Qmp:
             pass  # The other end is gone, which is what closing is for.
         finally:
             self._sock.close()
-            self._log.close()
+            with contextlib.suppress(OSError):
+                self._log.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
 
@@ -15,6 +17,7 @@ from harness.deadline import after
 from harness.errors import (
     CommandError,
     ConnectionLostError,
+    DiskFullError,
     FirmwareShellError,
     GuestStoppedError,
     HarnessError,
@@ -195,3 +198,34 @@ def test_a_command_that_ends_the_shell_is_a_status(micro: Machine) -> None:
     with pytest.raises(CommandError, match="status 4"):
         micro.console.run("exit 4", check=True)
     assert micro.console.run("echo alive").stdout == "alive\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a full file system takes a mount, which takes root")
+def test_a_full_disk_is_told_and_leaves_no_machine(boot: Boot, image: Selection) -> None:
+    boot.folder.mkdir(exist_ok=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(boot.folder)], check=True
+    )
+    try:
+        spec = MachineSpec("full", "x86_64", Firmware(FirmwareKind.UEFI))
+        with pytest.raises(DiskFullError) as caught:
+            boot.start(spec, image)
+        assert "free" in str(caught.value)
+    finally:
+        subprocess.run(["umount", "--lazy", str(boot.folder)], check=True)
+
+
+def test_a_log_that_cannot_grow_is_told_while_the_guest_goes_on(boot: Boot) -> None:
+    machine = boot("micro")
+    machine.os.login()
+    size = machine.console.log.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel would end the process by SIGXFSZ; Python ignores it and gets EFBIG, as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10_000, hard))
+    try:
+        with pytest.raises(DiskFullError, match="console log of micro"):
+            machine.console.run("cat /etc/passwd /proc/kallsyms | head -n 2000", after(120))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert machine.running
+    assert machine.ssh.run("echo alive").stdout == "alive\n"
