@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from bench import raw
-from bench.guest import PASSWORD, PAYLOAD, PROMPT, USER
+from bench import side
+from bench.guest import PASSWORD, PROMPT, USER
 
 
 def version() -> str:
@@ -63,8 +63,8 @@ def labgrid_side(task: Mapping[str, Any]) -> dict[str, Any]:
         username=USER,
         password=PASSWORD,
     )
-    target.activate(shell)
     if task["task"] == "commands":
+        target.activate(shell)
         samples = []
         for _ in range(task["count"]):
             started = time.perf_counter()
@@ -72,15 +72,16 @@ def labgrid_side(task: Mapping[str, Any]) -> dict[str, Any]:
             samples.append(time.perf_counter() - started)
             assert (output, status) == (["hello"], 0)
         return {"samples": samples}
-    flood = raw.flood(PAYLOAD, task["times"], task["tag"])
-    console.sendline(flood.command)
+    target.activate(console)
+    flood, start = side.begin(task, console.write)
+    start()
     console.expect(flood.begin.decode(), timeout=60)
     cpu = time.process_time()
     started = time.perf_counter()
     _, before, _, _ = console.expect(flood.end.decode(), timeout=task["seconds"])
     seconds = time.perf_counter() - started
     cpu = time.process_time() - cpu
-    console.expect(PROMPT, timeout=60)
+    side.finish(task, lambda: console.expect(PROMPT, timeout=60))
     return {
         "seconds": seconds,
         "cpu": cpu,

@@ -35,13 +35,21 @@ class Flood:
     end: bytes
 
 
-def flood(path: str, times: int, tag: str) -> Flood:
-    """Return the command that prints a file of the guest some times."""
+def flood(path: str, times: int, tag: str, port: str = "") -> Flood:
+    """Return the command that prints a file of the guest some times.
+
+    Args:
+        path: The file.
+        times: How often.
+        tag: Makes the marks this flood's own.
+        port: A device of the guest to print to; the terminal unless given.
+    """
     loop = f"i=0; while [ $i -lt {times} ]; do cat {path}; i=$((i+1)); done"
+    newline = "\n" if port else "\r\n"
     return Flood(
-        f"echo BE''GIN-{tag}; {loop}; echo EN''D-{tag}",
-        f"BEGIN-{tag}\r\n".encode(),
-        f"END-{tag}".encode(),
+        f"(echo BE''GIN-{tag}; {loop}; echo EN''D-{tag})" + (f" > {port}" if port else ""),
+        f"BEGIN-{tag}{newline}".encode(),
+        f"END-{tag}{newline}".encode(),
     )
 
 

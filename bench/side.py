@@ -17,13 +17,13 @@ import sys
 import threading
 import time
 import tty
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from bench import raw
-from bench.guest import PAYLOAD, PROMPT, Guest
+from bench.guest import PAYLOAD, PORT, PROMPT, Guest
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 LIMIT: Final = 1800.0
@@ -42,19 +42,32 @@ class SideError(Exception):
 # --- in the parent ----------------------------------------------------------------------------
 
 
-def ask(guest: Guest, side: str, task: str, **parameters: Any) -> dict[str, Any]:
+def ask(
+    guest: Guest, side: str, task: str, *, port: bool = False, **parameters: Any
+) -> dict[str, Any]:
     """Let a side do a task on a guest and return what it says.
+
+    Args:
+        guest: The guest, at a shell's prompt.
+        side: One of :data:`SIDES`.
+        task: One of :data:`TASKS`.
+        port: Whether the output goes to the guest's port; otherwise to its console.
+        parameters: What the task takes.
 
     Raises:
         SideError: if it fails.
     """
     with ExitStack() as stack:
-        fd = guest.socket.fileno()
+        sock = guest.port if port else guest.socket
         given: dict[str, Any] = {"side": side, "task": task, **parameters}
+        fds = [guest.socket.fileno()]
+        if port:
+            given["control"] = guest.socket.fileno()
         if side in ON_PTY:
-            given["tty"] = stack.enter_context(bridge(guest.socket))
+            given["tty"] = stack.enter_context(bridge(sock))
         else:
-            given["fd"] = fd
+            given["fd"] = sock.fileno()
+            fds.append(sock.fileno())
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "bench.side", json.dumps(given)],
@@ -62,7 +75,7 @@ def ask(guest: Guest, side: str, task: str, **parameters: Any) -> dict[str, Any]
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                pass_fds=(fd,),
+                pass_fds=fds,
                 timeout=LIMIT,
                 check=False,
             )
@@ -152,6 +165,27 @@ def judge_log(path: Path, flood: raw.Flood) -> dict[str, Any]:
     return {"length": length, "sha256": "no end mark in the log"}
 
 
+def begin(
+    task: Mapping[str, Any], send: Callable[[bytes], object]
+) -> tuple[raw.Flood, Callable[[], object]]:
+    """Return the flood of a task, and what starts it: on the side's console, or on the control."""
+    control = task.get("control")
+    flood = raw.flood(PAYLOAD, task["times"], task["tag"], "" if control is None else PORT)
+    line = flood.command.encode() + b"\r"
+    if control is None:
+        return flood, lambda: send(line)
+    return flood, lambda: raw.RawConsole(control).write(line)
+
+
+def finish(task: Mapping[str, Any], prompt: Callable[[], object]) -> None:
+    """Wait for the shell's prompt behind a flood."""
+    if "control" in task:
+        raw.RawConsole(task["control"]).until(b"\n")  # the echo of the command
+        raw.RawConsole(task["control"]).until(b"# ")
+    else:
+        prompt()
+
+
 def harness_side(task: Mapping[str, Any]) -> dict[str, Any]:
     """Harness' console, with log, recording and watchers, as a machine has it."""
     from harness import deadline
@@ -175,13 +209,10 @@ def harness_side(task: Mapping[str, Any]) -> dict[str, Any]:
             console.leave()
             console.expect(PROMPT, since=mark)
             return {"samples": samples}
-        flood = raw.flood(PAYLOAD, task["times"], task["tag"])
-        # Once over, so that what the first wait imports and makes is not counted as growth.
-        console.send_line()
-        console.expect(PROMPT)
+        flood, start = begin(task, console.send)
         reset_peak()
         before, _ = memory()
-        console.send_line(flood.command)
+        start()
         console.expect_exact(flood.begin)
         cpu = time.process_time()
         started = time.perf_counter()
@@ -189,7 +220,7 @@ def harness_side(task: Mapping[str, Any]) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         cpu = time.process_time() - cpu
         _, peak = memory()
-        console.expect(PROMPT)
+        finish(task, lambda: console.expect(PROMPT))
     told = judge_log(log, flood)
     for path in (log, cast):
         path.unlink()
@@ -216,15 +247,15 @@ def raw_side(task: Mapping[str, Any]) -> dict[str, Any]:
             assert (output, status) == (b"hello\r\n", 0)
         shell.close()
         return {"samples": samples}
-    flood = raw.flood(PAYLOAD, task["times"], task["tag"])
-    console.write(flood.command.encode() + b"\r")
+    flood, start = begin(task, console.write)
+    start()
     console.until(flood.begin)
     cpu = time.process_time()
     started = time.perf_counter()
     length = console.count_until(flood.end)
     seconds = time.perf_counter() - started
     cpu = time.process_time() - cpu
-    console.until(b"# ")
+    finish(task, lambda: console.until(b"# "))
     return {"seconds": seconds, "cpu": cpu, "length": length}
 
 

@@ -184,6 +184,22 @@ class Machine:
             raise UnknownNameError("disk", name, files)
         return files[name]
 
+    def writes(self, name: str) -> int:
+        """Return how many writes and discards the guest has sent to a disk since power on.
+
+        QEMU counts them (``query-blockstats`` in its QMP reference): a disk whose number stays has
+        kept every byte.
+
+        Raises:
+            UnknownNameError: if the machine has no such disk.
+        """
+        self.disk(name)
+        for entry in self.qmp.execute("query-blockstats"):
+            if entry.get("node-name") == f"disk-{name}":
+                stats = entry["stats"]
+                return int(stats["wr_operations"]) + int(stats["unmap_operations"])
+        raise QmpError(f"QEMU tells no statistics of disk {name}")
+
     # --- start and stop -----------------------------------------------------------------------
 
     def __enter__(self) -> Machine:
@@ -458,9 +474,9 @@ class Machine:
         """Wait until commands can be run: over SSH, or on the console where there is no SSH.
 
         Args:
-            deadline: From power on; 60 s on a good host by default.
+            deadline: From power on; the image's own, or 60 s on a good host, by default.
         """
-        limit = of(deadline, 60)
+        limit = self.os.limit("ready", deadline, 60)
         with self.timeline.step("wait until ready", machine=self.name):
             if self.use_console_shell:
                 self.os.login(limit)

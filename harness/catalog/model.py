@@ -205,12 +205,13 @@ class Login(_Model):
     Attributes:
         user: The name.
         password: Empty if none is asked for.
-        prompt: What the console shows when it waits for the name.
+        shell_prompt: A regular expression for the end of the shell's prompt; ``None`` for one of
+            ``# $ % >``.
     """
 
     user: str = "root"
     password: str = ""
-    prompt: Annotated[str, Field(min_length=1)] = "login: "
+    shell_prompt: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Image(_Model):
@@ -229,8 +230,8 @@ class Image(_Model):
         console: Its console.
         login: How to log in.
         capabilities: What scenarios may ask of it, from :data:`CAPABILITIES`.
-        deadlines: Seconds on a good host under KVM, by what is waited for.
-        install: What the profile needs to know of its installer.
+        deadlines: Seconds on a good host under KVM, by what is waited for: ``login`` from power on
+            to the console's prompt, ``ready`` to commands, ``install``.
     """
 
     name: Name
@@ -248,8 +249,10 @@ class Image(_Model):
     console: Console = Console()
     login: Login = Login()
     capabilities: Annotated[tuple[Capability, ...], AfterValidator(_distinct)] = ()
-    deadlines: dict[Name, Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]] = {}
-    install: dict[str, Any] = {}
+    deadlines: dict[
+        Literal["login", "ready", "install"],
+        Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)],
+    ] = {}
 
     _path: Path = PrivateAttr(default=Path("image.yaml"))
 

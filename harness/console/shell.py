@@ -58,6 +58,9 @@ _SETTLED: Final = 3.0
 
 _STEP: Final = 1024 * 1024
 
+_AHEAD: Final = 0.1
+"""Seconds for which fewer bytes than any answer has are not looked at."""
+
 
 class _DriverGoneError(Exception):
     """The driver ended, and a prompt is there again.
@@ -308,10 +311,15 @@ class Driver:
         asked_at = time.monotonic()
         broken = 0
         restarted = False
+        ahead = len(echo) + 14
         while True:
             noisy = parser.length is not None or parser.tail.strip() not in echo
             ask_at = asked_at + (patience if noisy else max(patience, _ASK_QUIET))
             timeout = min(deadline.remaining(), max(0.0, ask_at - time.monotonic()))
+            if ahead:
+                # A serial port gives a byte at a time: do not wake for each of them.
+                self._stream.wait_past(position + ahead, min(timeout, _AHEAD), check=False)
+                ahead = 0
             end = min(self._stream.wait_past(position, timeout), position + _STEP)
             if end > position:
                 frame = parser.feed(self._stream.read(position, end))

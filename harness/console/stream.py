@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from harness.console.cast import CastWriter
+from harness.console.cast import COALESCE, CastWriter
 from harness.console.failures import Failure, Failures
 from harness.console.outbox import Outbox, Signal
 from harness.console.query import QueryResponder
@@ -101,10 +101,11 @@ class Stream:
         failure = self.failures.current
         return self.total if failure is None else min(self.total, failure.offset)
 
-    def wait_past(self, offset: int, timeout: float | None) -> int:
+    def wait_past(self, offset: int, timeout: float | None, *, check: bool = True) -> int:
         """Wait until there is output past an offset; return :attr:`readable`.
 
-        At the timeout, in seconds, it returns ``offset`` or less.
+        At the timeout, in seconds, it returns ``offset`` or less; also, without ``check``, after a
+        failure.
 
         Raises:
             HarnessError: the failure, if no output before it is left.
@@ -117,7 +118,7 @@ class Stream:
                     lambda: self.total > offset or self.failures.current is not None, limit
                 )
                 end = self.readable
-        if end <= offset:
+        if check and end <= offset:
             self.check()
         return end
 
@@ -210,11 +211,11 @@ class Stream:
         space = view[self._head :]
         writing = False
         while not self._closing:
-            due = self._cast.due(time.monotonic()) if self._cast is not None else None
+            due = self._due()
             events = poller.poll(None if due is None else due * 1000 + 1)
             now = time.monotonic()
-            if self._cast is not None and not events:
-                self._cast.flush(now)
+            if not events:
+                self._settle(now)
             for fd, event in events:
                 if fd != sock_fd:
                     self._poke.clear()
@@ -235,6 +236,26 @@ class Stream:
                 writing = not writing
                 poller.modify(self._sock, select.POLLIN | (select.POLLOUT if writing else 0))
 
+    def _due(self) -> float | None:
+        """Return in how many seconds :meth:`_settle` has something to do."""
+        due = self._cast.due(time.monotonic()) if self._cast is not None else None
+        if self._scanner.late:
+            due = COALESCE if due is None else min(due, COALESCE)
+        return due
+
+    def _settle(self, now: float) -> None:
+        """Do what was put off while output came in small pieces."""
+        if self._cast is not None:
+            self._cast.flush(now)
+        self._report(self._scanner.flush())
+
+    def _report(self, sightings: list[Sighting]) -> None:
+        failed = False
+        for sighting in sightings:
+            failed |= self.failures.saw(sighting)
+        if failed:
+            self._aborted.set()
+
     def _take(self, view: memoryview, count: int, now: float) -> None:
         start, end = self._head, self._head + count
         chunk = view[start:end]
@@ -252,14 +273,10 @@ class Stream:
                 del self._tail[:-_TAIL]
             self.total = offset + count
             self.last_at = now
-            failed = False
-            for sighting in sightings:
-                failed |= self.failures.saw(sighting)
+            self._report(sightings)
             self.condition.notify_all()
             for signal in self._listeners:
                 signal.set()
-        if failed:
-            self._aborted.set()
             failure = self.failures.current
             if self._on_failure is not None and failure is not None:
                 self._on_failure(failure.make())
@@ -286,8 +303,7 @@ class Stream:
         return StoreError(f"the console log {self.log} is incomplete: {reason}")
 
     def _ended(self) -> None:
-        if self._cast is not None:
-            self._cast.flush(time.monotonic())
+        self._settle(time.monotonic())
         error = self._on_eof() if self._on_eof is not None else None
         if error is None:
             error = QemuExitedError(

@@ -201,6 +201,10 @@ DEFAULT_WATCHERS: Final = (
 
 
 _SIEVE: Final = 4096
+
+_LATE: Final = 256
+"""Bytes without a line break that may wait to be looked at: a serial port gives one at a time."""
+
 _SIEVED: Final = tuple(bytes([byte]) for byte in b" :!(BGIKNOPSUgky")
 
 
@@ -218,7 +222,7 @@ class Scanner:
         watchers: What to look for.
     """
 
-    HEADROOM: Final = 2 * _LINE
+    HEADROOM: Final = 2 * _LINE + _LATE
     """Bytes before the chunk in the caller's buffer that :meth:`feed` may overwrite."""
 
     def __init__(self, watchers: Iterable[Watcher]) -> None:
@@ -229,13 +233,45 @@ class Scanner:
         self._carry = b""  # the line that has not ended, without escapes
         self._whole = True  # whether the carry begins where its line does
         self._cut = b""  # an escape sequence that has not ended
+        self._late = b""  # output that nobody has looked at yet
+        self._late_offset = 0
         self._seen: set[str] = set()  # who has already found the line that has not ended
 
     def feed(self, buffer: bytearray, start: int, end: int, offset: int) -> list[Sighting]:
         """Look at ``buffer[start:end]``, which is the output from ``offset`` on.
 
+        A few bytes that end no line are looked at with the next ones, or by :meth:`flush`.
         ``buffer`` needs :data:`HEADROOM` bytes before ``start``; they are overwritten.
         """
+        late = self._late
+        if end - start + len(late) <= _LATE:
+            chunk = buffer[start:end]
+            if b"\n" not in chunk and b"\r" not in chunk:
+                if not late:
+                    self._late_offset = offset
+                self._late = late + chunk
+                return []
+        if late:
+            buffer[start - len(late) : start] = late
+            start -= len(late)
+            offset = self._late_offset
+            self._late = b""
+        return self._look(buffer, start, end, offset)
+
+    @property
+    def late(self) -> bool:
+        """Whether :meth:`flush` has something to look at."""
+        return bool(self._late)
+
+    def flush(self) -> list[Sighting]:
+        """Look at all that has come, for nothing may come for a while: a prompt, say."""
+        late, self._late = self._late, b""
+        if not late:
+            return []
+        buffer = bytearray(self.HEADROOM) + late
+        return self._look(buffer, self.HEADROOM, len(buffer), self._late_offset)
+
+    def _look(self, buffer: bytearray, start: int, end: int, offset: int) -> list[Sighting]:
         escapes = bool(self._cut) or buffer.find(b"\x1b", start, end) >= 0
         if escapes and end - start <= _SMALL:
             raw = self._cut + bytes(memoryview(buffer)[start:end])
@@ -244,7 +280,7 @@ class Scanner:
             text = bytearray(self._carry + strip_escapes(raw[:cut]))
             found = self._scan(text, 0, len(self._carry), len(text), offset, raw)
             return found
-        before = (self._carry + self._cut)[-self.HEADROOM :]
+        before = (self._carry + self._cut)[-2 * _LINE :]
         self._cut = b""
         low = start - len(before)
         buffer[low:start] = before

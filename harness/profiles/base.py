@@ -10,10 +10,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn
 
 from harness.catalog import Selection
-from harness.deadline import Deadline
+from harness.deadline import Deadline, of
 from harness.errors import UsageError
 from harness.spec import ConsoleDevice, Disk, Firmware, FirmwareKind, MachineSpec, Nic
 
@@ -146,12 +146,26 @@ class Profile:
 
     # --- a machine that runs ------------------------------------------------------------------
 
+    def limit(
+        self,
+        what: Literal["login", "ready", "install"],
+        deadline: Deadline | float | None,
+        default: float,
+    ) -> Deadline:
+        """Return a deadline: the given one, else the image's own for ``what``, else the default."""
+        return of(deadline, self.selection.image.deadlines.get(what, default))
+
     def login(self, deadline: Deadline | float | None = None) -> None:
-        """Log in on the console, waiting for the prompt."""
+        """Log in on the console, waiting for the prompt.
+
+        Args:
+            deadline: The image's own, or 120 s on a good host, by default.
+        """
         self.machine.console.login(
             self.account.user,
             self.account.password or None,
-            deadline=deadline,
+            prompt=self.selection.image.login.shell_prompt,
+            deadline=self.limit("login", deadline, 120),
         )
 
     def as_root(self, command: str) -> str:

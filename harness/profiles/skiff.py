@@ -9,7 +9,7 @@ import json
 import re
 from typing import Final
 
-from harness.deadline import Deadline, of
+from harness.deadline import Deadline
 from harness.errors import InstallRefusedError
 from harness.profiles.base import Install, Profile
 
@@ -78,7 +78,7 @@ class Skiff(Profile):
         Raises:
             InstallRefusedError: if the installer refuses or fails; its own words.
         """
-        limit = of(deadline, 60)
+        limit = self.limit("install", deadline, 60)
         console = self.machine.console
         with self.machine.timeline.step("install over the console", machine=self.machine.name):
             if not console.logged_in:
@@ -110,7 +110,7 @@ class Skiff(Profile):
             InstallRefusedError: if the installer refuses or fails; its own words.
         """
         with self.machine.timeline.step("install unattended", machine=self.machine.name):
-            self._expect(_DONE, of(deadline, 120))
+            self._expect(_DONE, self.limit("install", deadline, 120))
 
     def _expect(self, pattern: str, limit: Deadline) -> None:
         found = self.machine.console.expect([pattern, _REFUSED], limit)

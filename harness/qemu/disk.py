@@ -54,7 +54,8 @@ def digest(file: DiskFile) -> str:
         return hasher.hexdigest()
     flat = file.path.with_suffix(".flat")
     try:
-        qemu_img("convert", "-O", "raw", "-f", file.format, str(file.path), str(flat))
+        # -U: the machine may have it open. What it writes meanwhile may be in the digest or not.
+        qemu_img("convert", "-U", "-O", "raw", "-f", file.format, str(file.path), str(flat))
         return digest(DiskFile(flat, "raw"))
     finally:
         flat.unlink(missing_ok=True)

@@ -67,6 +67,8 @@ def test_unattended_from_smbios_onto_the_named_one_of_two_disks(
     )
     before = digest(machine.disk("bystander"))
     machine.os.wait_installed()
+    assert machine.writes("target") > 0
+    assert machine.writes("bystander") == 0
     machine.wait_for_shutdown()
     assert digest(machine.disk("bystander")) == before
     check_accepted(boot, installed_by(machine, answers))

@@ -167,3 +167,12 @@ def test_aarch64_boots_and_takes_the_key_from_fw_cfg(boot: Boot) -> None:
     assert machine.console.run("uname -m").stdout == "aarch64\n"
     assert machine.ssh.run("uname -m").check().stdout == "aarch64\n"
     machine.shutdown()
+
+
+def test_writes_to_a_disk_are_counted(boot: Boot) -> None:
+    machine = boot("micro", disks=[Disk("data", size=8 * MIB)]).wait_ready()
+    assert machine.writes("data") == 0
+    machine.succeed("head -c 512 /dev/vda >/dev/null")
+    assert machine.writes("data") == 0
+    machine.succeed("echo x | dd of=/dev/vda conv=fsync")
+    assert machine.writes("data") == 1

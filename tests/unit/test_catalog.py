@@ -32,11 +32,9 @@ arches:
     cmdline: console=ttyAMA0
 machine: {cpus: 4, memory: 1GiB, disk: 8GiB}
 console: {device: virtio}
-login: {user: admin, password: secret, prompt: "Login> "}
+login: {user: admin, password: secret, shell_prompt: "=> $"}
 capabilities: [install, ssh]
 deadlines: {login: 60}
-install:
-  questions: {disk: "Disk?"}
 """
 
 Write = Callable[..., Path]
@@ -73,10 +71,9 @@ def test_reads_all_that_an_image_says(write: Write) -> None:
     assert (image.machine.cpus, image.machine.memory, image.machine.disk) == (4, GIB, 8 * GIB)
     assert image.console.device is ConsoleDevice.VIRTIO
     assert (image.login.user, image.login.password) == ("admin", "secret")
-    assert image.login.prompt == "Login> "
+    assert image.login.shell_prompt == "=> $"
     assert image.capabilities == ("install", "ssh")
     assert image.deadlines == {"login": 60.0}
-    assert image.install == {"questions": {"disk": "Disk?"}}
 
 
 def test_what_an_image_leaves_out_has_a_default(write: Write) -> None:

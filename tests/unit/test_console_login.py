@@ -20,12 +20,16 @@ class Getty(threading.Thread):
     Args:
         sock: The guest's end.
         play: What to say, before each line that is heard.
+        prompt: The prompt of the shell that comes then.
     """
 
-    def __init__(self, sock: socket.socket, play: list[bytes]) -> None:
+    def __init__(
+        self, sock: socket.socket, play: list[bytes], prompt: bytes = b"~ # \x1b[6n"
+    ) -> None:
         super().__init__(daemon=True)
         self.sock = sock
         self.play = play
+        self.prompt = prompt
         self.heard: list[bytes] = []
         self._left = b""
         self.start()
@@ -51,7 +55,7 @@ class Getty(threading.Thread):
 
     def shell(self) -> None:
         """Be a shell that knows what a driver says."""
-        self.sock.sendall(b"Last login: Tue Nov 21\r\nmotd: 100% of # $\r\n\x1b[?2004h~ # \x1b[6n")
+        self.sock.sendall(b"Last login: Tue Nov 21\r\nmotd: 100% of # $\r\n" + self.prompt)
         while True:
             line = self.hear()
             self.heard.append(line)
@@ -61,7 +65,7 @@ class Getty(threading.Thread):
             # The terminal echoes what is typed.
             self.sock.sendall(line + b"\r\n")
             if probe:
-                self.sock.sendall(b"h" + probe[1] + b"\r\n~ # ")
+                self.sock.sendall(b"h" + probe[1] + b"\r\n" + self.prompt)
             for found in (start, driver):
                 if found:
                     self.sock.sendall(b"<%s 0 0\r\n%s 0 0>\r\n" % (found[1], found[1]))
@@ -162,8 +166,8 @@ def test_a_prompt_from_before_a_reset_is_none(tmp_path: Path) -> None:
 
 def test_a_shell_with_an_unusual_prompt(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
-        getty = Getty(guest, [PROMPT, b"\r\nskiff=]"])
-        console.login("root", prompt="=]$", deadline=SOON)
+        getty = Getty(guest, [PROMPT], prompt=b"skiff=]")
+        console.login("root", prompt=r"=\]$", deadline=SOON)
         assert getty.heard[0] == b"root"
 
 

@@ -59,7 +59,7 @@ def scan(chunks: list[bytes]) -> list[Sighting]:
         buffer = bytearray(Scanner.HEADROOM) + chunk
         found += scanner.feed(buffer, Scanner.HEADROOM, len(buffer), offset)
         offset += len(chunk)
-    return found
+    return found + scanner.flush()
 
 
 @pytest.mark.parametrize(("name", "line"), GENUINE)
