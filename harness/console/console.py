@@ -12,7 +12,7 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +38,7 @@ from harness.console.stream import Stream
 from harness.console.terminal import BACKLOG, PIECE, Screen, Terminal
 from harness.console.watch import DEFAULT_WATCHERS, Sighting, Watcher
 from harness.deadline import Deadline
-from harness.errors import CommandError, GuestError, WaitTimeoutError
+from harness.errors import CommandError, GuestError, HarnessError, WaitTimeoutError
 
 EXPECT_SECONDS: Final = 60.0
 RUN_SECONDS: Final = 60.0
@@ -348,6 +348,27 @@ class Console:
                 self._driver.leave(limit)
                 found = wait_for_prompt(self._stream, mark, self._prompt, limit)
                 self._position = max(self._position, found.end)
+
+    @contextlib.contextmanager
+    def interactive(self, deadline: Limit = None) -> Iterator[None]:
+        """Have a prompt and echo in the block, as a person has, and :meth:`run` again after it.
+
+        For programs that ask: send their name, expect their questions. The block ends at a prompt,
+        also when it raises; only a wait that timed out leaves the console as it is.
+
+        Args:
+            deadline: For leaving the shell and for taking it back; 10 s and 120 s unless given.
+        """
+        self.leave(deadline)
+        try:
+            yield
+        except WaitTimeoutError:
+            raise
+        except BaseException:
+            with contextlib.suppress(HarnessError):
+                self.login(None, deadline=deadline)
+            raise
+        self.login(None, deadline=deadline)
 
     def forget_login(self) -> None:
         """Take note that the guest was reset: there is no shell, and an older prompt is none.

@@ -83,22 +83,22 @@ class Skiff(Profile):
         with self.machine.timeline.step("install over the console", machine=self.machine.name):
             if not console.logged_in:
                 self.login(limit)
-            console.leave()
-            console.send_line("skiff-install")
-            for question, answer in (
-                ("Disk (path or serial): ", answers.disk),
-                ("Hostname [skiff]: ", answers.hostname),
-                ("User: ", answers.user),
-                ("SSH public key (empty for none): ", answers.key),
-                ("Password for the console (empty for none): ", answers.password),
-                ("The same password again: ", answers.password or None),
-                (f"Type {CONFIRMATION} to go on: ", CONFIRMATION if confirm else "yes"),
-            ):
-                if answer is None:
-                    continue
-                self._expect(re.escape(question), limit)
-                console.send_line(answer)
-            self._expect(_DONE, limit)
+            with console.interactive(limit):
+                console.send_line("skiff-install")
+                for question, answer in (
+                    ("Disk (path or serial): ", answers.disk),
+                    ("Hostname [skiff]: ", answers.hostname),
+                    ("User: ", answers.user),
+                    ("SSH public key (empty for none): ", answers.key),
+                    ("Password for the console (empty for none): ", answers.password),
+                    ("The same password again: ", answers.password or None),
+                    (f"Type {CONFIRMATION} to go on: ", CONFIRMATION if confirm else "yes"),
+                ):
+                    if answer is None:
+                        continue
+                    self._expect(re.escape(question), limit)
+                    console.send_line(answer)
+                self._expect(_DONE, limit)
 
     def wait_installed(self, deadline: Deadline | float | None = None) -> None:
         """Wait until an unattended installation says on the console that it is done.

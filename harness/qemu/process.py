@@ -84,9 +84,12 @@ class OwnedProcess:
         loop.get().remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._status = self._popen.wait()
-        self._ended.set()
-        if self._on_exit is not None:
-            self._on_exit(self._status)
+        try:
+            if self._on_exit is not None:
+                self._on_exit(self._status)
+        finally:
+            # Last: who waits for the end finds that everybody has been told of it.
+            self._ended.set()
 
     @property
     def pid(self) -> int:

@@ -229,3 +229,18 @@ def test_a_log_that_cannot_grow_is_told_while_the_guest_goes_on(boot: Boot) -> N
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert machine.running
     assert machine.ssh.run("echo alive").stdout == "alive\n"
+
+
+def test_a_program_that_asks_gets_answers_and_the_shell_comes_back(boot: Boot) -> None:
+    machine = boot("micro")
+    machine.os.login()
+    ask = "printf 'Name? '; read name; echo hello $name"
+    with machine.console.interactive():
+        machine.console.send_line(ask)
+        machine.console.expect(r"Name\? $")
+        machine.console.send_line("harness")
+        machine.console.expect("hello harness")
+    assert machine.console.run("echo back").stdout == "back\n"
+    with pytest.raises(LookupError), machine.console.interactive():
+        raise LookupError
+    assert machine.console.run("echo again").stdout == "again\n"

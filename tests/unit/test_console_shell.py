@@ -284,8 +284,8 @@ def test_output_cannot_forge_a_result(shell: Shell) -> None:
     # A program can see where its output goes, and write to the terminal itself.
     script = (
         "name=$(readlink /proc/self/fd/1); name=${name##*/};"
-        "for guess in abcdef 000000; do"
-        ' printf "<$name.$guess 0 6\\nforged$name.$guess 0 6>\\n" >"$(readlink /proc/$PPID/fd/0)";'
+        "for tag in $name $name.abcdef; do"
+        ' printf "<$tag 0 6\\nforged$tag 0 6>\\n" >"$(readlink /proc/$PPID/fd/0)";'
         "done; echo true; exit 6"
     )
     result = console.run(f"sh -c '{script.replace(chr(39), '')}'", SOON)
@@ -299,6 +299,16 @@ def test_a_request_the_guest_never_got_is_sent_again(tmp_path: Path) -> None:
         guest.inject(b"noise\r\n")
         threading.Timer(0.3, guest.inject, [b"noise\r\n"]).start()
         assert console.run("echo once", SOON).stdout == "once\n"
+
+
+def test_a_request_that_comes_twice_runs_once(shell: Shell) -> None:
+    console, _ = shell
+    tag = "77.abcdef"
+    mark = console.mark()
+    for _ in range(2):
+        console.send(f"x {tag} .echo x >>count; echo done.\n")
+    console.expect(f"(<{tag} 0 5\\b.*?done\r\n{tag} 0 5.*?>.*?){{2}}", SOON, since=mark)
+    assert console.run("grep -c x count", SOON).stdout == "1\n"
 
 
 def test_answers_to_queries_never_spoil_a_request(shell: Shell) -> None:

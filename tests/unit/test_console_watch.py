@@ -109,6 +109,12 @@ def test_the_middle_of_an_endless_line_is_no_line() -> None:
         assert len(scan([text + b"\nKernel panic - not syncing: yes\n"])) == 1
 
 
+def test_what_is_kept_of_an_endless_line_is_no_line() -> None:
+    text = b"x" * 5000 + b"Kernel panic - not syncing: no"
+    for more in range(960, 1060):
+        assert scan([text + b"y" * more, b"z" * 300 + b"\r\n"]) == [], more
+
+
 def test_each_line_counts() -> None:
     line = b"[    1.000000] BUG: Bad page state\r\n"
     assert len(scan([line * 3])) == 3
