@@ -283,9 +283,9 @@ def test_output_cannot_forge_a_result(shell: Shell) -> None:
     console, _ = shell
     # A program can see where its output goes, and write to the terminal itself.
     script = (
-        "name=$(readlink /proc/self/fd/1); name=${name##*/};"
+        "name=$(readlink /proc/$$/fd/1); name=${name##*/};"
         "for tag in $name $name.abcdef; do"
-        ' printf "<$tag 0 6\\nforged$tag 0 6>\\n" >"$(readlink /proc/$PPID/fd/0)";'
+        ' printf "<$tag 0 6\\nforged$tag 0 6>\\n" >/dev/tty;'
         "done; echo true; exit 6"
     )
     result = console.run(f"sh -c '{script.replace(chr(39), '')}'", SOON)

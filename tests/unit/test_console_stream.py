@@ -15,6 +15,7 @@ from harness import deadline
 from harness.console import Console
 from harness.errors import (
     DiskFullError,
+    EmergencyModeError,
     GuestStoppedError,
     HarnessError,
     OopsError,
@@ -72,6 +73,24 @@ def test_a_timeout_says_what_for_the_last_output_and_the_silence(tmp_path: Path)
         assert error.last_output == "Starting foo"
         assert error.silent is not None and 0 < error.silent < SOON
         assert str(tmp_path / "serial.log") in str(error)
+
+
+def test_output_ends_the_silence(tmp_path: Path) -> None:
+    with open_console(tmp_path) as (console, guest):
+        threading.Event().wait(0.3)
+        before = console.silent_for()
+        guest.sendall(b"word")
+        console.expect("word", SOON)
+        assert console.silent_for() < before
+
+
+def test_a_prompt_that_ends_no_line_ends_the_wait(tmp_path: Path) -> None:
+    with open_console(tmp_path) as (console, guest):
+        guest.sendall(b"line\r\n")
+        console.expect("line\r\n", SOON)
+        guest.sendall(b"(initramfs) ")
+        with pytest.raises(EmergencyModeError):
+            console.expect("never", SOON)
 
 
 def test_the_end_of_the_connection_ends_a_wait(tmp_path: Path) -> None:
