@@ -39,6 +39,7 @@ TOOLS = {
     "swtpm": "swtpm",
     "mmdebstrap": "mmdebstrap",
     "unshare": "util-linux",
+    "busybox": "busybox",
     "cpio": "cpio",
     "xz": "xz-utils",
     "zstd": "zstd",
