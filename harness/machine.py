@@ -295,7 +295,11 @@ class Machine:
             if 22 in self._ports:
                 user = self._os.account.user if self._os is not None else "root"
                 self._ssh = Ssh(
-                    self._ports[22], user=user, key=self._key, log=self.evidence / "ssh.jsonl"
+                    self._ports[22],
+                    user=user,
+                    key=self._key,
+                    log=self.evidence / "ssh.jsonl",
+                    guest=lambda: (self.console.last_output(), self.console.silent_for()),
                 )
             self.qmp.execute("cont")
         except (QmpError, QemuExitedError) as error:

@@ -32,6 +32,12 @@ def cache_dir() -> Path:
     return base / "harness"
 
 
+def catalog_dirs(*further: str | Path) -> tuple[Path, ...]:
+    """Return the folders of images: the checkout's own, where there is one, and further ones."""
+    own = images_dir()
+    return (*((own,) if own.is_dir() else ()), *(Path(each).absolute() for each in further))
+
+
 def images_dir() -> Path:
     """Return the catalogue of the checkout that this module lies in; it may not exist."""
     return Path(__file__).resolve().parent.parent / "images"

@@ -17,7 +17,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -98,6 +98,7 @@ class Ssh:
         key: The run's key.
         log: The JSON-lines file.
         host_key: The host key to expect, as ``type base64``; ``None`` pins the first one seen.
+        guest: Tells the guest's last output and for how many seconds it has been silent.
     """
 
     def __init__(
@@ -108,12 +109,14 @@ class Ssh:
         key: KeyPair,
         log: Path,
         host_key: str | None = None,
+        guest: Callable[[], tuple[str, float]] | None = None,
     ) -> None:
         self.address = address
         self.user = user
         self.key = key
         self.host_key = host_key
         self.log_path = log
+        self._guest = guest
         self._log_lock = threading.Lock()
         self._stop = threading.Event()
         self._failure: HarnessError | None = None
@@ -172,9 +175,12 @@ class Ssh:
             if limit.expired:
                 self._raise_failure()
                 self._write_log({"connect": self.user, "tries": tries, "error": why})
+                last_output, silent = self._guest() if self._guest is not None else ("", None)
                 raise WaitTimeoutError(
                     f"an SSH login of {self.user} ({tries} tries, the last: {why})",
                     limit.seconds,
+                    last_output=last_output,
+                    silent=silent,
                     evidence=str(self.log_path),
                     hint="see serial.log for what the guest's sshd or network said",
                 )

@@ -165,7 +165,9 @@ def _arch(arch: str, choice: str) -> list[Finding]:
 
 def _boot(arch: str, choice: str) -> Finding:
     def boot() -> tuple[str, Any]:
-        selection = load(paths.images_dir(), known_profiles=profiles.names()).resolve("micro", arch)
+        selection = load(*paths.catalog_dirs(), known_profiles=profiles.names()).resolve(
+            "micro", arch
+        )
         files = Store(paths.cache_dir()).artifacts(selection, progress=print).files
         found = accel.probe(choice, arch, qemu=binary.find(arch).path, cache_dir=paths.cache_dir())
         deadline.set_scale(deadline.TCG_SCALE if found.name == "tcg" else 1.0)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 
 from harness import paths, profiles
 from harness.catalog import Catalog, load
@@ -56,8 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run the verb."""
-    roots = (paths.images_dir(), *map(Path, options.images))
-    catalog = load(*roots, known_profiles=profiles.names())
+    catalog = load(*paths.catalog_dirs(*options.images), known_profiles=profiles.names())
     return int(options.verb_handler(options, catalog, Store(paths.cache_dir())))
 
 

@@ -42,7 +42,7 @@ def main(options: argparse.Namespace) -> int:
     """Boot and attach."""
     if not sys.stdin.isatty():
         raise UsageError("'harness shell' needs a terminal", hint="run it without a pipe")
-    catalog = load(paths.images_dir(), *map(Path, options.images), known_profiles=profiles.names())
+    catalog = load(*paths.catalog_dirs(*options.images), known_profiles=profiles.names())
     selection = catalog.resolve(options.image, options.arch)
     profile = profiles.find(selection.image.profile)
     found = accel.probe(

@@ -1,7 +1,8 @@
 """The folder of a run: one sub-folder for each test, kept where it is worth keeping.
 
-A run holds a lock on its folder while it lives. What a killed run left, a later one notices by the
-lock and tidies: disks go, the rest of its evidence stays.
+A run in which no machine was started leaves nothing. A run holds a lock on its folder while it
+lives. What a killed run left, a later one notices by the lock and tidies: disks go, the rest of its
+evidence stays.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -22,6 +24,7 @@ RUNS_KEPT: Final = 30
 """Runs whose evidence is kept; older ones go when a new run begins."""
 
 _LOCK: Final = "run.lock"
+_USED: Final = ".used"
 
 
 class Run:
@@ -35,6 +38,7 @@ class Run:
     def __init__(self, path: Path, lock: int | None = None) -> None:
         self.path = path
         self._lock = lock
+        self._known_used = False
 
     @classmethod
     def create(cls, root: Path) -> Run:
@@ -43,18 +47,20 @@ class Run:
         Raises:
             StoreError: if ``root`` cannot be written.
         """
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        path = root / name
+        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         try:
-            path.mkdir(parents=True)
+            root.mkdir(parents=True, exist_ok=True)
+            path = root / stem
+            for number in itertools.count(2):
+                with contextlib.suppress(FileExistsError):
+                    path.mkdir()
+                    break
+                path = root / f"{stem}-{number}"
             ignore = root.parent / ".gitignore"
             if root.parent.name == ".harness" and not ignore.exists():
                 ignore.write_text("*\n")
             descriptor = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            latest = root / f".latest-{os.getpid()}"
-            latest.symlink_to(name)
-            latest.replace(root / "latest")
         except OSError as error:
             raise StoreError(
                 f"evidence cannot be written below {root}: {error}",
@@ -67,18 +73,31 @@ class Run:
         """Return the folder for a test, named after its node id."""
         path = self.path / slug(test)
         path.mkdir(parents=True, exist_ok=True)
+        if not self._known_used:
+            self._known_used = True
+            (self.path / _USED).touch()
+            latest = self.path.parent / f".latest-{os.getpid()}"
+            latest.symlink_to(self.path.name)
+            latest.replace(self.path.parent / "latest")
         return path
+
+    @property
+    def used(self) -> bool:
+        """Whether a test of this run, in whichever worker, had a folder."""
+        return (self.path / _USED).exists()
 
     def drop(self, folder: Path) -> None:
         """Remove the evidence of a test that passed."""
         shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Say that the run is over."""
+        """Say that the run is over; the folder of one that had no machine goes."""
         if self._lock is not None:
             os.close(self._lock)
             (self.path / _LOCK).unlink(missing_ok=True)
             self._lock = None
+            if not self.used:
+                shutil.rmtree(self.path, ignore_errors=True)
 
 
 def slug(test: str) -> str:

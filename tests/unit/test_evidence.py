@@ -49,14 +49,23 @@ def test_slug_is_a_folder_name_and_stays_unique_when_cut() -> None:
 
 def test_a_run_has_a_folder_and_is_the_latest(tmp_path: Path) -> None:
     run = Run.create(tmp_path / ".harness" / "runs")
-    assert (tmp_path / ".harness" / "runs" / "latest").resolve() == run.path
     assert (tmp_path / ".harness" / ".gitignore").read_text() == "*\n"
     folder = run.folder("suites/a.py::test_b")
     assert folder.parent == run.path
+    assert (tmp_path / ".harness" / "runs" / "latest").resolve() == run.path
     run.drop(folder)
     assert not folder.exists()
     run.close()
     assert run.path.exists()
+
+
+def test_a_run_without_a_machine_leaves_nothing(tmp_path: Path) -> None:
+    first = Run.create(tmp_path)
+    first.folder("a")
+    first.close()
+    Run.create(tmp_path).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["latest", first.path.name])
+    assert (tmp_path / "latest").resolve() == first.path
 
 
 def test_disks_of_a_killed_run_go_and_its_logs_stay(tmp_path: Path) -> None:
@@ -79,6 +88,7 @@ def test_old_runs_go(tmp_path: Path) -> None:
     for number in range(RUNS_KEPT + 5):
         (tmp_path / f"20200101-0000{number:02d}-1").mkdir()
     run = Run.create(tmp_path)
+    run.folder("a")
     run.close()
     left = sorted(path.name for path in tmp_path.iterdir() if path.name != "latest")
     assert len(left) == RUNS_KEPT
