@@ -150,9 +150,9 @@ def missing(what: str, subject: str, unit: str, why: str, budget: Budget | None 
     return Result(what, subject, unit, budget=budget, note=why)
 
 
-def paired[Name](
-    rounds: int, sides: Mapping[Name, Callable[[], float]], say: Callable[[str], None]
-) -> dict[Name, tuple[float, ...]]:
+def paired(
+    rounds: int, sides: Mapping[str, Callable[[], float]], say: Callable[[str], None]
+) -> dict[str, tuple[float, ...]]:
     """Measure sides in turn, round by round: A B, B A, A B, ...
 
     A machine that others use is now fast and now slow. Sides of one round see about the same of
@@ -163,9 +163,9 @@ def paired[Name](
         sides: What measures, by name; each returns one sample.
         say: Told of each sample.
     """
-    taken: dict[Name, list[float]] = {name: [] for name in sides}
+    taken: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
-        order = list(sides) if number % 2 == 0 else list(reversed(sides))
+        order = list(sides) if number % 2 == 0 else list(sides)[::-1]
         for name in order:
             sample = sides[name]()
             taken[name].append(sample)

@@ -41,11 +41,11 @@ def labgrid_side(task: Mapping[str, Any]) -> dict[str, Any]:
     target = Target("bench")
     if task["side"] == "labgrid-qemu":
         sock = socket.socket(fileno=os.dup(task["fd"]))
-        sock.setblocking(False)  # as QEMUDriver.on() does
+        os.set_blocking(task["fd"], False)  # as QEMUDriver.on() does
 
         class OnSocket(QEMUDriver):  # type: ignore[misc]
             def on_activate(self) -> None:
-                self._clientsocket = sock
+                self._clientsocket: socket.socket | None = sock
                 self.status = 1
 
             def on_deactivate(self) -> None:
@@ -73,6 +73,8 @@ def labgrid_side(task: Mapping[str, Any]) -> dict[str, Any]:
             assert (output, status) == (["hello"], 0)
         return {"samples": samples}
     target.activate(console)
+    if task["task"] == "panic":
+        return {"seconds": _wait_in_vain(console, task)}
     flood, start = side.begin(task, console.write)
     start()
     console.expect(flood.begin.decode(), timeout=60)
@@ -88,3 +90,16 @@ def labgrid_side(task: Mapping[str, Any]) -> dict[str, Any]:
         "length": len(before),
         "sha256": hashlib.sha256(before).hexdigest(),
     }
+
+
+def _wait_in_vain(console: Any, task: Mapping[str, Any]) -> float:
+    """Return how long a wait lasts on a guest that panics."""
+    from pexpect import TIMEOUT
+
+    console.sendline(task["command"])
+    started = time.perf_counter()
+    try:
+        console.expect("never printed", timeout=task["seconds"])
+    except TIMEOUT:
+        return time.perf_counter() - started
+    raise RuntimeError("labgrid found what was never printed")

@@ -144,7 +144,7 @@ class RawShell:
     """
 
     _LOOP: Final = (
-        "stty -echo; echo RE''ADY; while read -r l && [ \"$l\" != Q ]; do eval \"$l\"; done;"
+        'stty -echo; echo RE\'\'ADY; while read -r l && [ "$l" != Q ]; do eval "$l"; done;'
         " stty echo; echo DO''NE\r"
     )
 

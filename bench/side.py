@@ -29,8 +29,8 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 LIMIT: Final = 1800.0
 """Seconds after which a side is killed and its benchmark failed."""
 
-SIDES: Final = ("harness", "raw", "labgrid-qemu", "labgrid-serial", "raw-pty")
-TASKS: Final = ("commands", "output")
+SIDES: Final = ("harness", "raw", "raw-driver", "labgrid-qemu", "labgrid-serial", "raw-pty")
+TASKS: Final = ("commands", "output", "panic")
 ON_PTY: Final = ("labgrid-serial", "raw-pty")
 """Those that want a terminal device, not a socket."""
 
@@ -180,8 +180,9 @@ def begin(
 def finish(task: Mapping[str, Any], prompt: Callable[[], object]) -> None:
     """Wait for the shell's prompt behind a flood."""
     if "control" in task:
-        raw.RawConsole(task["control"]).until(b"\n")  # the echo of the command
-        raw.RawConsole(task["control"]).until(b"# ")
+        control = raw.RawConsole(task["control"])
+        control.until(b"\n")  # the echo of the command
+        control.until(b"# ")
     else:
         prompt()
 
@@ -235,6 +236,8 @@ def raw_side(task: Mapping[str, Any]) -> dict[str, Any]:
     else:
         fd = os.dup(task["fd"])
     console = raw.RawConsole(fd)
+    if task["side"] == "raw-driver":
+        return raw_on_driver(task, console)
     if task["task"] == "commands":
         console.write(b"\r")
         console.until(b"# ")
@@ -257,6 +260,36 @@ def raw_side(task: Mapping[str, Any]) -> dict[str, Any]:
     cpu = time.process_time() - cpu
     finish(task, lambda: console.until(b"# "))
     return {"seconds": seconds, "cpu": cpu, "length": length}
+
+
+def raw_on_driver(task: Mapping[str, Any], console: raw.RawConsole) -> dict[str, Any]:
+    """The bare descriptor, with Harness' driver in the guest: what ``run`` costs but for Python.
+
+    The driver is started by a console of Harness, which then goes without ending it.
+    """
+    from harness import deadline
+    from harness.console import Console
+
+    deadline.set_scale(deadline.TCG_SCALE)
+    log = Path(task["folder"]) / "driver.log"
+    sock = socket.socket(fileno=os.dup(task["fd"]))
+    with Console(sock, log=log, cast=None, name="bench") as starter:
+        starter.send_line()
+        starter.login(None)
+    log.unlink()
+    os.set_blocking(task["fd"], True)
+    samples = []
+    for number in range(task["count"]):
+        # A tag as long as Harness' own; see harness.console.shell.requests.
+        tag = b"%d.abcdef" % (number + 1)
+        started = time.perf_counter()
+        console.write(b"x %s .echo hello.\n" % tag)
+        frame = console.until(tag + b" 0 6>\r\n")
+        samples.append(time.perf_counter() - started)
+        assert frame.endswith(b"<%s 0 6\r\nhello\r\n" % tag), frame
+    console.write(b"q 0.abcdef ..\n")
+    console.until(b"# ")
+    return {"samples": samples}
 
 
 def main(arguments: list[str]) -> int:

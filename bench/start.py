@@ -1,0 +1,96 @@
+"""What a developer waits for before anything happens: imports, collection."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from functools import partial
+
+from bench.core import Budget, Context, Result, paired
+from bench.side import ROOT
+
+IMPORT = Budget(0.15)
+COLLECT = Budget(1.0)
+
+NO_PEER = ("-p", "no:labgrid")
+"""labgrid brings a plugin of pytest's, which would load itself into both sides."""
+
+
+def run(context: Context) -> list[Result]:
+    """Time imports in fresh interpreters, and pytest's collection of all suites."""
+    return _imports(context) + _collection(context)
+
+
+def _imports(context: Context) -> list[Result]:
+    def of(module: str) -> float:
+        code = (
+            f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return float(done.stdout)
+
+    modules = ("harness", "harness.machine", "harness.cli")
+    sides = {name: partial(of, name) for name in modules}
+    for side in sides.values():
+        side()  # bytecode is compiled once
+    taken = paired(context.pick(15, 5), sides, context.say)
+    return [
+        Result("import", "harness", "s", taken["harness"], budget=IMPORT, note="in the process"),
+        Result(
+            "import",
+            "harness.machine",
+            "s",
+            taken["harness.machine"],
+            budget=IMPORT,
+            note="what a scenario's machine needs; held to the same budget",
+        ),
+        Result("import", "harness.cli", "s", taken["harness.cli"]),
+    ]
+
+
+def _collection(context: Context) -> list[Result]:
+    empty = context.folder / "empty"
+    empty.mkdir()
+    (empty / "test_one.py").write_text("def test_one(): pass\n")
+    plain = ["-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(empty), str(empty)]
+
+    def collect(*arguments: str) -> float:
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "--collect-only", "-q", *NO_PEER, *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        seconds = time.perf_counter() - started
+        if done.returncode:
+            raise RuntimeError(f"pytest could not collect: {(done.stdout + done.stderr)[-2000:]}")
+        return seconds
+
+    sides = {"bare": partial(collect, *plain), "harness": partial(collect, "suites")}
+    for side in sides.values():
+        side()
+    taken = paired(context.pick(9, 3), sides, context.say)
+    return [
+        Result(
+            "collection of all suites",
+            "harness",
+            "s",
+            taken["harness"],
+            taken["bare"],
+            COLLECT,
+            "the whole of 'pytest --collect-only suites', interpreter included, without the"
+            " plugin of labgrid's that installing it for the comparison brings",
+        ),
+        Result(
+            "collection of all suites",
+            "bare pytest",
+            "s",
+            taken["bare"],
+            note="one test, no conftest, the same plugins",
+        ),
+    ]
