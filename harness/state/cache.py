@@ -87,7 +87,8 @@ class Entry:
     Attributes:
         id: The name of its folder.
         path: Its folder.
-        status: ``ready``, ``in use``, ``building``, ``interrupted`` or ``damaged``.
+        status: ``ready``, ``in use``, ``building``, ``interrupted``, ``damaged``, or ``foreign`` for
+            what another version of Harness made.
         bytes: What it takes on disk.
         used: When it was last asked for, in seconds of the epoch.
         record: What it says of itself; ``None`` if that cannot be read.
@@ -283,8 +284,7 @@ class StateCache:
         folder = self._layout.entry(entry)
         if not folder.exists():
             return ""
-        record = Record.read(folder)
-        if record is None:
+        if Record.read(folder) is None:
             return f"{folder / RECORD} is missing or damaged"
         try:
             found = Snapshot.read(folder).faults()
@@ -425,6 +425,8 @@ class StateCache:
         why = self.fault(folder.name)
         if why == "":
             return None
+        if why is not None and is_foreign(folder):
+            return self._describe(folder, "foreign", None, "made by another version of Harness")
         if why is not None:
             return self._describe(folder, "damaged", Record.read(folder), why)
         in_use = self._held(self._layout.use_lock(folder.name))
@@ -447,6 +449,14 @@ class StateCache:
         if free is not None:
             free.release()
         return free is None
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether an entry was made by another version of Harness, which is left to that one."""
+    try:
+        return bool(json.loads((folder / RECORD).read_text(encoding="utf-8"))["format"] != FORMAT)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _folders(parent: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ while the machine runs, and what it never touched stays a hole.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -30,7 +31,6 @@ from harness.state.snapshot import (
     VARIABLES,
     Seal,
     Snapshot,
-    bases_of,
 )
 from harness.store.space import explained
 
@@ -108,6 +108,7 @@ def migrate(qmp: Qmp, target: Path, limit: Deadline) -> None:
 
     Raises:
         SnapshotError: if a device forbids it; QEMU's words name it.
+        OSError: if the disk is full.
         WaitTimeoutError: at the deadline.
     """
     qmp.execute("stop", deadline=limit)
@@ -125,6 +126,8 @@ def migrate(qmp: Qmp, target: Path, limit: Deadline) -> None:
         raise SnapshotError(f"machine {qmp.name} cannot be saved: {error.what}") from error
     if ended.data["status"] != "completed":
         why = qmp.execute("query-migrate", deadline=limit).get("error-desc", ended.data["status"])
+        if os.strerror(errno.ENOSPC) in why:
+            raise OSError(errno.ENOSPC, why, str(target))
         raise SnapshotError(f"machine {qmp.name} cannot be saved: {why}")
 
 
@@ -209,15 +212,3 @@ def _save_disk(file: DiskFile, target: Path, inside: Path, move: bool) -> list[P
             command += ["-B", str(bases[0][0]), "-F", bases[0][1]]
         disks.qemu_img(*command, str(file.path), str(target))
     return [path for path, _ in bases]
-
-
-__all__ = [
-    "Memory",
-    "bases_of",
-    "check_disks",
-    "copy_data",
-    "finish",
-    "has_ended",
-    "hot",
-    "migrate",
-]

@@ -123,7 +123,6 @@ class Snapshot:
         account: Who logs in.
         private_key: The SSH key that logs in, in OpenSSH's format.
         public_key: Its line for ``authorized_keys``.
-        image: Where the machine's words come from: image reference and arch; empty if unknown.
         files: The seals of its files, by path below the folder.
         bases: The seals of the files that its disks and its boot need, by path.
     """
@@ -141,7 +140,6 @@ class Snapshot:
     account: Account | None = None
     private_key: str = ""
     public_key: str = ""
-    image: tuple[str, ...] = ()
     files: tuple[tuple[str, Seal], ...] = ()
     bases: tuple[tuple[str, Seal], ...] = ()
 
@@ -213,7 +211,6 @@ class Snapshot:
                 data[name] = None if data[name] is None else kind(**data[name])
             for name in ("files", "bases"):
                 data[name] = tuple((str(file), Seal(**seal)) for file, seal in data[name])
-            data["image"] = tuple(data["image"])
             return cls(folder=folder, **data)
         except StateError:
             raise
@@ -225,10 +222,3 @@ class Snapshot:
         checks = [(self.folder / name, seal) for name, seal in self.files]
         checks += [(Path(name), seal) for name, seal in self.bases]
         return [fault for path, seal in checks if (fault := seal.fault(path)) is not None]
-
-
-def bases_of(spec: MachineSpec) -> list[Path]:
-    """Return the files of the host that a spec's machine is made of."""
-    firmware = spec.firmware
-    paths = [disk.base for disk in spec.disks] + [firmware.kernel, firmware.initrd]
-    return [path for path in paths if path is not None]

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from harness.errors import StateError, StoreError
 from harness.spec import MIB, Disk, Firmware, FirmwareKind, MachineSpec
 from harness.state import Snapshot, StateCache
 from harness.state.save import copy_data
-from harness.state.snapshot import Seal
+from harness.state.snapshot import SMALL, Seal
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = MachineSpec("one", "x86_64", Firmware(FirmwareKind.BIOS), memory=32 * MIB)
@@ -115,21 +116,24 @@ def test_a_base_that_is_gone_is_damage(cache: StateCache, tmp_path: Path) -> Non
     base.write_bytes(b"base")
 
     def build(folder: Path) -> Snapshot:
-        saved(folder)
-        draft = Snapshot(folder, SPEC, "tcg", "max", "10.0.2", 1.0)
-        return Snapshot.write(
-            Snapshot(
-                **{
-                    name: getattr(draft, name) for name in draft.__slots__ if name not in ("bases",)
-                },
-                bases=((str(base), Seal.of(base)),),
-            )
-        )
+        whole = saved(folder)
+        return replace(whole, bases=((str(base), Seal.of(base)),)).write()
 
     cache.lease("live", {}, KEY, build).close()
     assert cache.list()[0].status == "ready"
     base.unlink()
     assert "base.raw" in cache.list()[0].why
+
+
+def test_what_another_version_made_is_left_to_it(cache: StateCache) -> None:
+    with cache.lease("live", {}, KEY, Builder()) as lease:
+        folder = lease.snapshot.folder
+    record = (folder / "state.json").read_text()
+    (folder / "state.json").write_text(record.replace('"format": 1', '"format": 99'))
+    assert [entry.status for entry in cache.list()] == ["foreign"]
+    assert cache.gc() == 0
+    assert folder.exists()
+    assert cache.gc(everything=True) > 0
 
 
 def test_a_build_that_fails_leaves_nothing(cache: StateCache) -> None:
@@ -296,3 +300,19 @@ def test_a_fork_s_disks_are_overlays_on_the_saved_ones(tmp_path: Path) -> None:
     assert fork.disks[0].base == tmp_path / "disks" / "data.qcow2"
     assert fork.disks[0].guest_serial == spec.disks[0].guest_serial
     assert fork.disks[1] == spec.disks[1]
+
+
+def test_a_large_file_that_was_written_to_is_damage(cache: StateCache) -> None:
+    with cache.lease("live", {}, KEY, Builder(SMALL + 4096)) as lease:
+        assert lease.snapshot.faults() == []
+        write_into_ram(lease.snapshot.folder)
+        assert "was changed after it had been saved" in lease.snapshot.faults()[0]
+
+
+def test_the_budget_takes_a_child_before_its_parent(tmp_path: Path) -> None:
+    cache = StateCache(tmp_path / "states")
+    with cache.lease("live", {}, KEY, Builder(MIB)) as parent:
+        cache.lease("installed", {}, "c" * 64, Builder(MIB), parent=parent.entry).close()
+        os.utime(parent.snapshot.folder / "state.json", (1, 1))
+    StateCache(tmp_path / "states", budget=MIB + MIB // 2).trim()
+    assert [entry.record.name for entry in cache.list() if entry.record] == ["live"]
