@@ -23,7 +23,8 @@ if [ "${{1:-}}" = --fresh ]; then disks=$(mktemp -d); fi
 
 _FORK = """\
 
-# It is a fork: this tells it, on its monitor, to go on from the saved machine.
+# It is a fork: this tells it, on its monitor, to go on from the saved machine. Where that had a
+# shell that takes Harness' commands, type 'q 0 ..' and Ctrl-J for a prompt.
 rm -f "$disks/qmp.sock"
 python3 - "$disks/qmp.sock" {state} <<'END' &
 import json, socket, sys, time
@@ -36,17 +37,25 @@ while True:
         time.sleep(0.1)
 lines = monitor.makefile("rw")
 lines.readline()
-ignore = [{{"capability": "x-ignore-shared", "state": True}}]
-for name, arguments in (
-    ("qmp_capabilities", {{}}),
-    ("migrate-set-capabilities", {{"capabilities": ignore}}),
-    ("migrate-incoming", {{"uri": "file:" + sys.argv[2]}}),
-    ("cont", {{}}),
-):
-    lines.write(json.dumps({{"execute": name, "arguments": arguments}}) + "\\n")
+
+def tell(command, **arguments):
+    lines.write(json.dumps({{"execute": command, "arguments": arguments}}) + "\\n")
     lines.flush()
-    while not {{"return", "error"}} & json.loads(lines.readline()).keys():
-        pass
+    while True:
+        told = json.loads(lines.readline())
+        if "error" in told:
+            sys.exit(told["error"]["desc"])
+        if "return" in told:
+            return told["return"]
+
+tell("qmp_capabilities")
+ignore = {{"capability": "x-ignore-shared", "state": True}}
+tell("migrate-set-capabilities", capabilities=[ignore])
+tell("migrate-incoming", uri="file:" + sys.argv[2])
+while tell("query-status")["status"] == "inmigrate":
+    time.sleep(0.05)
+tell("cont")
+print("the fork runs", file=sys.stderr)
 END"""
 
 

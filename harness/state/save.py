@@ -201,14 +201,16 @@ def _save_disk(file: DiskFile, target: Path, inside: Path, move: bool) -> list[P
         kept += 1
     loose = below[: len(below) - kept]
     bases = below[len(below) - kept :]
-    if not loose and file.format == "qcow2" and move:
+    if file.format != "qcow2":
+        disks.qemu_img("convert", "-U", "-f", file.format, "-O", "qcow2", str(file.path), str(target))
+        return []
+    if move:
         shutil.move(file.path, target)
-    elif not loose and file.format == "qcow2":
+    else:
         with file.path.open("rb") as source, target.open("xb") as sink:
             copy_data(source.fileno(), sink.fileno())
-    else:
-        command = ["convert", "-U", "-f", file.format, "-O", "qcow2"]
-        if bases:
-            command += ["-B", str(bases[0][0]), "-F", bases[0][1]]
-        disks.qemu_img(*command, str(file.path), str(target))
+    if loose:
+        # Takes in what the loose ones have. (qemu-img convert -B would leave that out.)
+        lowest = ["-b", str(bases[0][0]), "-F", bases[0][1]] if bases else ["-b", ""]
+        disks.qemu_img("rebase", "-f", "qcow2", *lowest, str(target))
     return [path for path, _ in bases]

@@ -43,6 +43,18 @@ def changed(boot: Boot, machine: Machine) -> Machine:
     return machine
 
 
+@state(parent=ready)
+def moved(boot: Boot, machine: Machine) -> Machine:
+    """Another machine with the disk of the first: an overlay on an overlay on a saved one."""
+    machine.succeed("echo from between | dd of=/dev/vda bs=1M seek=4 conv=fsync 2>/dev/null")
+    machine.shutdown()
+    file = machine.disk("data")
+    other = boot("micro", disks=[Disk("data", base=file.path, format=file.format)])
+    other.os.login()
+    other.succeed("echo from above | dd of=/dev/vda bs=1M seek=6 conv=fsync 2>/dev/null")
+    return other
+
+
 @state
 def at_the_login(boot: Boot) -> Machine:
     machine = boot("micro")
@@ -128,6 +140,43 @@ def test_the_random_pool_is_another_before_the_first_command(fork_of: ForkOf) ->
     assert len(drawn) == 3
 
 
+def read_until(process: subprocess.Popen[bytes], wanted: bytes) -> bytes:
+    assert process.stdout is not None
+    said = b""
+    while wanted not in said:
+        part = os.read(process.stdout.fileno(), 4096)
+        assert part, said
+        said += part
+    return said
+
+
+def test_a_person_runs_a_fork_by_hand(fork_of: ForkOf) -> None:
+    machine = fork_of(ready)
+    machine.stop()
+    by_hand = subprocess.Popen(
+        [machine.evidence / "qemu.sh", "--fresh"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert by_hand.stdin is not None
+    assert by_hand.stdout is not None
+    watchdog = threading.Timer(30, by_hand.kill)
+    watchdog.start()
+    try:
+        said = read_until(by_hand, b"the fork runs")
+        by_hand.stdin.write(b"q 0 ..\n cat /tmp/mark; echo by''hand\n")
+        by_hand.stdin.flush()
+        said = read_until(by_hand, b"byhand")
+        assert b"from the parent" in said
+    finally:
+        watchdog.cancel()
+        by_hand.kill()
+        by_hand.wait()
+        by_hand.stdin.close()
+        by_hand.stdout.close()
+
+
 def test_a_fork_reboots(fork_of: ForkOf) -> None:
     machine = fork_of(ready)
     before = machine.boot_id
@@ -141,6 +190,16 @@ def test_a_state_goes_on_from_another(fork_of: ForkOf, states: States) -> None:
     assert mark(fork_of(ready)) == ("from the parent", "from the parent")
     parent, child = states.lease(ready), states.lease(changed)
     assert child.record.parent == parent.entry
+
+
+def test_a_disk_that_moved_to_another_machine_is_whole(fork_of: ForkOf, states: States) -> None:
+    machine = fork_of(moved)
+    for place, content in ((0, "from the parent"), (4, "from between"), (6, "from above")):
+        said = machine.console.run(f"dd if=/dev/vda bs=1M skip={place} count=1 2>&- | head -n 1")
+        assert said.stdout == content + "\n"
+    machine.stop()
+    bases = [name for name, _ in states.lease(moved).snapshot.bases if "disks" in name]
+    assert bases == [str(states.lease(ready).snapshot.folder / "disks" / "data.qcow2")]
 
 
 def test_a_fork_stands_at_the_login_prompt(fork_of: ForkOf) -> None:
