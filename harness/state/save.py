@@ -202,7 +202,9 @@ def _save_disk(file: DiskFile, target: Path, inside: Path, move: bool) -> list[P
     loose = below[: len(below) - kept]
     bases = below[len(below) - kept :]
     if file.format != "qcow2":
-        disks.qemu_img("convert", "-U", "-f", file.format, "-O", "qcow2", str(file.path), str(target))
+        disks.qemu_img(
+            "convert", "-U", "-f", file.format, "-O", "qcow2", str(file.path), str(target)
+        )
         return []
     if move:
         shutil.move(file.path, target)
