@@ -33,6 +33,7 @@ def ready(boot: Boot) -> Machine:
     machine = boot("micro", disks=[Disk("data", size=8 * MIB)])
     machine.os.login()
     machine.ssh.connect()
+    machine.console.run("echo a result that the guest keeps")
     machine.succeed("echo from the parent | tee /tmp/mark | dd of=/dev/vda conv=fsync 2>/dev/null")
     return machine
 
