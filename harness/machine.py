@@ -792,7 +792,9 @@ class Machine:
             else:
                 # The answer may be cut off by the reboot it asks for.
                 with contextlib.suppress(ConnectionLostError):
-                    self.ssh.run(command, deadline=limit)
+                    told = self.ssh.run(command, deadline=limit)
+                    if told.status > 0:
+                        told.check()
             self.wait_for_reset(limit, since=mark)
             if self._ssh is not None:
                 self._ssh.disconnect()
