@@ -15,6 +15,8 @@ The verdict says whose fault it is, so that a red run can be read without openin
     │   ├── QemuExitedError                      died under a running guest
     │   ├── QmpError                             a command was refused
     │   ├── FirmwareMissingError
+    │   ├── StateError                           a saved state is missing or damaged
+    │   │   └── SnapshotError                    a machine cannot be saved while it runs
     │   ├── StoreError
     │   │   ├── BuildError                       an image's build script failed
     │   │   ├── ChecksumError                    both digests
@@ -146,6 +148,14 @@ class QmpError(HostError):
 
 class FirmwareMissingError(HostError):
     """No firmware descriptor of QEMU fits; the hint names the package."""
+
+
+class StateError(HostError):
+    """A saved state is missing or damaged."""
+
+
+class SnapshotError(StateError):
+    """A machine cannot be saved while it runs; names the device that forbids it."""
 
 
 class StoreError(HostError):

@@ -8,6 +8,7 @@ whatever the wait is on.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shlex
 import shutil
@@ -15,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
@@ -45,6 +46,10 @@ from harness.qemu.qmp import Event, Qmp
 from harness.qemu.script import reproduce
 from harness.spec import MachineSpec
 from harness.ssh import Ssh, SshResult
+from harness.state import restore as restoring
+from harness.state import save as saving
+from harness.state import snapshot as snapshots
+from harness.state.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from harness.profiles.base import Profile
@@ -74,6 +79,8 @@ class Machine:
         key: The run's SSH key.
         evidence: The folder for its evidence; made if absent, disks of the run below ``disks/``.
         timeline: Where its steps go.
+        origin: The snapshot that it goes on from; it boots without one.
+        saveable: Whether its RAM is kept so that :meth:`save` and :meth:`fork` work.
     """
 
     def __init__(
@@ -84,8 +91,14 @@ class Machine:
         key: KeyPair,
         evidence: Path,
         timeline: Timeline | None = None,
+        origin: Snapshot | None = None,
+        saveable: bool = False,
     ) -> None:
         self.spec = spec
+        self.origin = origin
+        self._saveable = saveable
+        self._memory: saving.Memory | None = None
+        self._forks = 0
         self.evidence = evidence
         self.timeline = timeline or Timeline()
         self._key = key
@@ -228,6 +241,7 @@ class Machine:
         with self.timeline.step("start", machine=self.name), contextlib.ExitStack() as undo:
             undo.callback(self.stop)
             self._start()
+            self._differ()
             undo.pop_all()
 
     def _start(self) -> None:
@@ -235,6 +249,10 @@ class Machine:
         qemu = binary.find(spec.arch)
         accel = self._accel_of(spec.arch)
         flash = firmware.find(spec.arch, spec.firmware.kind)
+        if self.origin is not None:
+            restoring.check(self.origin)
+            if flash is not None and self.origin.variables is not None:
+                flash = replace(flash, variables=self.origin.variables)
         folder = self.evidence / "disks"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -259,6 +277,7 @@ class Machine:
                 console_fd=console_there.fileno(),
                 qmp_fd=qmp_there.fileno(),
             )
+            given = self._allocate_memory(given)
             self._allocations = given
             reproduce(spec, given, folder, self.evidence / "qemu.sh")
             self._console = Console(
@@ -275,13 +294,36 @@ class Machine:
             self._process = OwnedProcess(
                 argv.build(spec, given),
                 stderr=self.evidence / "qemu.stderr",
-                pass_fds=(console_there.fileno(), qmp_there.fileno()),
+                pass_fds=(
+                    console_there.fileno(),
+                    qmp_there.fileno(),
+                    *([self._memory.fd] if self._memory is not None else []),
+                ),
                 on_exit=self._on_exit,
             )
+            if self.origin is not None and not self.origin.cold:
+                # What the saved machine's last line says counts as said: a prompt may be on it.
+                console_there.sendall(self.origin.line.encode())
         finally:
             console_there.close()
             qmp_there.close()
         self._attach()
+
+    def _allocate_memory(self, given: argv.Allocations) -> argv.Allocations:
+        """Return the allocations with RAM that can be saved, or that of the origin."""
+        origin = self.origin
+        hot = origin is not None and not origin.cold
+        if self._saveable:
+            content = origin.ram if origin is not None and hot else None
+            memory = saving.Memory.create(self.name, self.spec.memory, content)
+            self._memory = memory
+            given = replace(given, ram=argv.Ram(Path(f"/proc/self/fd/{memory.fd}"), private=False))
+        if origin is None:
+            return given
+        (self.evidence / "origin.json").write_text(
+            json.dumps({"folder": str(origin.folder), "saved": origin.saved, "cold": origin.cold})
+        )
+        return restoring.allocate(given, origin, self._memory)
 
     def _attach(self) -> None:
         assert self._process is not None
@@ -301,6 +343,13 @@ class Machine:
                     log=self.evidence / "ssh.jsonl",
                     guest=lambda: (self.console.last_output(), self.console.silent_for()),
                 )
+            origin = self.origin
+            if origin is not None and not origin.cold:
+                restoring.restore(self.qmp, origin.devices, limit)
+                if self._ssh is not None:
+                    self._ssh.host_key = origin.host_key
+                if origin.shell is not None:
+                    self.console.adopt_shell(origin.shell.count, origin.shell.up)
             self.qmp.execute("cont")
         except (QmpError, QemuExitedError) as error:
             # A monitor that hangs up means that QEMU is ending: its own words say why.
@@ -310,6 +359,127 @@ class Machine:
                 evidence=self._process.last_words() or str(self._process.stderr),
                 hint=f"run {self.evidence / 'qemu.sh'} by hand",
             ) from error
+
+    # --- save and fork ------------------------------------------------------------------------
+
+    def save(self, folder: Path, *, final: bool = False, inside: Path | None = None) -> Snapshot:
+        """Save the machine as it is now: RAM, devices, disks.
+
+        It stands still meanwhile, then runs on, unless ``final``.
+
+        Args:
+            folder: A new folder.
+            final: End the machine; its disks are moved then, not copied.
+            inside: A folder below which bases of disks stay where they are; others are copied.
+
+        Raises:
+            UsageError: if the machine was not started with ``saveable``.
+            SnapshotError: if a device forbids it; names it.
+            DiskFullError, StoreError: if the folder cannot be written.
+        """
+        given, memory = self._allocations, self._memory
+        if given is None or memory is None:
+            raise UsageError(
+                f"machine {self.name} cannot be saved: it was not started to be",
+                hint="start it with saveable=True",
+            )
+        if self._ssh is not None:
+            self._ssh.disconnect()
+        with self.timeline.step("save", machine=self.name, folder=str(folder)):
+            draft = self._draft(folder, given)
+            try:
+                with saving.hot(self.qmp, draft, given, memory):
+                    if final:
+                        self.stop()
+                return saving.finish(draft, given, inside=inside or folder, move=final)
+            finally:
+                if self.running:
+                    self.qmp.execute("cont")
+
+    def save_disks(self, folder: Path, why: str, *, inside: Path | None = None) -> Snapshot:
+        """Shut the machine down and save its disks only; a fork of that boots.
+
+        Args:
+            folder: A new folder.
+            why: Why it is not saved as it runs.
+            inside: As :meth:`save` takes it.
+        """
+        given = self._allocations
+        if given is None:
+            raise UsageError(f"machine {self.name} has not been started")
+        saving.check_disks(self.spec)
+        draft = replace(self._draft(folder, given), cold=why)
+        if self.running:
+            self.shutdown()
+        with self.timeline.step("save the disks", machine=self.name, folder=str(folder)):
+            return saving.finish(draft, given, inside=inside or folder, move=True)
+
+    def _draft(self, folder: Path, given: argv.Allocations) -> Snapshot:
+        shell = self.console.export_shell()
+        last = "" if shell else self.console.last_output(1)
+        account = self._os.account if self._os is not None else None
+        return Snapshot(
+            folder=folder,
+            spec=self.spec,
+            accel=given.accel,
+            cpu_model=given.cpu_model,
+            qemu=binary.find(self.spec.arch).version,
+            saved=time.time(),
+            shell=snapshots.Shell(*shell) if shell else None,
+            line=last,
+            host_key=self._ssh.host_key if self._ssh is not None else None,
+            account=snapshots.Account(account.user, account.password) if account else None,
+            private_key=self._key.private,
+            public_key=self._key.public,
+        )
+
+    def fork(self, name: str | None = None) -> Machine:
+        """Return a new machine that goes on from here, as this one does; not started yet.
+
+        ``with machine.fork() as other: ...``
+
+        Args:
+            name: Its name; this one's and a number by default.
+
+        Raises:
+            UsageError, SnapshotError, StoreError: as :meth:`save`.
+        """
+        self._forks += 1
+        name = name or f"{self.name}-fork{self._forks}"
+        saved = self.save(self.evidence / "disks" / f"saved-{self._forks}")
+        fork = Machine(
+            saved.fork_spec(name),
+            accel=self._accel_of,
+            key=self._key,
+            evidence=self.evidence.parent / name,
+            timeline=self.timeline,
+            origin=saved,
+        )
+        if self._os is not None:
+            fork.os = type(self._os)(fork, self._os.selection, self._os.account)
+        return fork
+
+    def _differ(self) -> None:
+        """Make a fork that has just begun to run differ from its siblings where it must."""
+        origin = self.origin
+        if origin is None or origin.cold:
+            return
+        with self.timeline.step(
+            "fork", machine=self.name, origin=str(origin.folder), saved=origin.saved
+        ) as step:
+            command = restoring.difference(origin.spec, self.spec)
+            if self._os is not None:
+                command = self._os.as_root(command)
+            if self.console.logged_in:
+                status = self.console.run(command).status
+            elif origin.host_key is not None:
+                status = self.ssh.run(command).status
+            else:
+                # Nobody can tell the guest: it is as if it had slept.
+                step.data["clock"] = "that of the origin: nobody is logged in"
+                return
+            if status:
+                step.data["clock"] = f"not set: status {status}"
 
     def stop(self) -> None:
         """End QEMU at once, if it runs, and release everything but the evidence."""
@@ -323,6 +493,8 @@ class Machine:
             self._qmp.close()
         if self._console is not None:
             self._console.close()
+        if self._memory is not None:
+            self._memory.close()
 
     # --- what happens to it -------------------------------------------------------------------
 
@@ -620,7 +792,9 @@ class Machine:
             else:
                 # The answer may be cut off by the reboot it asks for.
                 with contextlib.suppress(ConnectionLostError):
-                    self.ssh.run(command, deadline=limit)
+                    told = self.ssh.run(command, deadline=limit)
+                    if told.status > 0:
+                        told.check()
             self.wait_for_reset(limit, since=mark)
             if self._ssh is not None:
                 self._ssh.disconnect()

@@ -14,7 +14,7 @@ from typing import Final
 
 from harness.errors import CancelledError, HarnessError, Verdict
 
-COMMANDS: Final = ("doctor", "images", "run", "shell")
+COMMANDS: Final = ("doctor", "images", "run", "shell", "states")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -330,6 +330,16 @@ class Console:
             )
         return result
 
+    def export_shell(self) -> tuple[int, str] | None:
+        """Return what the console of a fork needs to go on with this shell; ``None`` without one."""
+        with self._talking:
+            return self._driver.export()
+
+    def adopt_shell(self, count: int, up: str) -> None:
+        """Go on with the shell of the machine that this one was forked from."""
+        with self._talking:
+            self._driver.adopt(count, up)
+
     @property
     def logged_in(self) -> bool:
         """Whether :meth:`run` has a shell, as far as is known."""

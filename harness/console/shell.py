@@ -167,6 +167,20 @@ class Driver:
         self.active = True
         self._hung = ""
 
+    def export(self) -> tuple[int, str] | None:
+        """Return what another driver object needs to go on with this shell; ``None`` without one."""
+        if not self.active or self._hung:
+            return None
+        return self._count, self._up.decode()
+
+    def adopt(self, count: int, up: str) -> None:
+        """Go on with the shell of a guest that was saved: its :meth:`export`.
+
+        The numbers go on too: the guest keeps results by them, and an old one is not run again.
+        """
+        self._count, self._up, self._hung = count, up.encode(), ""
+        self.active = True
+
     def leave(self, deadline: Deadline) -> None:
         """End the driver: the prompt and the terminal are as before."""
         if self.active:

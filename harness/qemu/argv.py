@@ -30,6 +30,20 @@ class DiskFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Ram:
+    """The file behind a machine's RAM, which makes it one that can be saved or forked.
+
+    Attributes:
+        path: The file.
+        private: Whether the machine keeps its writes to itself (a fork); otherwise the file has
+            them.
+    """
+
+    path: Path
+    private: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Allocations:
     """What a machine was given on this host.
 
@@ -43,6 +57,8 @@ class Allocations:
         console_fd: The connected socket that the console is bound to; ``None`` is the terminal.
         qmp_fd: The connected socket that the monitor is bound to; ``None`` is :attr:`qmp_path`.
         qmp_path: Where a monitor by hand listens.
+        ram: The file behind the RAM; ``None`` is memory of QEMU's own.
+        incoming: The devices' state that a fork continues from.
     """
 
     qemu: Path
@@ -54,6 +70,8 @@ class Allocations:
     console_fd: int | None = None
     qmp_fd: int | None = None
     qmp_path: Path | None = None
+    ram: Ram | None = None
+    incoming: Path | None = None
 
 
 def by_hand(allocations: Allocations, directory: Path) -> Allocations:
@@ -63,7 +81,10 @@ def by_hand(allocations: Allocations, directory: Path) -> Allocations:
         allocations: Those of the run.
         directory: Where the monitor's socket may lie.
     """
-    return replace(allocations, console_fd=None, qmp_fd=None, qmp_path=directory / "qmp.sock")
+    ram = allocations.ram if allocations.ram is not None and allocations.ram.private else None
+    return replace(
+        allocations, console_fd=None, qmp_fd=None, qmp_path=directory / "qmp.sock", ram=ram
+    )
 
 
 def build(spec: MachineSpec, given: Allocations) -> tuple[str, ...]:
@@ -75,6 +96,7 @@ def build(spec: MachineSpec, given: Allocations) -> tuple[str, ...]:
         ("-cpu", given.cpu_model),
         ("-smp", f"cpus={spec.cpus}"),
         ("-m", f"size={spec.memory // 1024 // 1024}M"),
+        *_ram(spec, given),
         *_firmware(spec, given),
         *_monitor(given),
         *_console(spec, given),
@@ -83,6 +105,7 @@ def build(spec: MachineSpec, given: Allocations) -> tuple[str, ...]:
         ("-object", "rng-random,id=rng0,filename=/dev/urandom"),
         ("-device", "virtio-rng-pci,rng=rng0"),
         *_credentials(spec),
+        *_incoming(given),
         ("-display", "none"),
     ]
     if spec.display:
@@ -119,6 +142,11 @@ def has_smbios(spec: MachineSpec) -> bool:
 
 
 def _machine(spec: MachineSpec, given: Allocations) -> str:
+    backend = ",memory-backend=ram" if given.ram is not None else ""
+    return _machine_type(spec, given) + backend
+
+
+def _machine_type(spec: MachineSpec, given: Allocations) -> str:
     if spec.arch == "aarch64":
         return "virt,gic-version=3" if given.accel == "tcg" else "virt,gic-version=max"
     smm = "on" if given.firmware is not None and given.firmware.smm else "off"
@@ -132,6 +160,30 @@ def _machine(spec: MachineSpec, given: Allocations) -> str:
 
 def _accel(accel: str) -> str:
     return "tcg,thread=multi" if accel == "tcg" else accel
+
+
+def _ram(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
+    if given.ram is None:
+        return []
+    backend = (
+        f"memory-backend-file,id=ram,size={spec.memory},mem-path={escape(str(given.ram.path))}"
+    )
+    # rom=off: RAM that can be written to, of a file that is opened to be read (QEMU 8.2).
+    backend += ",share=off,readonly=on,rom=off,reserve=off" if given.ram.private else ",share=on"
+    pairs = [("-object", backend)]
+    if spec.arch == "x86_64":
+        # A new number after each restore: Linux 5.18 and later then reseed their random pool at
+        # once (drivers/virt/vmgenid.c). QEMU has the device for x86 only.
+        pairs.append(("-device", "vmgenid,guid=auto,id=generation"))
+    return pairs
+
+
+def _incoming(given: Allocations) -> list[tuple[str, str]]:
+    if given.incoming is None:
+        return []
+    # It waits to be told on the monitor that the RAM is not in the state but mapped, for which
+    # there is no option; then to load the state.
+    return [("-incoming", "defer")]
 
 
 def _firmware(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:

@@ -177,9 +177,20 @@ class Qmp:
             ]
 
     def wait(
-        self, names: Collection[str], deadline: Deadline, *, since: int | None = None
+        self,
+        names: Collection[str],
+        deadline: Deadline,
+        *,
+        since: int | None = None,
+        accept: Callable[[Event], bool] = lambda event: True,
     ) -> Event:
         """Return the first event of one of these names after ``since`` (default: now).
+
+        Args:
+            names: The events' names.
+            deadline: When to give up.
+            since: A :meth:`mark`.
+            accept: Whether an event is one that is waited for.
 
         Raises:
             WaitTimeoutError: at the deadline.
@@ -189,7 +200,7 @@ class Qmp:
             start = self._count if since is None else since
             while True:
                 for number, event in self._events:
-                    if number > start and event.name in names:
+                    if number > start and event.name in names and accept(event):
                         return event
                 if self._failure is not None:
                     raise self._failure

@@ -21,6 +21,44 @@ if [ "${{1:-}}" = --fresh ]; then disks=$(mktemp -d); fi
 """
 
 
+_FORK = """\
+
+# It is a fork: this tells it, on its monitor, to go on from the saved machine. Where that had a
+# shell that takes Harness' commands, type 'q 0 ..' and Ctrl-J for a prompt.
+rm -f "$disks/qmp.sock"
+python3 - "$disks/qmp.sock" {state} <<'END' &
+import json, socket, sys, time
+monitor = socket.socket(socket.AF_UNIX)
+while True:
+    try:
+        monitor.connect(sys.argv[1])
+        break
+    except OSError:
+        time.sleep(0.1)
+lines = monitor.makefile("rw")
+lines.readline()
+
+def tell(command, **arguments):
+    lines.write(json.dumps({{"execute": command, "arguments": arguments}}) + "\\n")
+    lines.flush()
+    while True:
+        told = json.loads(lines.readline())
+        if "error" in told:
+            sys.exit(told["error"]["desc"])
+        if "return" in told:
+            return told["return"]
+
+tell("qmp_capabilities")
+ignore = {{"capability": "x-ignore-shared", "state": True}}
+tell("migrate-set-capabilities", capabilities=[ignore])
+tell("migrate-incoming", uri="file:" + sys.argv[2])
+while tell("query-status")["status"] == "inmigrate":
+    time.sleep(0.05)
+tell("cont")
+print("the fork runs", file=sys.stderr)
+END"""
+
+
 def reproduce(spec: MachineSpec, given: Allocations, folder: Path, path: Path) -> Path:
     """Write the script and return its path.
 
@@ -46,6 +84,8 @@ def reproduce(spec: MachineSpec, given: Allocations, folder: Path, path: Path) -
             base = f"-b {shlex.quote(str(disk.base.resolve()))} -F {disk.format} "
         size = f" {disk.size}" if disk.size is not None else ""
         lines.append(_unless_there(file.path, folder, f"qemu-img create -q -f qcow2 {base}", size))
+    if given.incoming is not None:
+        lines.append(_FORK.format(state=shlex.quote(str(given.incoming))))
     command = argv.render(argv.build(spec, argv.by_hand(given, folder)))
     lines.append("\nexec " + _with_variable(command, folder) + "\n")
     path.write_text("\n".join(lines))

@@ -15,6 +15,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "paths"}),
     frozenset({"deadline"}),
     frozenset({"host", "keys", "progress"}),
+    frozenset({"speed"}),
     frozenset({"spec"}),
     frozenset({"catalog", "store", "seed", "qemu", "console", "ssh", "network", "admission"}),
     frozenset({"state"}),

@@ -1,0 +1,476 @@
+"""Keeps states on a host: each is built once, by whoever comes first, and lent to all.
+
+The folder is laid out and locked as the store of images is (:mod:`harness.store`): a state is made
+in a folder of its own and published by one rename, who makes or removes it holds one lock, who uses
+it shares another, and the kernel lets go of both when a process ends. A state that is damaged is
+removed, made anew, and told of; it is nobody's failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from harness.deadline import NEVER, Deadline
+from harness.errors import StateError, StoreError
+from harness.spec import GIB, format_size
+from harness.state.snapshot import FORMAT, MANIFEST, Snapshot
+from harness.store.layout import Layout
+from harness.store.locks import lock, try_lock
+from harness.store.space import disk_usage, explained, remove_tree
+
+BUDGET: Final = 20 * GIB
+"""Bytes that all states of a host may take on disk."""
+
+RECORD: Final = "state.json"
+
+_TRIES: Final = 3
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a cached state says of itself.
+
+    Attributes:
+        name: The state's name.
+        key: The digest of its inputs.
+        inputs: What made it, by name.
+        parent: The entry of its parent; empty for a root.
+        created: When it was made, in seconds of the epoch.
+        seconds: How long that took.
+        cold: Why it has no RAM; empty if it has.
+    """
+
+    name: str
+    key: str
+    inputs: Mapping[str, str]
+    parent: str
+    created: float
+    seconds: float
+    cold: str
+
+    @classmethod
+    def read(cls, folder: Path) -> Record | None:
+        """Return the record in an entry; ``None`` if there is none that is whole."""
+        try:
+            data: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            if data.pop("format") != FORMAT:
+                return None
+            return cls(**data)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        """Write it, down to the disk."""
+        data = {name: getattr(self, name) for name in self.__slots__}
+        with (folder / RECORD).open("w", encoding="utf-8") as output:
+            json.dump({"format": FORMAT, **data, "inputs": dict(self.inputs)}, output, indent=1)
+            output.flush()
+            os.fsync(output.fileno())
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A cached state, as a listing tells it.
+
+    Attributes:
+        id: The name of its folder.
+        path: Its folder.
+        status: ``ready``, ``in use``, ``building``, ``interrupted``, ``damaged``, or ``foreign`` for
+            what another version of Harness made.
+        bytes: What it takes on disk.
+        used: When it was last asked for, in seconds of the epoch.
+        record: What it says of itself; ``None`` if that cannot be read.
+        why: What is wrong with a damaged one.
+    """
+
+    id: str
+    path: Path
+    status: str
+    bytes: int
+    used: float
+    record: Record | None
+    why: str = ""
+
+
+class Lease:
+    """A state that nobody removes until :meth:`close`, or until this process ends.
+
+    Attributes:
+        entry: The name of its folder.
+        snapshot: The saved machine.
+        record: What it says of itself.
+    """
+
+    def __init__(self, entry: str, snapshot: Snapshot, record: Record, held: ExitStack) -> None:
+        self.entry = entry
+        self.snapshot = snapshot
+        self.record = record
+        self._held = held
+
+    def close(self) -> None:
+        """Say that it is not used any more."""
+        self._held.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _quiet(line: str) -> None:
+    del line
+
+
+def entry_id(name: str, key: str) -> str:
+    """Return the name of a state's folder."""
+    return f"{re.sub(r'[^A-Za-z0-9_.]+', '-', name)}-{key[:20]}"
+
+
+class StateCache:
+    """The states of a host, in a folder that many processes share.
+
+    Args:
+        root: The folder; made when it is first written to.
+        budget: Bytes that all states may take on disk; what was not used for longest goes first.
+    """
+
+    def __init__(self, root: Path, *, budget: int = BUDGET) -> None:
+        self.root = root
+        self.budget = budget
+        self._layout = Layout(root)
+
+    # --- making and lending -------------------------------------------------------------------
+
+    def lease(
+        self,
+        name: str,
+        inputs: Mapping[str, str],
+        key: str,
+        build: Callable[[Path], Snapshot],
+        *,
+        parent: str = "",
+        progress: Progress = _quiet,
+        deadline: Deadline = NEVER,
+    ) -> Lease:
+        """Return a state, built first if it is not there or damaged.
+
+        At most one process of the host builds it; the others wait and say so.
+
+        Args:
+            name: The state's name.
+            inputs: What makes it.
+            key: Their digest.
+            build: Saves the machine into the folder it is given, which does not exist yet.
+            parent: The entry of its parent, which the caller has a lease of.
+            progress: Told what is done.
+            deadline: When to give up waiting for others.
+
+        Raises:
+            StateError: if what is built is damaged again and again.
+            StoreError, DiskFullError: if the cache cannot be written.
+            WaitTimeoutError: if the deadline passed.
+        """
+        entry = entry_id(name, key)
+        making = self._layout.make_lock(entry)
+
+        def building(pid: int | None) -> None:
+            who = f"another process (pid {pid})" if pid else "another process"
+            progress(f"{who} is building the state {name}; waiting for it")
+
+        why = ""
+        self._prepare()
+        for _ in range(_TRIES):
+            with explained(self.root, f"looking for the state {name}"):
+                lent = self._lend(entry, deadline)
+                if isinstance(lent, Lease):
+                    return lent
+                held = lock(making, deadline=deadline, waiting=building)
+            with held:
+                # Again: somebody may have made it while we waited.
+                fault = self.fault(entry)
+                if fault:
+                    why = fault
+                    progress(f"the state {name} in the cache is damaged, making it anew: {why}")
+                    # Whoever uses it has its files open, and is not waited for.
+                    with explained(self.root, f"removing the state {name}"):
+                        self._remove(self._layout.entry(entry))
+                if fault is not None:
+                    self._make(entry, name, inputs, key, build, parent, progress)
+            with contextlib.suppress(StoreError):
+                self.gc(keep={entry, parent}, progress=progress)
+        raise StateError(f"the state {name} is damaged as soon as it is built", evidence=why)
+
+    def _prepare(self) -> None:
+        with explained(self.root, "making the cache of states"):
+            self._layout.make()
+
+    def _make(
+        self,
+        entry: str,
+        name: str,
+        inputs: Mapping[str, str],
+        key: str,
+        build: Callable[[Path], Snapshot],
+        parent: str,
+        progress: Progress,
+    ) -> None:
+        temporary = self._layout.temporary(entry)
+        made = temporary / "made"
+        started = time.monotonic()
+        progress(f"building the state {name}")
+        with explained(self.root, f"building the state {name}"):
+            remove_tree(temporary)  # of a build that was killed
+            temporary.mkdir(parents=True)
+        try:
+            snapshot = build(made)
+            seconds = round(time.monotonic() - started, 1)
+            record = Record(name, key, inputs, parent, time.time(), seconds, snapshot.cold)
+            with explained(self.root, f"publishing the state {name}"):
+                record.write(made)
+                for path in made.rglob("*"):
+                    sync(path)
+                sync(made)
+                made.rename(self._layout.entry(entry))
+                sync(self._layout.entries)
+        finally:
+            with contextlib.suppress(OSError):
+                remove_tree(temporary)
+        size = format_size(disk_usage(self._layout.entry(entry)))
+        kind = f", disks only: {record.cold}" if record.cold else ""
+        progress(f"the state {name} is ready: {size} in {record.seconds:.0f} s{kind}")
+
+    def _lend(self, entry: str, deadline: Deadline) -> Lease | None:
+        """Return a lease if the entry and those it builds on are whole."""
+        with ExitStack() as undo:
+            current = entry
+            while current:
+                if not self._layout.entry(current).exists():
+                    return None
+                using = self._layout.use_lock(current)
+                undo.enter_context(lock(using, shared=True, deadline=deadline))
+                if self.fault(current) is not None:
+                    return None
+                folder = self._layout.entry(current)
+                with contextlib.suppress(OSError):  # a cache that is read-only for us still serves
+                    os.utime(folder / RECORD)
+                record = Record.read(folder)
+                current = record.parent if record is not None else ""
+            folder = self._layout.entry(entry)
+            record = Record.read(folder)
+            if record is None:
+                return None
+            return Lease(entry, Snapshot.read(folder), record, undo.pop_all())
+
+    def fault(self, entry: str) -> str | None:
+        """Return why an entry cannot be used, empty if it is not there; ``None`` if it can."""
+        folder = self._layout.entry(entry)
+        if not folder.exists():
+            return ""
+        if Record.read(folder) is None:
+            return f"{folder / RECORD} is missing or damaged"
+        try:
+            found = Snapshot.read(folder).faults()
+        except StateError as error:
+            return error.what
+        return "; ".join(found) or None
+
+    def discard(self, lease: Lease, progress: Progress = _quiet) -> None:
+        """Declare a state that could not be restored damaged, whoever else uses it; ends the lease.
+
+        The next :meth:`lease`, of any process, builds it anew.
+        """
+        lease.close()
+        progress(f"the state {lease.record.name} could not be restored: it will be built anew")
+        with (
+            explained(self.root, f"removing the state {lease.record.name}"),
+            lock(self._layout.make_lock(lease.entry)),
+        ):
+            folder = self._layout.entry(lease.entry)
+            now = Record.read(folder)
+            # Somebody may have built it anew meanwhile.
+            if now is not None and now.created == lease.record.created:
+                (folder / RECORD).unlink(missing_ok=True)
+
+    # --- looking after ------------------------------------------------------------------------
+
+    def list(self) -> list[Entry]:
+        """Return all states, what is being made and what was interrupted; last used first."""
+        found = []
+        with explained(self.root, "listing the states"):
+            for folder in _folders(self._layout.entries):
+                found.append(self._look(folder))
+            for folder in _folders(self._layout.temporaries):
+                busy = self._held(self._layout.make_lock(folder.name))
+                status = "building" if busy else "interrupted"
+                found.append(self._describe(folder, status, None, ""))
+        present = [each for each in found if each is not None]
+        return sorted(present, key=lambda each: each.used, reverse=True)
+
+    def newest(self, name: str) -> Record | None:
+        """Return the record of the state of this name that was made last."""
+        records = [
+            entry.record
+            for entry in self.list()
+            if entry.record is not None and entry.record.name == name
+        ]
+        return max(records, key=lambda record: record.created, default=None)
+
+    def remove(self, entry: str) -> bool:
+        """Remove a state, or what was to become one; whether it was there and not in use.
+
+        Raises:
+            StoreError: if it cannot be removed.
+        """
+        self._prepare()
+        gone = False
+        with explained(self.root, f"removing {entry}"), ExitStack() as held:
+            for path in (self._layout.make_lock(entry), self._layout.use_lock(entry)):
+                alone = try_lock(path, sign=False)
+                if alone is None:
+                    return False
+                held.enter_context(alone)
+                held.callback(path.unlink, missing_ok=True)
+            for folder in (self._layout.entry(entry), self._layout.temporary(entry)):
+                if folder.exists():
+                    self._remove(folder)
+                    gone = True
+        return gone
+
+    def gc(
+        self,
+        *,
+        everything: bool = False,
+        keep: frozenset[str] | set[str] = frozenset(),
+        progress: Progress = _quiet,
+    ) -> int:
+        """Remove what was interrupted or is damaged, then what is over the budget.
+
+        Args:
+            everything: Remove every state that is not in use.
+            keep: Entries that the budget does not count against.
+            progress: Told what is done.
+
+        Returns:
+            The bytes that it gave back.
+        """
+        freed = 0
+        for entry in self.list():
+            broken = entry.status in ("interrupted", "damaged")
+            if (broken or everything) and self.remove(entry.id):
+                progress(f"removed {entry.id} ({entry.status})")
+                freed += entry.bytes
+        return freed + self.trim(keep=keep, progress=progress)
+
+    def trim(
+        self, *, keep: frozenset[str] | set[str] = frozenset(), progress: Progress = _quiet
+    ) -> int:
+        """Remove states, least recently used first, until the rest is within the budget.
+
+        A state that another builds on goes after that one. Nothing in use is removed.
+
+        Returns:
+            The bytes that it gave back.
+        """
+        entries = self.list()
+        total = sum(entry.bytes for entry in entries)
+        freed = 0
+        tried: set[str] = set(keep)
+        while total - freed > self.budget:
+            needed = {entry.record.parent for entry in entries if entry.record is not None}
+            leaves = [
+                entry
+                for entry in entries
+                if entry.id not in tried and entry.id not in needed and entry.status == "ready"
+            ]
+            if not leaves:
+                break
+            oldest = leaves[-1]
+            tried.add(oldest.id)
+            with contextlib.suppress(StoreError):
+                if self.remove(oldest.id):
+                    progress(f"removed the state {oldest.id}: over the budget")
+                    freed += oldest.bytes
+                    entries.remove(oldest)
+        return freed
+
+    def _remove(self, folder: Path) -> None:
+        """Remove a folder; for who holds its locks alone."""
+        if folder.parent == self._layout.entries:
+            # Out of sight by one rename: half a state is never seen.
+            temporary = self._layout.temporary(folder.name)
+            remove_tree(temporary)
+            folder.rename(temporary)
+            folder = temporary
+        remove_tree(folder)
+
+    def _look(self, folder: Path) -> Entry | None:
+        why = self.fault(folder.name)
+        if why == "":
+            return None
+        if why is not None and is_foreign(folder):
+            return self._describe(folder, "foreign", None, "made by another version of Harness")
+        if why is not None:
+            return self._describe(folder, "damaged", Record.read(folder), why)
+        in_use = self._held(self._layout.use_lock(folder.name))
+        return self._describe(folder, "in use" if in_use else "ready", Record.read(folder), "")
+
+    @staticmethod
+    def _describe(folder: Path, status: str, record: Record | None, why: str) -> Entry | None:
+        try:
+            stamp = folder / RECORD
+            used = (stamp if stamp.exists() else folder).stat().st_mtime
+        except FileNotFoundError:
+            return None
+        return Entry(folder.name, folder, status, disk_usage(folder), used, record, why)
+
+    @staticmethod
+    def _held(path: Path) -> bool:
+        if not path.exists():
+            return False
+        free = try_lock(path, sign=False)
+        if free is not None:
+            free.release()
+        return free is None
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether an entry was made by another version of Harness, which is left to that one."""
+    try:
+        return bool(json.loads((folder / RECORD).read_text(encoding="utf-8"))["format"] != FORMAT)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _folders(parent: Path) -> Iterator[Path]:
+    if parent.is_dir():
+        yield from sorted(parent.iterdir())
+
+
+def sync(path: Path) -> None:
+    """Write a file, or a folder's names, down to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+__all__ = ["BUDGET", "MANIFEST", "Entry", "Lease", "Record", "StateCache", "entry_id", "sync"]

@@ -1,0 +1,218 @@
+"""Saves a machine: its devices' state by QEMU's migration, its RAM and disks as files.
+
+RAM that is a shared file is left out of the migration stream (capability ``x-ignore-shared``,
+``docs/devel/migration/features`` of QEMU), which makes that stream some megabytes. A machine that is
+to be saved has its RAM in a memory file (``memfd_create(2)``): no page of it is written to a disk
+while the machine runs, and what it never touched stays a hole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from harness.deadline import Deadline, after
+from harness.errors import QmpError, SnapshotError
+from harness.qemu import disk as disks
+from harness.qemu.argv import Allocations, DiskFile
+from harness.qemu.qmp import Event, Qmp
+from harness.spec import MachineSpec
+from harness.state.snapshot import (
+    DEVICES,
+    RAM,
+    VARIABLES,
+    Seal,
+    Snapshot,
+)
+from harness.store.space import explained
+
+_ENDED: Final = frozenset({"completed", "failed", "cancelled"})
+_PART: Final = 1 << 30
+
+
+@dataclass(slots=True)
+class Memory:
+    """A machine's RAM in memory that Harness holds as well.
+
+    Attributes:
+        fd: The descriptor of the memory file.
+        size: Bytes.
+    """
+
+    fd: int
+    size: int
+
+    @classmethod
+    def create(cls, name: str, size: int, content: Path | None = None) -> Memory:
+        """Make a memory file, of zeros or with the content of a saved one."""
+        fd = os.memfd_create(f"harness-{name}", os.MFD_CLOEXEC)
+        try:
+            if content is None:
+                os.ftruncate(fd, size)
+            else:
+                with content.open("rb") as source:
+                    copy_data(source.fileno(), fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd, size)
+
+    def close(self) -> None:
+        """Let go of it; QEMU keeps it while it runs."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def copy_data(source: int, target: int) -> None:
+    """Copy a file between descriptors, leaving out its holes (``lseek(2)``, SEEK_DATA)."""
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(source, offset, os.SEEK_DATA)
+        except OSError:
+            return  # ENXIO: only a hole is left
+        end = os.lseek(source, start, os.SEEK_HOLE)
+        os.lseek(target, start, os.SEEK_SET)
+        while start < end:
+            start += os.sendfile(target, source, start, min(end - start, _PART))
+        offset = end
+
+
+def check_disks(spec: MachineSpec) -> None:
+    """Raise if a disk cannot be part of a snapshot.
+
+    Raises:
+        SnapshotError: names the disk.
+    """
+    for disk in spec.disks:
+        if disk.in_place and not disk.readonly:
+            raise SnapshotError(
+                f"machine {spec.name} cannot be saved: its disk {disk.name} is written in place",
+                hint="give it the disk without in_place: it then writes to an overlay",
+            )
+
+
+def migrate(qmp: Qmp, target: Path, limit: Deadline) -> None:
+    """Write the devices' state of a machine to a file; it is paused afterwards.
+
+    Raises:
+        SnapshotError: if a device forbids it; QEMU's words name it.
+        OSError: if the disk is full.
+        WaitTimeoutError: at the deadline.
+    """
+    qmp.execute("stop", deadline=limit)
+    blocked = qmp.execute("query-migrate", deadline=limit).get("blocked-reasons", [])
+    if blocked:
+        raise SnapshotError(f"machine {qmp.name} cannot be saved: {'; '.join(blocked)}")
+    capabilities = [{"capability": name, "state": True} for name in ("events", "x-ignore-shared")]
+    qmp.execute("migrate-set-capabilities", {"capabilities": capabilities}, deadline=limit)
+    qmp.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40}, deadline=limit)
+    mark = qmp.mark()
+    try:
+        qmp.execute("migrate", {"uri": f"file:{target}"}, deadline=limit)
+        ended = qmp.wait(["MIGRATION"], limit, since=mark, accept=has_ended)
+    except QmpError as error:
+        raise SnapshotError(f"machine {qmp.name} cannot be saved: {error.what}") from error
+    if ended.data["status"] != "completed":
+        why = qmp.execute("query-migrate", deadline=limit).get("error-desc", ended.data["status"])
+        if os.strerror(errno.ENOSPC) in why:
+            raise OSError(errno.ENOSPC, why, str(target))
+        raise SnapshotError(f"machine {qmp.name} cannot be saved: {why}")
+
+
+def has_ended(event: Event) -> bool:
+    """Whether an event of QEMU says that a migration ended."""
+    return event.data.get("status") in _ENDED
+
+
+@contextlib.contextmanager
+def hot(
+    qmp: Qmp, draft: Snapshot, given: Allocations, memory: Memory, *, limit: Deadline | None = None
+) -> Iterator[None]:
+    """Save a running machine into the folder of ``draft``; the block runs before its disks are.
+
+    The machine stands still in the block: end QEMU there if it is of no further use, and its disks
+    are moved, not copied.
+
+    Raises:
+        SnapshotError: if a device forbids it.
+        DiskFullError, StoreError: if the folder cannot be written.
+    """
+    folder = draft.folder
+    check_disks(draft.spec)
+    with explained(folder, "saving a machine"):
+        folder.mkdir(parents=True, exist_ok=True)
+        migrate(qmp, folder / DEVICES, limit or after(60))
+        with (folder / RAM).open("xb") as target:
+            copy_data(memory.fd, target.fileno())
+        yield
+
+
+def finish(draft: Snapshot, given: Allocations, *, inside: Path, move: bool) -> Snapshot:
+    """Save disks and variables, and write the manifest.
+
+    Args:
+        draft: What is known of the machine.
+        given: Its allocations.
+        inside: The cache's root: bases below it stay where they are, others are made part of the
+            snapshot, for nobody says how long they live.
+        move: Whether the machine has ended and does not need its files any more.
+
+    Raises:
+        DiskFullError, StoreError: if the folder cannot be written.
+        HostError: if ``qemu-img`` refuses.
+    """
+    folder = draft.folder
+    with explained(folder, "saving a machine"):
+        (folder / "disks").mkdir(parents=True, exist_ok=True)
+        needed = [path for path in (draft.spec.firmware.kernel, draft.spec.firmware.initrd) if path]
+        for disk in draft.spec.disks:
+            file = given.disks[disk.name]
+            if disk.readonly:
+                needed.append(file.path)
+                continue
+            needed += _save_disk(file, folder / "disks" / f"{disk.name}.qcow2", inside, move)
+        if given.variables is not None:
+            shutil.copyfile(given.variables, folder / VARIABLES)
+        bases = tuple((str(path), Seal.of(path)) for path in dict.fromkeys(needed))
+        return replace(draft, saved=time.time(), bases=bases).write()
+
+
+def _save_disk(file: DiskFile, target: Path, inside: Path, move: bool) -> list[Path]:
+    """Save one disk; return the files below it that are not part of the snapshot."""
+    told = disks.qemu_img(
+        "info", "-U", "--backing-chain", "--output=json", "-f", file.format, str(file.path)
+    )
+    chain: list[dict[str, Any]] = json.loads(told)
+    below = [(Path(each["filename"]), str(each["format"])) for each in chain[1:]]
+    kept = 0
+    while kept < len(below) and below[-1 - kept][0].is_relative_to(inside):
+        kept += 1
+    loose = below[: len(below) - kept]
+    bases = below[len(below) - kept :]
+    if file.format != "qcow2":
+        disks.qemu_img(
+            "convert", "-U", "-f", file.format, "-O", "qcow2", str(file.path), str(target)
+        )
+        return []
+    if move:
+        shutil.move(file.path, target)
+    else:
+        with file.path.open("rb") as source, target.open("xb") as sink:
+            copy_data(source.fileno(), sink.fileno())
+    if loose:
+        # Takes in what the loose ones have. (qemu-img convert -B would leave that out.)
+        lowest = ["-b", str(bases[0][0]), "-F", bases[0][1]] if bases else ["-b", ""]
+        disks.qemu_img("rebase", "-f", "qcow2", *lowest, str(target))
+    return [path for path, _ in bases]

@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.errors import StateError, StoreError
+from harness.spec import MIB, Disk, Firmware, FirmwareKind, MachineSpec
+from harness.state import Snapshot, StateCache
+from harness.state.save import copy_data
+from harness.state.snapshot import SMALL, Seal
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = MachineSpec("one", "x86_64", Firmware(FirmwareKind.BIOS), memory=32 * MIB)
+KEY = "k" * 64
+
+
+def saved(folder: Path, size: int = 4096) -> Snapshot:
+    """Save something that looks like a machine."""
+    folder.mkdir(parents=True)
+    (folder / "ram").write_bytes(b"r" * size)
+    (folder / "devices").write_bytes(b"d" * 100)
+    draft = Snapshot(folder, SPEC, "tcg", "max", "10.0.2", 1.0)
+    return draft.write()
+
+
+class Builder:
+    def __init__(self, size: int = 4096) -> None:
+        self.built = 0
+        self.size = size
+
+    def __call__(self, folder: Path) -> Snapshot:
+        self.built += 1
+        return saved(folder, self.size)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> StateCache:
+    return StateCache(tmp_path / "states")
+
+
+@pytest.fixture
+def say() -> Iterator[list[str]]:
+    yield []
+
+
+def test_a_state_is_built_once_and_lent(cache: StateCache) -> None:
+    build = Builder()
+    for _ in range(2):
+        with cache.lease("live", {"a": "b"}, KEY, build) as lease:
+            assert lease.snapshot.ram.read_bytes() == b"r" * 4096
+            assert lease.snapshot.spec == SPEC
+            assert lease.record.inputs == {"a": "b"}
+    assert build.built == 1
+
+
+def damage_record(folder: Path) -> None:
+    (folder / "state.json").write_text("{")
+
+
+def damage_manifest(folder: Path) -> None:
+    (folder / "snapshot.json").write_text("{}")
+
+
+def cut_ram(folder: Path) -> None:
+    os.truncate(folder / "ram", 10)
+
+
+def write_into_ram(folder: Path) -> None:
+    (folder / "ram").chmod(0o600)
+    with (folder / "ram").open("r+b") as file:
+        file.write(b"x")
+
+
+def change_devices(folder: Path) -> None:
+    path = folder / "devices"
+    status = path.stat()
+    path.chmod(0o600)
+    path.write_bytes(b"e" * 100)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def lose_ram(folder: Path) -> None:
+    (folder / "ram").unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_record, damage_manifest, cut_ram, write_into_ram, change_devices, lose_ram],
+)
+def test_what_is_damaged_is_built_anew_and_told(
+    cache: StateCache, damage: Callable[[Path], None], say: list[str]
+) -> None:
+    build = Builder()
+    with cache.lease("live", {}, KEY, build) as lease:
+        folder = lease.snapshot.folder
+    damage(folder)
+    assert [entry.status for entry in cache.list()] == ["damaged"]
+    with cache.lease("live", {}, KEY, build, progress=say.append) as lease:
+        assert lease.snapshot.faults() == []
+    assert build.built == 2
+    assert any("is damaged, making it anew" in line for line in say)
+
+
+def test_a_base_that_is_gone_is_damage(cache: StateCache, tmp_path: Path) -> None:
+    base = tmp_path / "base.raw"
+    base.write_bytes(b"base")
+
+    def build(folder: Path) -> Snapshot:
+        whole = saved(folder)
+        return replace(whole, bases=((str(base), Seal.of(base)),)).write()
+
+    cache.lease("live", {}, KEY, build).close()
+    assert cache.list()[0].status == "ready"
+    base.unlink()
+    assert "base.raw" in cache.list()[0].why
+
+
+def test_what_another_version_made_is_left_to_it(cache: StateCache) -> None:
+    with cache.lease("live", {}, KEY, Builder()) as lease:
+        folder = lease.snapshot.folder
+    record = (folder / "state.json").read_text()
+    (folder / "state.json").write_text(record.replace('"format": 1', '"format": 99'))
+    assert [entry.status for entry in cache.list()] == ["foreign"]
+    assert cache.gc() == 0
+    assert folder.exists()
+    assert cache.gc(everything=True) > 0
+
+
+def test_a_build_that_fails_leaves_nothing(cache: StateCache) -> None:
+    def fail(folder: Path) -> Snapshot:
+        saved(folder)
+        raise StateError("no")
+
+    with pytest.raises(StateError, match="no"):
+        cache.lease("live", {}, KEY, fail)
+    assert cache.list() == []
+    assert list((cache.root / "tmp").iterdir()) == []
+
+
+def test_what_is_in_use_is_not_removed(cache: StateCache) -> None:
+    with cache.lease("live", {}, KEY, Builder()) as lease:
+        assert cache.list()[0].status == "in use"
+        assert not cache.remove(lease.entry)
+        assert cache.gc(everything=True) == 0
+    assert cache.list()[0].status == "ready"
+    assert cache.gc(everything=True) > 0
+    assert cache.list() == []
+
+
+def test_a_child_keeps_its_parent(cache: StateCache) -> None:
+    parent = cache.lease("live", {}, KEY, Builder())
+    child = cache.lease("installed", {}, "c" * 64, Builder(), parent=parent.entry)
+    parent.close()
+    assert not cache.remove(parent.entry)
+    child.close()
+    assert cache.remove(parent.entry)
+    # The child alone is of no use: it is built anew by who asks for it.
+    build = Builder()
+    again = cache.lease("live", {}, KEY, Builder())
+    cache.lease("installed", {}, "c" * 64, build, parent=again.entry).close()
+    assert build.built == 0
+
+
+def test_the_budget_takes_the_least_recently_used_first(tmp_path: Path, say: list[str]) -> None:
+    cache = StateCache(tmp_path / "states", budget=2 * MIB + MIB // 2)
+    names = ["a", "b", "c"]
+    for number, name in enumerate(names[:2]):
+        cache.lease(name, {}, name * 64, Builder(MIB)).close()
+        record = next((tmp_path / "states" / "entries").glob(f"{name}-*")) / "state.json"
+        os.utime(record, (number + 1, number + 1))
+    cache.lease("a", {}, "a" * 64, Builder(MIB)).close()  # now the last used
+    cache.lease("c", {}, "c" * 64, Builder(MIB), progress=say.append).close()
+    left = {entry.record.name for entry in cache.list() if entry.record}
+    assert left == {"a", "c"}
+    assert any("removed the state b-" in line for line in say)
+
+
+def test_the_budget_leaves_what_is_in_use(tmp_path: Path) -> None:
+    cache = StateCache(tmp_path / "states", budget=1)
+    with cache.lease("a", {}, "a" * 64, Builder(MIB)) as first:
+        cache.lease("b", {}, "b" * 64, Builder(MIB)).close()
+        assert {entry.id for entry in cache.list()} >= {first.entry}
+    cache.gc()
+    assert cache.list() == []
+
+
+def test_discarding_makes_it_anew_even_where_others_use_it(cache: StateCache) -> None:
+    build = Builder()
+    with cache.lease("live", {}, KEY, build) as other:
+        cache.discard(cache.lease("live", {}, KEY, build))
+        with cache.lease("live", {}, KEY, build) as lease:
+            assert lease.record.created > other.record.created
+        cache.discard(other)
+        assert cache.list()[0].status != "damaged", "what was built since is not discarded"
+    assert build.built == 2
+
+
+def test_an_unwritable_cache_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "states").write_text("a file")
+    with pytest.raises(StoreError, match="making the cache of states") as caught:
+        StateCache(tmp_path / "states").lease("live", {}, KEY, Builder())
+    assert "HARNESS_CACHE" in caught.value.hint
+
+
+def _ask(root: Path, log: Path, gate: object) -> None:
+    def build(folder: Path) -> Snapshot:
+        with log.open("a") as file:
+            file.write("built\n")
+        time.sleep(0.2)
+        return saved(folder)
+
+    gate.wait()  # type: ignore[attr-defined]
+    StateCache(root).lease("live", {}, KEY, build).close()
+
+
+def test_many_processes_build_it_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    gate = context.Barrier(4)
+    processes = [
+        context.Process(target=_ask, args=(tmp_path / "states", tmp_path / "log", gate))
+        for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert (tmp_path / "log").read_text() == "built\n"
+
+
+CHURN = """
+import sys
+from pathlib import Path
+from harness.state import StateCache
+from tests.unit.test_state_cache import Builder
+cache = StateCache(Path(sys.argv[1]))
+print("now", flush=True)
+while True:
+    cache.lease("live", {}, "k" * 64, Builder(1 << 20)).close()
+    cache.gc(everything=True)
+"""
+
+
+def test_kill_9_at_many_moments_of_saving_and_collecting(tmp_path: Path) -> None:
+    root = tmp_path / "states"
+    for moment in range(8):
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHURN, root], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "now\n"
+        timer = threading.Timer(0.005 * moment, process.send_signal, [signal.SIGKILL])
+        timer.start()
+        process.wait()
+        timer.join()
+        process.stdout.close()
+        cache = StateCache(root)
+        assert {entry.status for entry in cache.list()} <= {"ready", "interrupted"}
+        with cache.lease("live", {}, KEY, Builder()) as lease:
+            assert lease.snapshot.faults() == []
+            assert lease.snapshot.ram.stat().st_size in (4096, 1 << 20)
+        cache.gc(everything=True)
+        assert cache.list() == []
+        assert list((root / "tmp").iterdir()) == []
+
+
+def test_copying_leaves_holes_out(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    with source.open("w+b") as file:
+        file.truncate(64 * MIB)
+        file.seek(32 * MIB)
+        file.write(b"data" * 1024)
+    with source.open("rb") as one, target.open("w+b") as two:
+        copy_data(one.fileno(), two.fileno())
+    assert target.read_bytes() == source.read_bytes()
+    assert target.stat().st_blocks * 512 < MIB
+
+
+def test_a_fork_s_disks_are_overlays_on_the_saved_ones(tmp_path: Path) -> None:
+    (tmp_path / "disks").mkdir()
+    (tmp_path / "disks" / "data.qcow2").touch()
+    spec = MachineSpec(
+        "one",
+        "x86_64",
+        Firmware(FirmwareKind.BIOS),
+        disks=(Disk("data", size=MIB), Disk("seed", base=Path("/seed"), readonly=True)),
+    )
+    fork = Snapshot(tmp_path, spec, "tcg", "max", "10", 0.0).fork_spec("two")
+    assert fork.name == "two"
+    assert fork.disks[0].base == tmp_path / "disks" / "data.qcow2"
+    assert fork.disks[0].guest_serial == spec.disks[0].guest_serial
+    assert fork.disks[1] == spec.disks[1]
+
+
+def test_a_large_file_that_was_written_to_is_damage(cache: StateCache) -> None:
+    with cache.lease("live", {}, KEY, Builder(SMALL + 4096)) as lease:
+        assert lease.snapshot.faults() == []
+        write_into_ram(lease.snapshot.folder)
+        assert "was changed after it had been saved" in lease.snapshot.faults()[0]
+
+
+def test_the_budget_takes_a_child_before_its_parent(tmp_path: Path) -> None:
+    cache = StateCache(tmp_path / "states")
+    with cache.lease("live", {}, KEY, Builder(MIB)) as parent:
+        cache.lease("installed", {}, "c" * 64, Builder(MIB), parent=parent.entry).close()
+        os.utime(parent.snapshot.folder / "state.json", (1, 1))
+    StateCache(tmp_path / "states", budget=MIB + MIB // 2).trim()
+    assert [entry.record.name for entry in cache.list() if entry.record] == ["live"]
