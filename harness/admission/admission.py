@@ -255,13 +255,13 @@ class Admission:
         return tuple(grants)
 
     def _reason(self, now: Status, request: Entry, ahead: Sequence[Entry]) -> str:
-        reason = f"waiting for {format_size(request.memory)} and {request.cpus:g} CPUs"
+        reason = f"waiting for {format_size(request.memory)} and {_cpus(request.cpus)}"
         if ahead:
             reason += f" behind {_list(ahead[::-1])}"
         biggest = sorted(now.granted, key=lambda entry: (-entry.memory, entry.number))
         return (
             f"{reason}: {format_size(now.memory)} of {format_size(self.limits.memory)} and"
-            f" {now.cpus:g} of {self.limits.cpus:g} CPUs are granted"
+            f" {now.cpus:g} of {_cpus(self.limits.cpus)} are granted"
             + (f" to {_list(biggest)}" if biggest else "")
         )
 
@@ -316,3 +316,7 @@ class Admission:
 def _list(entries: Sequence[Entry]) -> str:
     text = ", ".join(map(str, entries[:_NAMED]))
     return text if len(entries) <= _NAMED else f"{text} and {len(entries) - _NAMED} more"
+
+
+def _cpus(count: float) -> str:
+    return f"{count:g} CPU{'' if count == 1 else 's'}"
