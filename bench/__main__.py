@@ -32,8 +32,8 @@ BENCHMARKS: Final = ("start", "console", "boot", "failure", "output")
 """Modules of this package, in the order they run; each has ``run(Context) -> list[Result]``."""
 
 LATER: Final = {
-    "fork": "fork of a booted machine to the first command: machines fork, but nothing measures it here yet",
-    "snapshot": "snapshot of a booted machine: machines are saved, but nothing measures it here yet",
+    "fork": "fork of a booted machine to the first command: it forks, but nothing measures it here yet",
+    "snapshot": "snapshot of a booted machine: it is saved, but nothing measures it here yet",
 }
 """Benchmarks of DESIGN's budgets whose subject is not built: move them up when it is."""
 
