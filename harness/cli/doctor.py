@@ -10,6 +10,7 @@ import argparse
 import json
 import platform
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -163,12 +164,17 @@ def _arch(arch: str, choice: str) -> list[Finding]:
     ]
 
 
+def _say(line: str) -> None:
+    # Not among the findings, which a program may read.
+    print(f"harness: {line}", file=sys.stderr)
+
+
 def _boot(arch: str, choice: str) -> Finding:
     def boot() -> tuple[str, Any]:
         selection = load(*paths.catalog_dirs(), known_profiles=profiles.names()).resolve(
             "micro", arch
         )
-        files = Store(paths.cache_dir()).artifacts(selection, progress=print).files
+        files = Store(paths.cache_dir()).artifacts(selection, progress=_say).files
         found = accel.probe(choice, arch, qemu=binary.find(arch).path, cache_dir=paths.cache_dir())
         deadline.set_scale(deadline.TCG_SCALE if found.name == "tcg" else 1.0)
         profile = profiles.find(selection.image.profile)
