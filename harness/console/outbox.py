@@ -70,6 +70,8 @@ class Outbox:
         self._replies = bytearray()
         self._replied = False
         self.dropped = 0
+        self.sent = 0
+        """How many times something was sent; replies do not count."""
 
     def send(self, data: bytes, deadline: Deadline, *, after_replies: bytes = b"") -> int:
         """Write all of ``data``; return how many bytes were not written.
@@ -87,6 +89,7 @@ class Outbox:
             return len(data)
         try:
             with self._guard:
+                self.sent += 1
                 # What the socket has not taken of a reply goes first, or it would be cut in two.
                 first = bytes(self._replies)
                 self._replies.clear()
@@ -122,10 +125,17 @@ class Outbox:
                 return len(view)
         return 0
 
-    def reply(self, data: bytes) -> None:
-        """Queue a reply and write what the socket takes now; drop it if too much waits."""
+    def reply(self, data: bytes, sent: int | None = None) -> None:
+        """Queue a reply and write what the socket takes now.
+
+        It is dropped if too much waits.
+
+        Args:
+            data: The reply.
+            sent: What :attr:`sent` was before the query came; the reply is dropped if it has grown.
+        """
         with self._guard:
-            if len(self._replies) + len(data) > _REPLIES:
+            if sent not in (None, self.sent) or len(self._replies) + len(data) > _REPLIES:
                 self.dropped += 1
                 return
             self._replies += data

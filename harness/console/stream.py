@@ -67,6 +67,8 @@ class Stream:
         self._on_eof = on_eof
         self._on_failure = on_failure
         self._closing = False
+        self._untold = False
+        self._sent_before = 0
         self._listeners: list[Signal] = []
         sock.setblocking(False)
         self._log_fd = os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -216,6 +218,7 @@ class Stream:
             now = time.monotonic()
             if not events:
                 self._settle(now)
+                self._tell()
             for fd, event in events:
                 if fd != sock_fd:
                     self._poke.clear()
@@ -230,6 +233,7 @@ class Stream:
                         self._ended()
                         return
                     self._take(view, count, now)
+                    self._tell()
             if self.outbox.waiting:
                 self.outbox.write_replies()
             if writing != self.outbox.waiting:
@@ -255,6 +259,14 @@ class Stream:
             failed |= self.failures.saw(sighting)
         if failed:
             self._aborted.set()
+            self._untold = True
+
+    def _tell(self) -> None:
+        """Tell whoever has other waits on the guest what a watcher saw; holds no lock."""
+        failure = self.failures.current
+        if self._untold and failure is not None and self._on_failure is not None:
+            self._on_failure(failure.make())
+        self._untold = False
 
     def _take(self, view: memoryview, count: int, now: float) -> None:
         start, end = self._head, self._head + count
@@ -277,9 +289,7 @@ class Stream:
             self.condition.notify_all()
             for signal in self._listeners:
                 signal.set()
-            failure = self.failures.current
-            if self._on_failure is not None and failure is not None:
-                self._on_failure(failure.make())
+        self._sent_before = self.outbox.sent
 
     def _write_log(self, chunk: memoryview) -> None:
         try:
@@ -323,7 +333,9 @@ class Stream:
 
     def _reply(self, data: bytes) -> None:
         if self.outbox.room:
-            self.outbox.reply(data)
+            # Where the cursor is, line editors ask at their prompt. Behind what was typed there
+            # meanwhile, the answer would be taken for typed text.
+            self.outbox.reply(data, self._sent_before if data.endswith(b"R") else None)
 
     def _explain(self, sighting: Sighting) -> BaseException:
         w = sighting.watcher

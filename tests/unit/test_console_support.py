@@ -17,6 +17,8 @@ import pytest
 
 from harness import deadline
 from harness.console import Console
+from harness.console.outbox import Outbox, Signal
+from harness.deadline import after
 
 SHELLS = [
     pytest.param(argv, id=name)
@@ -144,3 +146,18 @@ def open_shell(argv: list[str], tmp_path: Path) -> Iterator[tuple[Console, Shell
 def results_of(tag: str) -> Path:
     """Return where a driver keeps its results that could write where root can."""
     return Path("/run" if os.geteuid() == 0 else "/dev/shm") / f".harness-{tag}"
+
+
+def test_an_answer_about_the_cursor_never_follows_what_was_typed_at_its_prompt() -> None:
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    aborted, poke = Signal(), Signal()
+    outbox = Outbox(here, aborted, poke)
+    before = outbox.sent
+    outbox.reply(b"\x1b[1;3R", before)
+    assert outbox.send(b"typed\r", after(10)) == 0
+    outbox.reply(b"\x1b[2;3R", before)
+    outbox.reply(b"\x1b[0n")
+    assert there.recv(100) == b"\x1b[1;3Rtyped\r\x1b[0n"
+    for each in (here, there, aborted, poke):
+        each.close()
