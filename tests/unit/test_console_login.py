@@ -99,8 +99,10 @@ def test_a_prompt_that_somebody_has_seen_is_there_still(tmp_path: Path) -> None:
 
 def test_a_kernel_message_behind_the_prompt(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
-        Getty(guest, [PROMPT + b"[   12.345678] usb 1-1: new device\r\n"])
+        getty = Getty(guest, [PROMPT + b"[   12.345678] usb 1-1: new device\r\n"])
         console.login("root", deadline=SOON)
+        assert getty.heard[0] == b"root"
+        assert console.logged_in
 
 
 def test_an_automatic_login(tmp_path: Path) -> None:
