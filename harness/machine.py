@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
+from harness.admission import Grant
 from harness.console import Console, Expected
 from harness.deadline import Deadline, after, of
 from harness.errors import (
@@ -81,6 +82,8 @@ class Machine:
         timeline: Where its steps go.
         origin: The snapshot that it goes on from; it boots without one.
         saveable: Whether its RAM is kept so that :meth:`save` and :meth:`fork` work.
+        admit: Asks the host to carry a spec, when the machine starts; told whether it shares the RAM of
+            what it goes on from. See :meth:`harness.turns.Turns.take`.
     """
 
     def __init__(
@@ -93,8 +96,11 @@ class Machine:
         timeline: Timeline | None = None,
         origin: Snapshot | None = None,
         saveable: bool = False,
+        admit: Callable[[MachineSpec, Timeline, bool], Grant] | None = None,
     ) -> None:
         self.spec = spec
+        self._admit = admit
+        self._grant: Grant | None = None
         self.origin = origin
         self._saveable = saveable
         self._memory: saving.Memory | None = None
@@ -238,6 +244,9 @@ class Machine:
         """
         if self._process is not None:
             raise UsageError(f"machine {self.name} has been started before")
+        if self._admit is not None:
+            hot = self.origin is not None and not self.origin.cold
+            self._grant = self._admit(self.spec, self.timeline, hot and not self._saveable)
         with self.timeline.step("start", machine=self.name), contextlib.ExitStack() as undo:
             undo.callback(self.stop)
             self._start()
@@ -298,6 +307,8 @@ class Machine:
                     console_there.fileno(),
                     qmp_there.fileno(),
                     *([self._memory.fd] if self._memory is not None else []),
+                    # Should this process be killed, the grant ends with QEMU.
+                    *([self._grant.fileno()] if self._grant is not None else []),
                 ),
                 on_exit=self._on_exit,
             )
@@ -454,6 +465,7 @@ class Machine:
             evidence=self.evidence.parent / name,
             timeline=self.timeline,
             origin=saved,
+            admit=self._admit,
         )
         if self._os is not None:
             fork.os = type(self._os)(fork, self._os.selection, self._os.account)
@@ -495,6 +507,8 @@ class Machine:
             self._console.close()
         if self._memory is not None:
             self._memory.close()
+        if self._grant is not None:
+            self._grant.release()
 
     # --- what happens to it -------------------------------------------------------------------
 

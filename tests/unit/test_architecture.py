@@ -18,7 +18,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"speed"}),
     frozenset({"spec"}),
     frozenset({"catalog", "store", "seed", "qemu", "console", "ssh", "network", "admission"}),
-    frozenset({"state"}),
+    frozenset({"state", "turns"}),
     frozenset({"machine"}),
     frozenset({"profiles", "cluster", "services"}),
     frozenset({"cli"}),
