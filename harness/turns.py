@@ -69,13 +69,11 @@ class Turns:
                 spec.name, memory=memory, cpus=spec.cpus, urgent=urgent, progress=tell
             )
         try:
-            self.scale(spec.arch, busy=admission.status().cpus)
+            scale = speed.measure(
+                accel.name, spec.arch, self.cache, busy=admission.status().cpus, room=room
+            )
+            deadline.set_scale(self.timeout_scale * scale)
         except BaseException:
             grant.release()
             raise
         return grant
-
-    def scale(self, arch: str, *, busy: float = 0.0) -> None:
-        """Set the scale of deadlines for guests of an arch, with ``busy`` virtual CPUs granted."""
-        name = self.accel(arch).name
-        deadline.set_scale(self.timeout_scale * speed.measure(name, arch, self.cache, busy=busy))
