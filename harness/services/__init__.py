@@ -21,7 +21,7 @@ from harness.services.faults import (
     UnknownCa,
     WrongLength,
 )
-from harness.services.front import Request
+from harness.services.log import Request
 from harness.services.server import WAYS, Host, Registry, Server, UpdateServer
 
 __all__ = [

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 HOST: Final = "org.harness.host"
 OWNER: Final = "org.harness.owner"
-"""Labels of a container: the host, as :func:`_host` names it, and the process that it is for."""
+"""Labels of a container: the host, as :func:`host_label` names it, and the process that it is for."""
 
 ASK: Final = 10.0
 """Seconds within which an engine answers whether it is there."""
@@ -44,7 +44,7 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _host() -> str:
+def host_label() -> str:
     """Name this boot of this host, and the PID namespace: what a process id is unique in."""
     return f"{socket.gethostname()}/{_boot_id()}/{Path('/proc/self/ns/pid').stat().st_ino}"
 
@@ -55,6 +55,11 @@ def _started(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         return ""
+
+
+def owner_label() -> str:
+    """Name this process so that no later one of the same id is taken for it."""
+    return f"{os.getpid()}:{_started(os.getpid())}"
 
 
 class Engine:
@@ -81,7 +86,9 @@ class Engine:
         from docker.errors import DockerException
 
         removed = 0
-        for each in self.client.containers.list(all=True, filters={"label": f"{HOST}={_host()}"}):
+        for each in self.client.containers.list(
+            all=True, filters={"label": f"{HOST}={host_label()}"}
+        ):
             pid, _, started = str(each.labels.get(OWNER, "")).partition(":")
             if pid.isdigit() and _started(int(pid)) == started:
                 continue
@@ -158,7 +165,7 @@ class ContainerServer:
             .with_volume_mapping(data, _DATA, "rw")
             .with_volume_mapping(work, _WORK, "rw")
             .with_kwargs(
-                labels={HOST: _host(), OWNER: f"{os.getpid()}:{_started(os.getpid())}"},
+                labels={HOST: host_label(), OWNER: owner_label()},
                 # What it writes is this user's, and it reads what this user may.
                 user=f"{os.getuid()}:{os.getgid()}",
                 cap_drop=["ALL"],

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 from typing import Final
 
 from harness.services.ca import Certificate
@@ -35,12 +33,16 @@ from harness.services.faults import (
     Slow,
     WrongLength,
 )
+from harness.services.log import Log, Request
 
 CHUNK: Final = 256 * 1024
 """Bytes passed on at a time."""
 
 IDLE: Final = 600.0
 """Seconds after which a connection that says nothing is closed."""
+
+CLOSE: Final = 10.0
+"""Seconds that a connection may take to end when the front closes; it wakes at once."""
 
 _PACE: Final = 0.05
 """Seconds between two parts of a slow body."""
@@ -60,69 +62,6 @@ _HOP: Final = frozenset(
 """Headers of one connection only, RFC 9110 section 7.6.1; ``Expect`` is answered here."""
 
 _RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
-
-
-@dataclass(slots=True)
-class Request:
-    """What a client asked for, and what it got.
-
-    Attributes:
-        method: ``GET``, ``HEAD`` ...; empty if TLS failed before a request.
-        path: The path with its query.
-        status: The answer's; 0 if there was none.
-        bytes: Bytes of the body handed to the connection.
-        fault: The faults that spoilt it, in words; or why TLS failed.
-        when: Seconds of the epoch.
-        seconds: How long the answer took; ``None`` while it goes on.
-    """
-
-    method: str
-    path: str
-    status: int = 0
-    bytes: int = 0
-    fault: str = ""
-    when: float = field(default_factory=time.time)
-    seconds: float | None = None
-
-
-class Log:
-    """The requests of a server, in memory and in a file of one JSON object a line.
-
-    A request is in :attr:`requests` before the first byte of its answer is sent: who has an answer
-    finds it there. The file has it when it has ended.
-
-    Args:
-        path: The file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        self._requests: list[Request] = []
-
-    @property
-    def requests(self) -> list[Request]:
-        """The requests since the last :meth:`forget`, in the order of their beginning."""
-        with self._lock:
-            return list(self._requests)
-
-    def begin(self, request: Request) -> None:
-        """Record a request that is about to be answered."""
-        with self._lock:
-            self._requests.append(request)
-
-    def end(self, request: Request) -> None:
-        """Record that it has been."""
-        request.seconds = round(time.time() - request.when, 4)
-        line = json.dumps({name: getattr(request, name) for name in Request.__slots__})
-        # A full disk must not break the connection of a guest.
-        with self._lock, contextlib.suppress(OSError), self.path.open("a") as file:
-            file.write(line + "\n")
-
-    def forget(self) -> None:
-        """Begin anew in memory; the file keeps all."""
-        with self._lock:
-            self._requests.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +101,7 @@ class Front:
         self._unknown = certificates.unknown.context()
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._threads: set[threading.Thread] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._thread = threading.Thread(target=self._accept, name="services", daemon=True)
         self._thread.start()
@@ -173,7 +113,7 @@ class Front:
         return str(host), int(port)
 
     def close(self) -> None:
-        """Close the port and every connection."""
+        """Close the port and every connection; the log's file has all requests then."""
         if self.closing.is_set():
             return
         self.closing.set()
@@ -186,6 +126,9 @@ class Front:
             for each in self._open:
                 with contextlib.suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(CLOSE)
 
     def _accept(self) -> None:
         while True:
@@ -195,9 +138,11 @@ class Front:
                 if self.closing.is_set():
                     return
                 continue  # That one client has gone again.
+            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             with self._lock:
                 self._open.add(connection)
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+                self._threads.add(thread)
+            thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
         secure: ssl.SSLSocket | None = None
@@ -218,6 +163,8 @@ class Front:
                         self._open.discard(each)
                     with contextlib.suppress(OSError):
                         each.close()
+            with self._lock:
+                self._threads.discard(threading.current_thread())
 
     def _greet(self, connection: socket.socket) -> ssl.SSLSocket | None:
         """Return the connection with TLS on it; ``None`` if the client did not want it."""
@@ -265,9 +212,12 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             self._front.log.end(told)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
+    # The names that http.server looks for.
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # noqa: N815
 
-    def _refuse(self, told: Request, status: int, why: str = "a fault that the test asked for") -> None:
+    def _refuse(
+        self, told: Request, status: int, why: str = "a fault that the test asked for"
+    ) -> None:
         body = f"{status}: {why}\n".encode()
         told.status, told.bytes = status, len(body)
         self._front.log.begin(told)
@@ -313,17 +263,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _ask(self) -> http.client.HTTPResponse:
         """Ask the real server the same, the body included, and return its answer."""
-        headers = {
-            name: value for name, value in self.headers.items() if name.lower() not in _HOP
-        }
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
         headers["X-Forwarded-Proto"] = "https"
         chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
         size = int(self.headers.get("Content-Length") or 0)
         body = self._chunks() if chunked else self._parts(size) if size else None
         try:
-            self._upstream.request(
-                self.command, self.path, body, headers, encode_chunked=chunked
-            )
+            self._upstream.request(self.command, self.path, body, headers, encode_chunked=chunked)
             return self._upstream.getresponse()
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
             self._upstream.close()
@@ -365,8 +311,10 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> Iterator[bytes]:
         """Yield the parts of the body, spoilt as the faults say."""
         first, whole = 0, length or 0
-        if answer.status == 206 and (part := _RANGE.fullmatch(answer.getheader("Content-Range", ""))):
-            first, whole = int(part[1]), int(part[2])
+        if answer.status == 206 and (
+            told := _RANGE.fullmatch(answer.getheader("Content-Range", ""))
+        ):
+            first, whole = int(told[1]), int(told[2])
         flips: list[tuple[int, int]] = []
         rate = 0
         keep: int | None = None

@@ -58,7 +58,9 @@ class LocalServer:
         loader = next((root / "usr").glob("lib*/ld-linux*.so.*"), None)
         libraries = next((root / "usr/lib").glob("*-linux-gnu"), None)
         if loader is None or libraries is None:
-            raise ServiceError(f"{root} has no loader or no libraries", hint="./run harness images gc")
+            raise ServiceError(
+                f"{root} has no loader or no libraries", hint="./run harness images gc"
+            )
         work.mkdir(parents=True, exist_ok=True)
         config = work / f"{program.name}.conf"
         places = Places(str(data), str(work), str(root / "etc"))

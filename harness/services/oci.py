@@ -52,7 +52,9 @@ def push(
                 digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
             size = path.stat().st_size
             _push_blob(session, base, digest, path)
-            layers.append(_descriptor(LAYER_TYPE, digest, size) | {"annotations": {TITLE: path.name}})
+            layers.append(
+                _descriptor(LAYER_TYPE, digest, size) | {"annotations": {TITLE: path.name}}
+            )
         empty = b"{}"
         digest = f"sha256:{hashlib.sha256(empty).hexdigest()}"
         _push_blob(session, base, digest, empty)

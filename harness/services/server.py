@@ -20,8 +20,9 @@ from harness.deadline import Deadline, after
 from harness.errors import ServiceError, StoreError, UsageError
 from harness.services.ca import GUEST_ADDRESS, Ca
 from harness.services.faults import Active, Fault, Faults, OfConnection
-from harness.services.front import Certificates, Front, Log, Request
+from harness.services.front import Certificates, Front
 from harness.services.local import LocalServer, unpack
+from harness.services.log import Log, Request
 from harness.services.software import NGINX, REGISTRY, Program, Root
 from harness.spec import Reach
 from harness.store import Store
@@ -140,7 +141,7 @@ class Server:
         self.reach = self.place
         self.evidence = evidence
         self.data = evidence / "disks" / name
-        work = evidence / "disks" / f"{name}-work"
+        self._work = work = evidence / "disks" / f"{name}-work"
         for folder in (self.data, work):
             folder.mkdir(parents=True)
         names = (self.place.address, "127.0.0.1", "localhost", f"{name}.harness.test")
@@ -232,7 +233,11 @@ class Server:
         """End it and remove its data; its logs stay."""
         self._front.close()
         self._backend.close()
-        shutil.rmtree(self.data, ignore_errors=True)
+        for log in self._work.glob("*.log"):
+            with contextlib.suppress(OSError):
+                shutil.copyfile(log, self.evidence / f"{self.name}-access.log")
+        for folder in (self.data, self._work):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -312,7 +317,7 @@ class UpdateServer(Server):
 
 def _link(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
-    readable = os.stat(source).st_mode & 0o444
+    readable = source.stat().st_mode & 0o444
     if readable:
         with contextlib.suppress(OSError):
             os.link(source.resolve(), target)

@@ -111,7 +111,7 @@ events {{ worker_connections 512; }}
 http {{
   include "{places.etc}/nginx/mime.types";
   default_type application/octet-stream;
-  access_log "{places.work}/nginx.log";
+  access_log "{places.work}/access.log";
   sendfile on;
   keepalive_timeout 3600;
   keepalive_requests 1000000;
