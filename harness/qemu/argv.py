@@ -277,7 +277,7 @@ def _nics(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
 
 
 def _relay(host: str, port: int) -> tuple[str, ...]:
-    # -I -S: nothing of the environment decides what is imported, and it starts in 15 ms.
+    # -I -S: nothing of the environment decides what is imported, and it starts in 30 ms.
     return (sys.executable, "-I", "-S", relay.__file__, host, str(port))
 
 

@@ -177,6 +177,7 @@ class ContainerServer:
         interface = "127.0.0.1" if mode is ConnectionMode.docker_host else ""
         self._container.ports[str(program.port)] = (interface, None)  # type: ignore[assignment]
         self._guard: _Guard | None = None
+        self._lines: Lines | None = None
         try:
             self._container.start()
             wrapped = self._container.get_wrapped_container()
@@ -199,7 +200,7 @@ class ContainerServer:
     @property
     def running(self) -> bool:
         """Whether it has not ended."""
-        return not self._lines.ended
+        return self._lines is not None and not self._lines.ended
 
     @property
     def id(self) -> str:
@@ -209,7 +210,7 @@ class ContainerServer:
     @property
     def last_words(self) -> str:
         """The end of what it printed."""
-        return self._lines.last
+        return self._lines.last if self._lines is not None else ""
 
     def close(self) -> None:
         """Remove it."""
@@ -220,6 +221,8 @@ class ContainerServer:
         self._closed = True
         with contextlib.suppress(DockerException, OSError):
             self._container.stop()
+        if self._lines is not None:
+            self._lines.join()
         if self._guard is not None:
             self._guard.close()
 

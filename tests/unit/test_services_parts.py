@@ -119,29 +119,29 @@ def running_relay(port: int) -> Iterator[tuple[socket.socket, subprocess.Popen[b
 
 
 def test_the_relay_joins_both_ways_and_keeps_a_closed_half() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        with (
-            running_relay(server.getsockname()[1]) as (guest, process),
-            server.accept()[0] as service,
-        ):
-            service.settimeout(20)
-            # What it might say of itself is not for the guest.
-            ends = {os.readlink(f"/proc/{process.pid}/fd/{number}") for number in (0, 1, 2)}
-            assert ends == {os.devnull}
-            guest.sendall(b"question")
-            guest.shutdown(socket.SHUT_WR)
-            assert service.makefile("rb").read() == b"question"
-            big = os.urandom(3_000_000)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        running_relay(server.getsockname()[1]) as (guest, process),
+        server.accept()[0] as service,
+    ):
+        service.settimeout(20)
+        # What it might say of itself is not for the guest.
+        ends = {str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in (0, 1, 2)}
+        assert ends == {os.devnull}
+        guest.sendall(b"question")
+        guest.shutdown(socket.SHUT_WR)
+        assert service.makefile("rb").read() == b"question"
+        big = os.urandom(3_000_000)
 
-            def answer() -> None:
-                service.sendall(big)
-                service.shutdown(socket.SHUT_WR)
+        def answer() -> None:
+            service.sendall(big)
+            service.shutdown(socket.SHUT_WR)
 
-            sender = threading.Thread(target=answer)
-            sender.start()
-            assert guest.makefile("rb").read() == big
-            sender.join()
-            assert process.wait(20) == 0
+        sender = threading.Thread(target=answer)
+        sender.start()
+        assert guest.makefile("rb").read() == big
+        sender.join()
+        assert process.wait(20) == 0
 
 
 def test_the_relay_says_nothing_when_nobody_listens() -> None:
@@ -153,16 +153,16 @@ def test_the_relay_says_nothing_when_nobody_listens() -> None:
 
 
 def test_the_relay_ends_with_the_guest() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        with (
-            running_relay(server.getsockname()[1]) as (guest, process),
-            server.accept()[0] as service,
-        ):
-            service.settimeout(20)
-            guest.close()
-            assert service.recv(10) == b""
-            service.close()
-            assert process.wait(20) == 0
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        running_relay(server.getsockname()[1]) as (guest, process),
+        server.accept()[0] as service,
+    ):
+        service.settimeout(20)
+        guest.close()
+        assert service.recv(10) == b""
+        service.close()
+        assert process.wait(20) == 0
 
 
 def test_configurations_name_their_places() -> None:
