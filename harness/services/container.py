@@ -13,10 +13,12 @@ pulled; it is switched off.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -62,6 +64,18 @@ def owner_label() -> str:
     return f"{os.getpid()}:{_started(os.getpid())}"
 
 
+def _connect() -> tuple[DockerClient | None, str]:
+    """Return a client and the engine's version, or ``None`` and why there is none."""
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        client = docker.from_env(timeout=ASK)
+        return client, str(client.version()["Version"])
+    except (DockerException, OSError, KeyError) as error:
+        return None, str(error)
+
+
 class Engine:
     """A Docker engine that answers.
 
@@ -70,16 +84,20 @@ class Engine:
     """
 
     def __init__(self) -> None:
-        import docker
-        from docker.errors import DockerException
         from testcontainers.core.config import testcontainers_config
 
         testcontainers_config.ryuk_disabled = True
-        try:
-            self.client: DockerClient = docker.from_env(timeout=ASK)
-            self.version = str(self.client.version()["Version"])
-        except (DockerException, OSError, KeyError) as error:
-            raise ServiceError("no Docker engine answers", evidence=str(error)) from error
+        # docker-py leaves the socket of a connection that was refused to the collector, which warns
+        # of it whenever it comes by: in somebody else's test.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            client, said = _connect()
+            if client is None:
+                gc.collect()
+        if client is None:
+            raise ServiceError("no Docker engine answers", evidence=said)
+        self.client: DockerClient = client
+        self.version = said
 
     def sweep(self) -> int:
         """Remove containers of processes of this host that are gone; return how many."""
