@@ -15,7 +15,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -84,6 +84,7 @@ class Machine:
         saveable: Whether its RAM is kept so that :meth:`save` and :meth:`fork` work.
         admit: Asks the host to carry a spec, when the machine starts; told whether it shares the RAM of
             what it goes on from. See :meth:`harness.turns.Turns.take`.
+        services: Where the services that the spec's interfaces reach listen: host and port by name.
     """
 
     def __init__(
@@ -97,10 +98,12 @@ class Machine:
         origin: Snapshot | None = None,
         saveable: bool = False,
         admit: Callable[[MachineSpec, Timeline, bool], Grant] | None = None,
+        services: Mapping[str, tuple[str, int]] | None = None,
     ) -> None:
         self.spec = spec
         self._admit = admit
         self._grant: Grant | None = None
+        self._services = dict(services or {})
         self.origin = origin
         self._saveable = saveable
         self._memory: saving.Memory | None = None
@@ -255,6 +258,12 @@ class Machine:
 
     def _start(self) -> None:
         spec = self.spec
+        for each in (each for nic in spec.nics for each in nic.reach):
+            if each.name not in self._services:
+                raise UsageError(
+                    f"machine {self.name} reaches service {each.name}, and nobody has started it",
+                    hint=f"boot(services=[...]) or fork_of(state, services=[...]) with {each.name}",
+                )
         qemu = binary.find(spec.arch)
         accel = self._accel_of(spec.arch)
         flash = firmware.find(spec.arch, spec.firmware.kind)
@@ -285,6 +294,7 @@ class Machine:
                 variables=variables,
                 console_fd=console_there.fileno(),
                 qmp_fd=qmp_there.fileno(),
+                services=self._services,
             )
             given = self._allocate_memory(given)
             self._allocations = given
@@ -466,6 +476,7 @@ class Machine:
             timeline=self.timeline,
             origin=saved,
             admit=self._admit,
+            services=self._services,
         )
         if self._os is not None:
             fork.os = type(self._os)(fork, self._os.selection, self._os.account)
