@@ -230,7 +230,9 @@ class Machine:
             UnknownNameError: if the machine has no such disk.
         """
         stats = self._disk_stats(name)
-        return sum(int(stats[f"failed_{kind}_operations"]) for kind in ("rd", "wr", "unmap", "flush"))
+        return sum(
+            int(stats[f"failed_{kind}_operations"]) for kind in ("rd", "wr", "unmap", "flush")
+        )
 
     def _disk_stats(self, name: str) -> dict[str, Any]:
         self.disk(name)
@@ -262,7 +264,9 @@ class Machine:
         file = self.disk(name)
         spec = next(disk for disk in self.spec.disks if disk.name == name)
         if spec.readonly or file.format != "qcow2":
-            raise UsageError(f"disk {name} cannot be recorded: it is written in place or not at all")
+            raise UsageError(
+                f"disk {name} cannot be recorded: it is written in place or not at all"
+            )
         if self._filters.has(name, _FAULT):
             raise UsageError(f"disk {name} cannot be recorded while it fails: heal it first")
         made = Recording(folder or self.evidence / f"recording-{name}", name, spec.guest_serial)
