@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -199,21 +201,28 @@ READ = "dd if=/dev/vda of=/dev/null bs=4096 count=1 skip={} iflag=direct"
 WRITE = "dd if=/dev/zero of=/dev/vda bs=4096 count=1 seek={} oflag=direct conv=notrunc"
 
 
+@pytest.fixture(scope="module")
+def booted(shared_boot: Boot) -> Machine:
+    return shared_boot("micro", disks=[Disk("data", size=8 * MIB)]).wait_ready()
+
+
 @pytest.fixture
-def machine(boot: Boot) -> Machine:
-    return boot("micro", disks=[Disk("data", size=8 * MIB)]).wait_ready()
+def machine(booted: Machine) -> Iterator[Machine]:
+    yield booted
+    with contextlib.suppress(UsageError):
+        booted.heal_disk("data")
 
 
 def test_a_disk_fails_and_heals(machine: Machine) -> None:
     machine.succeed(READ.format(0), WRITE.format(0))
-    assert machine.disk_errors("data") == 0
+    before = machine.disk_errors("data")
     machine.disk_fault("data")
     machine.fail(READ.format(0), WRITE.format(1))
-    assert machine.disk_errors("data") == 2
+    assert machine.disk_errors("data") == before + 2
     assert machine.running
     machine.heal_disk("data")
     machine.succeed(READ.format(0), WRITE.format(1))
-    assert machine.disk_errors("data") == 2
+    assert machine.disk_errors("data") == before + 2
 
 
 def test_a_disk_is_full_after_some_writes(machine: Machine) -> None:
@@ -221,7 +230,6 @@ def test_a_disk_is_full_after_some_writes(machine: Machine) -> None:
     machine.succeed(*(WRITE.format(number) for number in range(3)))
     machine.fail(WRITE.format(3), WRITE.format(0))
     machine.succeed(READ.format(3))
-    assert machine.writes("data") >= 3
 
 
 def test_some_sectors_fail(machine: Machine) -> None:
@@ -251,9 +259,9 @@ def test_a_disk_that_is_recorded_fails(machine: Machine) -> None:
         machine.succeed(WRITE.format(3))
     sectors = [entry.sector for entry in recording.log().entries if entry.changes]
     assert sectors == [8, 24]
+
+
+def test_a_disk_that_fails_is_not_recorded(machine: Machine) -> None:
     machine.disk_fault("data")
-    with (
-        pytest.raises(UsageError, match="heal it first"),
-        machine.recording("data", machine.evidence / "other"),
-    ):
+    with pytest.raises(UsageError, match="heal it first"), machine.recording("data"):
         pass
