@@ -18,7 +18,6 @@ from harness.crash import log as logs
 from harness.crash.log import WriteLog
 from harness.errors import StateError, UnknownNameError
 from harness.qemu import disk as disks
-from harness.state.save import copy_data
 
 BASE: Final = "base.qcow2"
 LOG: Final = "log"
@@ -84,23 +83,20 @@ class Recording:
     def pack(self) -> None:
         """Let a complete recording need no other file, and no more space than its data.
 
-        The base takes in what lies below it. QEMU allocates what it logs of zeros, and reads it as a
-        hole; the copy of the log has holes.
+        The base takes in what lies below it. What is logged of zeros takes space on some hosts; the
+        log is copied without them.
 
         Raises:
             DiskFullError, StoreError: if it cannot be written.
             HostError: if ``qemu-img`` refuses.
         """
-        flat = self.folder / f"{BASE}.new"
-        disks.qemu_img("convert", "-U", "-f", "qcow2", "-O", "qcow2", str(self.base), str(flat))
-        sparse = self.folder / f"{LOG}.new"
-        try:
-            flat.replace(self.base)
-            with self.path.open("rb") as source, sparse.open("wb") as target:
-                copy_data(source.fileno(), target.fileno())
-            sparse.replace(self.path)
-        except OSError as error:
-            raise disks.disk_full(error, self.folder) from error
+        for path, kind in ((self.base, "qcow2"), (self.path, "raw")):
+            new = path.with_name(f"{path.name}.new")
+            disks.qemu_img("convert", "-U", "-f", kind, "-O", kind, str(path), str(new))
+            try:
+                new.replace(path)
+            except OSError as error:
+                raise disks.disk_full(error, self.folder) from error
 
     def save(self) -> None:
         """Write down what is not in the other files."""
