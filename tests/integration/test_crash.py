@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,9 +157,21 @@ def test_a_power_cut_ends_a_recording(boot: Boot) -> None:
     assert recording.at("end") == len(log.entries)
 
 
-@pytest.mark.skipif(
-    not shutil.which("mkfs.ext4", path="/usr/sbin:/sbin:/usr/bin"), reason="e2fsprogs"
-)
+def test_a_fork_is_recorded_from_where_it_begins(boot: Boot, tmp_path: Path) -> None:
+    machine = boot("micro", saveable=True, disks=[Disk("data", size=2 * MIB)]).wait_ready()
+    machine.succeed("yes parent | head -c 512 | dd of=/dev/vda bs=512 seek=4000 conv=fsync,notrunc")
+    with machine.fork() as fork, fork.recording("data") as recording:
+        fork.succeed(WORKLOAD)
+        log = recording.log()
+        assert (log.writes, log.flushes) == (BLOCKS, BLOCKS // FLUSHED)
+        assert fork.writes("data") == BLOCKS
+    recording.pack()
+    path = Rebuilder(recording, tmp_path / "shared").build(Point(0, Kind.CLEAN), tmp_path / "disk")
+    data = path.read_bytes()
+    assert data[4000 * SECTOR :].startswith(b"parent\n")
+    assert not any(data[: BLOCKS * BLOCK])
+
+
 def test_a_journal_keeps_its_promise_at_every_point(boot: Boot, tmp_path: Path) -> None:
     """What was synced before a mark is there after it, and e2fsck has nothing to say."""
     base = tmp_path / "base.raw"

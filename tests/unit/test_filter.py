@@ -88,4 +88,4 @@ def test_a_fault_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
 def test_the_log_is_brought_up_to_date_with_each_entry() -> None:
     options = recorder("disk-a", Path("/log"))
     assert options["log-super-update-interval"] == 1
-    assert "no-flush" not in options, "the filter would not be told of flushes"
+    assert "cache" not in options, "with no-flush it would not be told of flushes"
