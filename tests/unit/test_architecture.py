@@ -19,6 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"spec"}),
     frozenset({"catalog", "store", "seed", "qemu", "console", "ssh", "network", "admission"}),
     frozenset({"state", "turns"}),
+    frozenset({"crash"}),
     frozenset({"machine"}),
     frozenset({"profiles", "cluster", "services"}),
     frozenset({"cli"}),
