@@ -46,3 +46,11 @@ def test_cold_and_forked_agree(fork_of: ForkOf, states: States, boot: Boot) -> N
     assert verdicts(cold) == forked
     assert forked["read-only"].startswith("product: ")
     assert forked["slot"] == "passed: a"
+
+
+def test_two_forks_are_both_reached(fork_of: ForkOf) -> None:
+    """Forks of one machine are alone: each answers over SSH, by the address that it had."""
+    forks = [fork_of(points.installed), fork_of(points.installed)]
+    for number, machine in enumerate(forks):
+        machine.succeed(f"echo {number} > who")
+    assert [machine.succeed("cat who") for machine in forks] == ["0\n", "1\n"]
