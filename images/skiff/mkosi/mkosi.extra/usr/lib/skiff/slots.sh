@@ -25,8 +25,8 @@ running_slot() {
 
 other_slot() { if [ "$1" = a ]; then echo b; else echo a; fi; }
 
-# The folder of the UKIs. systemd-gpt-auto-generator(8) mounts the ESP when it is looked at.
-entries() { printf '%s/EFI/Linux\n' "$(bootctl --print-esp-path)"; }
+# The folder of the UKIs. systemd-gpt-auto-generator(8) mounts the ESP at /boot when it is looked at.
+entries() { echo /boot/EFI/Linux; }
 
 # slot_version DISK SLOT: what its partitions are labelled with; nothing if empty or half-written.
 slot_version() {
@@ -86,6 +86,7 @@ count() {
 empty_slot() {
     local keep number=${slot_number[$2]} file folder
     folder=$(entries)
+    [ -d "$folder" ] || return 1
     keep=$(slot_version "$1" "$(other_slot "$2")")
     for file in "$folder"/skiff_*; do
         case ${file##*/} in "skiff_$keep.efi" | "skiff_$keep+"*.efi) continue ;; esac
