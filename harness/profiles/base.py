@@ -56,7 +56,7 @@ class Install:
 SlotState = Literal["good", "trying", "bad", "empty"]
 """What a boot loader makes of a slot.
 
-``good`` has shown that it boots and is not counted any more; ``trying`` is on trial, with tries left;
+``good`` had a good boot last; ``trying`` is new, or booting and not found good yet, with tries left;
 ``bad`` gets booted no more by itself: out of tries, set aside, or not whole; ``empty`` holds nothing.
 """
 

@@ -46,17 +46,18 @@ entry_of() {
     return 1
 }
 
-# entry_state FILE: "good - -", "trying LEFT DONE" or "bad 0 DONE", after the counters in its name.
+# entry_state FILE: "good - -", "trying LEFT DONE" or "bad 0 DONE", after the counters in its name. A good
+# version has its tries before it, so that one that stops booting some day is given up, too.
 entry_state() {
     local counted='\+([0-9]+)(-([0-9]+))?\.efi$'
-    if [[ $1 =~ $counted ]]; then
-        if [ "${BASH_REMATCH[1]}" -gt 0 ]; then
-            echo "trying ${BASH_REMATCH[1]} ${BASH_REMATCH[3]:-0}"
-        else
-            echo "bad 0 ${BASH_REMATCH[3]:-0}"
-        fi
-    else
+    if ! [[ $1 =~ $counted ]]; then
         echo "good - -"
+    elif [ "${BASH_REMATCH[1]}" -eq 0 ]; then
+        echo "bad 0 ${BASH_REMATCH[3]:-0}"
+    elif [ -z "${BASH_REMATCH[2]}" ]; then
+        echo "good - -"
+    else
+        echo "trying ${BASH_REMATCH[1]} ${BASH_REMATCH[3]}"
     fi
 }
 
@@ -73,7 +74,7 @@ slot_state() {
     fi
 }
 
-# count VERSION SUFFIX: give its entry other counters: "" is good, +3-0 on trial, +0 set aside.
+# count VERSION SUFFIX: give its entry other counters: +3 is good, +3-0 on trial, +0 set aside.
 count() {
     local file
     file=$(entry_of "$1") || return 1
