@@ -34,7 +34,9 @@ The verdict says whose fault it is, so that a red run can be read without openin
     │   ├── GuestStoppedError                    powered off or reset when nobody asked
     │   ├── LoginError
     │   ├── CommandError                         a command's exit status was not the wanted one
-    │   └── InstallRefusedError                  the image's installer refused; its own words
+    │   ├── InstallRefusedError                  the image's installer refused; its own words
+    │   ├── UpgradeRefusedError                  the image's upgrade refused or failed; its own words
+    │   └── RecoveryRefusedError                 a rollback, repair or reset was refused; its own words
     ├── SshError                        product
     │   ├── SshKeyRefusedError
     │   ├── HostKeyChangedError
@@ -231,6 +233,14 @@ class CommandError(GuestError):
 
 class InstallRefusedError(GuestError):
     """The image's installer refused to install; carries its own words."""
+
+
+class UpgradeRefusedError(GuestError):
+    """The image refused an upgrade, or gave it up; carries its own words."""
+
+
+class RecoveryRefusedError(GuestError):
+    """The image refused a rollback, a repair or a reset, or gave it up; carries its own words."""
 
 
 class SshError(HarnessError):

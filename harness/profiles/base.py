@@ -53,6 +53,55 @@ class Install:
     password: str = ""
 
 
+SlotState = Literal["good", "trying", "bad", "empty"]
+"""What a boot loader makes of a slot.
+
+``good`` had a good boot last; ``trying`` is new, or booting and not found good yet, with tries left;
+``bad`` gets booted no more by itself: out of tries, set aside, or not whole; ``empty`` holds nothing.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What a slot holds, and whether it gets booted.
+
+    Attributes:
+        name: Such as ``a``.
+        version: The version in it; empty if there is none.
+        state: See :data:`SlotState`.
+        tries_left: How many boots it may still fail; ``None`` where none are counted.
+        tries_done: How many boots were tried; ``None`` where none are counted.
+    """
+
+    name: str
+    version: str
+    state: SlotState
+    tries_left: int | None = None
+    tries_done: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BootRecord:
+    """One line of what a system remembers of its boots.
+
+    Attributes:
+        time: As the guest wrote it, in UTC (ISO 8601).
+        boot_id: The boot, as 32 digits; empty for what is no boot, such as an upgrade.
+        version: The version it is about.
+        slot: The slot of that.
+        tries_left: Tries left then; ``None`` where none were counted.
+        outcome: ``started`` (and never heard of again), ``good``, ``unhealthy``; of what is no boot
+            ``installed``, ``failed`` (no tries left), ``chosen`` (by a rollback).
+    """
+
+    time: str
+    boot_id: str
+    version: str
+    slot: str
+    tries_left: int | None
+    outcome: str
+
+
 class Profile:
     """The words for one OS family, bound to one machine.
 
@@ -224,16 +273,105 @@ class Profile:
         """Wait until an unattended installation says that it is done."""
         self._cannot("install unattended")
 
-    def upgrade(self, source: str) -> None:
-        """Upgrade the installed system from ``source``."""
+    def slots(self) -> list[Slot]:
+        """Return all slots that can be upgraded, in order; see :data:`SlotState`."""
+        self._cannot("list slots")
+
+    def trust(self, ca_pem: str) -> None:
+        """Let upgrades trust servers whose certificate comes from this CA, given as PEM."""
+        self._cannot("trust a CA")
+
+    def upgrade(
+        self,
+        source: str,
+        *,
+        allow_downgrade: bool = False,
+        deadline: Deadline | float | None = None,
+    ) -> str:
+        """Install what ``source`` offers into the other slot; a reboot then runs it.
+
+        Args:
+            source: ``https://host/path/`` or ``oci://host/repository:tag``.
+            allow_downgrade: Whether an older version than the running one will do.
+            deadline: 120 s on a good host by default.
+
+        Returns:
+            The system's own words about what it did; that it had nothing to do is fine.
+
+        Raises:
+            UpgradeRefusedError: if the system refuses or fails; its own words.
+        """
         self._cannot("upgrade")
 
+    def wait_good(self, deadline: Deadline | float | None = None) -> None:
+        """Wait until the running version has shown that it boots and is on trial no more.
+
+        Args:
+            deadline: 60 s on a good host by default.
+        """
+        self._cannot("wait for the end of a trial")
+
+    def fall_back(self, deadline: Deadline | float | None = None) -> None:
+        """Reboot into a version that fails, and wait until the machine has given it up by itself.
+
+        The machine is then in the version before, or in recovery, and logged in.
+
+        Args:
+            deadline: 400 s on a good host by default.
+        """
+        self._cannot("wait for a fallback")
+
+    def boot_record(self) -> list[BootRecord]:
+        """Return what the system remembers of its boots, oldest first."""
+        self._cannot("tell of its boots")
+
     def rollback(self) -> None:
-        """Go back to the other slot."""
+        """Let the other slot be booted from the next reboot on.
+
+        Raises:
+            RecoveryRefusedError: if it holds nothing that boots; the system's own words.
+        """
         self._cannot("rollback")
 
+    def choose_entry(self, entry: str, deadline: Deadline | float | None = None) -> None:
+        """Reboot, choose an entry of the boot menu on the console, and wait until it is ready.
+
+        Args:
+            entry: A version, or ``recovery``.
+            deadline: 180 s on a good host by default.
+        """
+        self._cannot("choose a boot entry")
+
+    def boot_recovery(self, deadline: Deadline | float | None = None) -> None:
+        """Reboot into recovery by command, and log in there on the console.
+
+        Args:
+            deadline: 180 s on a good host by default.
+        """
+        self._cannot("boot into recovery")
+
+    def wait_recovery(self, deadline: Deadline | float | None = None) -> None:
+        """Wait until the machine, which is restarting, is in recovery, and log in there.
+
+        Args:
+            deadline: 180 s on a good host by default.
+        """
+        self._cannot("tell that it is in recovery")
+
+    def repair(self, slot: str) -> None:
+        """Write a slot anew, from recovery; a reboot then runs it.
+
+        Raises:
+            RecoveryRefusedError: if the system refuses or fails; its own words.
+        """
+        self._cannot("repair a slot")
+
     def reset(self) -> None:
-        """Bring the machine back to the state right after installation."""
+        """Bring the machine back to how it was after installation, and wait until it is ready.
+
+        Raises:
+            RecoveryRefusedError: if the system refuses or fails; its own words.
+        """
         self._cannot("reset")
 
     def _cannot(self, verb: str) -> NoReturn:

@@ -5,17 +5,28 @@ What its installer asks and says is documented in ``images/skiff/README.md``.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-from typing import Final
+import shlex
+from typing import Final, cast
 
-from harness.deadline import Deadline
-from harness.errors import InstallRefusedError
-from harness.profiles.base import Install, Profile
+from harness.deadline import Deadline, of
+from harness.errors import (
+    GuestError,
+    InstallRefusedError,
+    RecoveryRefusedError,
+    UpgradeRefusedError,
+)
+from harness.profiles.base import Account, BootRecord, Install, Profile, Slot, SlotState
 
 CONFIRMATION: Final = "INSTALL"
 """What the installer wants typed before it writes."""
 
+TRIES: Final = 3
+"""How often systemd-boot tries a version that was installed or upgraded to."""
+
+_OUTCOME: Final = re.compile(r"skiff-[a-z]+: (done|already|refused|failed): ([^\r\n]*)")
 _REFUSED: Final = r"skiff-install: (refused|failed): ([^\r\n]*)\r?\n"
 _DONE: Final = r"skiff-install: (done): ([^\r\n]*)\r?\n"
 
@@ -58,8 +69,117 @@ class Skiff(Profile):
         return self.status()["VERITY"] == "yes"
 
     def slot(self) -> str:
-        """Return the slot: ``live``, ``a`` or ``b``."""
+        """Return the slot: ``live``, ``a``, ``b`` or ``recovery``."""
         return self.status()["SLOT"]
+
+    def slots(self) -> list[Slot]:
+        """Return the slots a and b."""
+        told = self.status()
+        return [_slot(name, told[f"SLOT_{name.upper()}"]) for name in ("a", "b")]
+
+    def boot_record(self) -> list[BootRecord]:
+        """Return what ``/var/lib/skiff/boots`` holds."""
+        lines = self.machine.succeed(self.as_root("cat /var/lib/skiff/boots")).splitlines()
+        return [_record(line) for line in lines if line.count(" ") == 5]
+
+    def trust(self, ca_pem: str) -> None:
+        """Put a CA into ``/etc/skiff/ca``."""
+        text = base64.b64encode(ca_pem.encode()).decode()
+        self.machine.succeed(
+            self.as_root(
+                f"mkdir -p /etc/skiff/ca && echo {text} | base64 -d > /etc/skiff/ca/trusted.pem"
+            )
+        )
+
+    def upgrade(
+        self,
+        source: str,
+        *,
+        allow_downgrade: bool = False,
+        deadline: Deadline | float | None = None,
+    ) -> str:
+        """Run ``skiff-upgrade``."""
+        words = ["skiff-upgrade", *(["--allow-downgrade"] if allow_downgrade else []), source]
+        with self.machine.timeline.step(f"upgrade from {source}", machine=self.machine.name):
+            return self._tell(shlex.join(words), UpgradeRefusedError, of(deadline, 120))
+
+    def rollback(self) -> None:
+        """Run ``skiff-rollback``."""
+        self._tell("skiff-rollback", RecoveryRefusedError)
+
+    def wait_good(self, deadline: Deadline | float | None = None) -> None:
+        """Wait until systemd-bless-boot and the health check are through."""
+        limit = of(deadline, 60)
+        self.machine.wait_for_unit("skiff-health.service", limit)
+        self.machine.wait_until_succeeds(
+            "test ! -e /run/systemd/generator*/basic.target.wants/systemd-bless-boot.service"
+            " || systemctl is-active --quiet systemd-bless-boot.service",
+            limit,
+        )
+
+    def fall_back(self, deadline: Deadline | float | None = None) -> None:
+        """Reboot, see the version restart once a try, and wait for what comes after it."""
+        limit = of(deadline, 400)
+        machine = self.machine
+        with (
+            machine.timeline.step("fall back", machine=machine.name),
+            machine.expecting(GuestError),
+        ):
+            mark = self._restart("systemctl reboot")
+            # The reboot that was asked for, and one restart a try.
+            for _ in range(1 + TRIES):
+                mark = self._wait_for_reset(limit, mark)
+            self._arrive(limit)
+
+    def choose_entry(self, entry: str, deadline: Deadline | float | None = None) -> None:
+        """Have systemd-boot show its menu, and choose by the number of the line."""
+        limit = of(deadline, 180)
+        title = f"skiff {entry}"
+        with self.machine.timeline.step(f"choose {title!r} in the boot menu"):
+            mark = self._restart("systemctl reboot --boot-loader-menu=60s")
+            self._wait_for_reset(limit, mark)
+            console = self.machine.console
+            screen = console.wait_for_screen(re.compile(rf"{re.escape(title)}\s*(\n|$)"), limit)
+            lines = [line.strip() for line in screen.text.splitlines() if line.strip()]
+            # A digit goes to that line of the menu, systemd-boot(7).
+            console.send(str(lines.index(title) + 1))
+            console.press("enter")
+            self._arrive(limit)
+
+    def boot_recovery(self, deadline: Deadline | float | None = None) -> None:
+        """Choose the recovery entry for the next boot alone, and reboot."""
+        limit = of(deadline, 180)
+        with self.machine.timeline.step("boot into recovery", machine=self.machine.name):
+            mark = self._restart("bootctl set-oneshot recovery.conf && systemctl reboot")
+            self._wait_for_reset(limit, mark)
+            self.wait_recovery(limit)
+
+    def wait_recovery(self, deadline: Deadline | float | None = None) -> None:
+        """Wait for the prompt of recovery, which has the live medium's login."""
+        self._arrive(of(deadline, 180))
+        if (slot := self.slot()) != "recovery":
+            raise GuestError(f"machine {self.machine.name} is in slot {slot}, not in recovery")
+
+    def repair(self, slot: str) -> None:
+        """Run ``skiff-recovery repair``."""
+        self._tell(f"skiff-recovery repair {shlex.quote(slot)}", RecoveryRefusedError)
+
+    def reset(self) -> None:
+        """Run ``skiff-recovery reset`` and restart."""
+        limit = of(None, 180)
+        with self.machine.timeline.step("reset", machine=self.machine.name):
+            self._tell("skiff-recovery reset", RecoveryRefusedError)
+            mark = self._restart("systemctl reboot")
+            self._wait_for_reset(limit, mark)
+            if self._has_ssh:
+                self.machine.ssh.forget_host_key()
+            self._arrive(limit)
+
+    def request_reboot(self) -> str:
+        """Return the command that reboots; what comes after recovery has its own account."""
+        command = super().request_reboot()
+        self._leave_recovery()
+        return command
 
     def install(
         self,
@@ -128,6 +248,58 @@ class Skiff(Profile):
         with self.machine.timeline.step("install unattended", machine=self.machine.name):
             self._expect(_DONE, self.limit("install", deadline, 120))
 
+    def _tell(
+        self, command: str, refusal: type[GuestError], deadline: Deadline | float | None = None
+    ) -> str:
+        """Run one of the image's own commands and return what it says that it did."""
+        told = self.machine.execute(self.as_root(f"{command} 2>&1"), deadline=deadline)
+        found = _OUTCOME.findall(told.output)
+        if not found or found[-1][0] in ("refused", "failed"):
+            words = found[-1][1] if found else f"status {told.status} and no outcome"
+            raise refusal(words, evidence=told.output[-1500:])
+        return str(found[-1][1])
+
+    def _restart(self, command: str) -> int:
+        """Type a command that restarts the machine; return a mark of the monitor from before."""
+        console = self.machine.console
+        if not console.logged_in:
+            self.login()
+        console.leave()
+        mark = self.machine.qmp.mark()
+        console.send_line(self.as_root(command))
+        self._leave_recovery()
+        return mark
+
+    def _wait_for_reset(self, limit: Deadline, mark: int) -> int:
+        """Wait for a reset after a mark; what was said before it does not count any more."""
+        self.machine.wait_for_reset(limit, since=mark)
+        self.machine.console.skip()
+        return self.machine.qmp.mark()
+
+    @property
+    def _has_ssh(self) -> bool:
+        return any(22 in nic.forward for nic in self.machine.spec.nics)
+
+    def _arrive(self, limit: Deadline) -> None:
+        """Wait for the login prompt of whatever was booted, and log in."""
+        found = self.machine.console.expect([r"skiff-recovery login: ", r"[\w-]+ login: "], limit)
+        if self._has_ssh:
+            self.machine.ssh.disconnect()
+        if found.index == 0:
+            self._installed = self._installed or self.account
+            login = self.selection.image.login
+            self.account = Account(login.user, login.password)
+            # Its /var is not the system's: it has another host key, and no user.
+            self.machine.use_console_shell = True
+        self.login(limit)
+
+    def _leave_recovery(self) -> None:
+        if self._installed is not None:
+            self.account, self._installed = self._installed, None
+
+    _installed: Account | None = None
+    """The account of the installed system, while the machine is in recovery."""
+
     def _expect(self, pattern: str, limit: Deadline) -> None:
         found = self.machine.console.expect([pattern, _REFUSED], limit)
         if found.index == 1:
@@ -135,6 +307,26 @@ class Skiff(Profile):
                 found.group(2),
                 evidence=str(self.machine.evidence / "serial.log"),
             )
+
+
+def _number(word: str) -> int | None:
+    return int(word) if word.isdigit() else None
+
+
+def _slot(name: str, told: str) -> Slot:
+    version, state, left, done = told.split(" ")
+    return Slot(
+        name,
+        "" if version == "-" else version,
+        cast(SlotState, state),
+        _number(left),
+        _number(done),
+    )
+
+
+def _record(line: str) -> BootRecord:
+    time, boot, version, slot, tries, outcome = line.split(" ")
+    return BootRecord(time, boot.replace("-", ""), version, slot, _number(tries), outcome)
 
 
 def _settings(answers: Install) -> str:

@@ -4,7 +4,8 @@ import pytest
 
 from harness import profiles
 from harness.errors import UnknownNameError, UsageError
-from harness.profiles import Profile
+from harness.profiles import Profile, skiff
+from harness.profiles.base import BootRecord, Slot
 
 
 def test_the_package_s_own_are_found_by_name() -> None:
@@ -30,3 +31,24 @@ def test_another_project_s_profile_can_be_registered(monkeypatch: pytest.MonkeyP
 
     with pytest.raises(UsageError, match="'skiff' cannot be registered"):
         profiles.register(Skiff)
+
+
+@pytest.mark.parametrize(
+    ("told", "slot"),
+    [
+        ("1 good - -", Slot("a", "1", "good")),
+        ("2 trying 2 1", Slot("a", "2", "trying", 2, 1)),
+        ("2-panic bad 0 3", Slot("a", "2-panic", "bad", 0, 3)),
+        ("- empty - -", Slot("a", "", "empty")),
+    ],
+)
+def test_skiff_reads_what_its_status_says_of_a_slot(told: str, slot: Slot) -> None:
+    assert skiff._slot("a", told) == slot
+
+
+def test_skiff_reads_a_line_of_its_boot_record() -> None:
+    boot = "0" * 31 + "1"
+    assert skiff._record(f"2026-01-01T00:00:00Z {boot} 2 b 2 good") == BootRecord(
+        "2026-01-01T00:00:00Z", boot, "2", "b", 2, "good"
+    )
+    assert skiff._record("2026-01-01T00:00:00Z - 2 b 0 failed").boot_id == ""
