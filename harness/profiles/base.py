@@ -281,6 +281,14 @@ class Profile:
         """Let upgrades trust servers whose certificate comes from this CA, given as PEM."""
         self._cannot("trust a CA")
 
+    def refuse_older_than(self, version: str) -> None:
+        """Set the oldest version that the system may be brought to."""
+        self._cannot("set the oldest version that is allowed")
+
+    def slot_partitions(self, slot: str) -> list[str]:
+        """Return the devices that hold a slot's system, its root first."""
+        self._cannot("tell the partitions of a slot")
+
     def upgrade(
         self,
         source: str,

@@ -91,6 +91,17 @@ class Skiff(Profile):
             )
         )
 
+    def refuse_older_than(self, version: str) -> None:
+        """Write ``/etc/skiff/minimum-version``."""
+        words = f"mkdir -p /etc/skiff && echo {shlex.quote(version)} > /etc/skiff/minimum-version"
+        self.machine.succeed(self.as_root(words))
+
+    def slot_partitions(self, slot: str) -> list[str]:
+        """Return the partitions of root and verity, which have the same numbers on each disk."""
+        oem = self.machine.succeed("readlink -f /dev/disk/by-partlabel/oem").strip()
+        first = {"a": 2, "b": 4}[slot]
+        return [f"{oem.rstrip('0123456789')}{number}" for number in (first, first + 1)]
+
     def upgrade(
         self,
         source: str,
