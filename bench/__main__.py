@@ -22,20 +22,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import peer
-from bench.core import HEADINGS, Context, Report, Verdict, cells, missing, notes
+from bench.core import HEADINGS, Context, Report, Verdict, cells, notes
 from bench.side import ROOT
 from harness import host
 from harness.errors import HarnessError
 from harness.qemu import binary
 
-BENCHMARKS: Final = ("start", "console", "boot", "failure", "output")
+BENCHMARKS: Final = ("start", "console", "boot", "failure", "output", "fork", "crowd", "suite")
 """Modules of this package, in the order they run; each has ``run(Context) -> list[Result]``."""
-
-LATER: Final = {
-    "fork": "fork of a booted machine to the first command: it forks, but nothing measures it here yet",
-    "snapshot": "snapshot of a booted machine: it is saved, but nothing measures it here yet",
-}
-"""Benchmarks of DESIGN's budgets whose subject is not built: move them up when it is."""
 
 
 def describe_host() -> dict[str, Any]:
@@ -74,7 +68,6 @@ def measure(names: Sequence[str], *, quick: bool, console: Console) -> Report:
             except Exception as error:
                 report.failed[name] = f"{type(error).__name__}: {error}"
                 console.print(traceback.format_exc(), markup=False)
-    report.results += [missing(name, "harness", "", why) for name, why in LATER.items()]
     report.host["load_after"] = os.getloadavg()[0]
     return report
 

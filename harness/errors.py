@@ -15,6 +15,7 @@ The verdict says whose fault it is, so that a red run can be read without openin
     │   ├── QemuExitedError                      died under a running guest
     │   ├── QmpError                             a command was refused
     │   ├── FirmwareMissingError
+    │   ├── ServiceError                         a service for guests did not start, or ended
     │   ├── StateError                           a saved state is missing or damaged
     │   │   └── SnapshotError                    a machine cannot be saved while it runs
     │   ├── StoreError
@@ -146,6 +147,10 @@ class QemuExitedError(HostError):
 
 class QmpError(HostError):
     """QEMU refused a QMP command, or the monitor went away."""
+
+
+class ServiceError(HostError):
+    """A service that guests talk to did not start, or ended while it was needed."""
 
 
 class FirmwareMissingError(HostError):

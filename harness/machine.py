@@ -15,13 +15,15 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
+from harness.admission import Grant
 from harness.console import Console, Expected
+from harness.crash.recording import Recording
 from harness.deadline import Deadline, after, of
 from harness.errors import (
     CommandError,
@@ -40,7 +42,9 @@ from harness.evidence.timeline import Timeline
 from harness.keys import KeyPair
 from harness.qemu import argv, binary, firmware
 from harness.qemu import disk as disks
+from harness.qemu import filter as filters
 from harness.qemu.accel import Accel, cpu_model
+from harness.qemu.filter import Filters
 from harness.qemu.process import OwnedProcess
 from harness.qemu.qmp import Event, Qmp
 from harness.qemu.script import reproduce
@@ -53,6 +57,9 @@ from harness.state.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from harness.profiles.base import Profile
+
+_RECORD: Final = "record"
+_FAULT: Final = "fault"
 
 _FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+(\S+)\s+(\d+)\s+\S+\s+(\d+)")
 
@@ -81,6 +88,9 @@ class Machine:
         timeline: Where its steps go.
         origin: The snapshot that it goes on from; it boots without one.
         saveable: Whether its RAM is kept so that :meth:`save` and :meth:`fork` work.
+        admit: Asks the host to carry a spec, when the machine starts; told whether it shares the RAM of
+            what it goes on from. See :meth:`harness.turns.Turns.take`.
+        services: Where the services that the spec's interfaces reach listen: host and port by name.
     """
 
     def __init__(
@@ -93,8 +103,13 @@ class Machine:
         timeline: Timeline | None = None,
         origin: Snapshot | None = None,
         saveable: bool = False,
+        admit: Callable[[MachineSpec, Timeline, bool], Grant] | None = None,
+        services: Mapping[str, tuple[str, int]] | None = None,
     ) -> None:
         self.spec = spec
+        self._admit = admit
+        self._grant: Grant | None = None
+        self._services = dict(services or {})
         self.origin = origin
         self._saveable = saveable
         self._memory: saving.Memory | None = None
@@ -107,6 +122,7 @@ class Machine:
         self._console: Console | None = None
         self._ssh: Ssh | None = None
         self._qmp: Qmp | None = None
+        self._filters_made: Filters | None = None
         self._process: OwnedProcess | None = None
         self._ports: dict[int, tuple[str, int]] = {}
         self._allocations: argv.Allocations | None = None
@@ -146,6 +162,12 @@ class Machine:
         if self._qmp is None:
             raise UsageError(f"machine {self.name} has not been started")
         return self._qmp
+
+    @property
+    def _filters(self) -> Filters:
+        if self._filters_made is None:
+            self._filters_made = Filters(self.qmp)
+        return self._filters_made
 
     @property
     def os(self) -> Profile:
@@ -207,11 +229,116 @@ class Machine:
             UnknownNameError: if the machine has no such disk.
         """
         self.disk(name)
+        stats = self._disk_stats(name)
+        return int(stats["wr_operations"]) + int(stats["unmap_operations"])
+
+    def disk_errors(self, name: str) -> int:
+        """Return how many requests of the guest a disk has failed since power on.
+
+        Raises:
+            UnknownNameError: if the machine has no such disk.
+        """
+        stats = self._disk_stats(name)
+        return sum(
+            int(stats[f"failed_{kind}_operations"]) for kind in ("rd", "wr", "unmap", "flush")
+        )
+
+    def _disk_stats(self, name: str) -> dict[str, Any]:
+        self.disk(name)
         for entry in self.qmp.execute("query-blockstats"):
-            if entry.get("node-name") == f"disk-{name}":
-                stats = entry["stats"]
-                return int(stats["wr_operations"]) + int(stats["unmap_operations"])
+            # By the device: the node that it uses may be a filter's.
+            if entry.get("qdev", "").startswith(f"/machine/peripheral/{name}/"):
+                return cast("dict[str, Any]", entry["stats"])
         raise QmpError(f"QEMU tells no statistics of disk {name}")
+
+    # --- disks that are recorded, or fail -----------------------------------------------------
+
+    @contextlib.contextmanager
+    def recording(self, name: str, folder: Path | None = None) -> Iterator[Recording]:
+        """Record every write, flush and discard of a disk while the block runs.
+
+        The guest stands still for a moment at the beginning, while the disk as it is then is kept.
+        A machine that ended in the block is fine.
+
+        Args:
+            name: The disk.
+            folder: A new folder for the recording; in the evidence by default.
+
+        Raises:
+            UnknownNameError: if the machine has no such disk.
+            UsageError: if it is recorded already, or has a fault: heal it first.
+            QmpError: if QEMU refuses.
+            DiskFullError: no space for the recording.
+        """
+        file = self.disk(name)
+        spec = next(disk for disk in self.spec.disks if disk.name == name)
+        if spec.readonly or file.format != "qcow2":
+            raise UsageError(
+                f"disk {name} cannot be recorded: it is written in place or not at all"
+            )
+        if self._filters.has(name, _FAULT):
+            raise UsageError(f"disk {name} cannot be recorded while it fails: heal it first")
+        made = Recording(folder or self.evidence / f"recording-{name}", name, spec.guest_serial)
+        with self.timeline.step("record", machine=self.name, disk=name):
+            # QEMU writes what it caches of the disk's file when it stops the guest.
+            self.qmp.execute("stop")
+            try:
+                made.folder.mkdir(parents=True)
+                with file.path.open("rb") as source, made.base.open("xb") as target:
+                    saving.copy_data(source.fileno(), target.fileno())
+                made.path.touch()
+                made.save()
+                options = filters.recorder(self._filters.top(name), made.path)
+                self._filters.insert(name, _RECORD, options)
+            except OSError as error:
+                raise disks.disk_full(error, made.folder) from error
+            finally:
+                self.qmp.execute("cont")
+        try:
+            yield made
+        finally:
+            if self._process is not None and self._process.running:
+                self._filters.remove(name, _RECORD)
+            made.mark("end")
+
+    def disk_fault(
+        self,
+        name: str,
+        *,
+        on: Sequence[str] = filters.REQUESTS,
+        sectors: range | None = None,
+        after: int = 0,
+        once: bool = False,
+    ) -> None:
+        """Let a disk fail from now on: the guest sees I/O errors. One fault at a time.
+
+        A disk that has no space left is ``on=filters.WRITES``: over virtio-blk a guest is told of
+        every failure in the same way (virtio 1.2, section 5.2.6: ``VIRTIO_BLK_S_IOERR``).
+
+        Args:
+            name: The disk.
+            on: Which requests: ``read``, ``write``, ``write-zeroes``, ``discard``, ``flush``.
+            sectors: Only requests that touch one of these sectors of 512 bytes.
+            after: How many writes are done before it begins.
+            once: Whether only the first request fails.
+
+        Raises:
+            UnknownNameError: if the machine has no such disk.
+            UsageError: if it fails already, or the fault is none.
+        """
+        self.disk(name)
+        fault = filters.Fault(tuple(on), sectors, after, once)
+        with self.timeline.step("disk fault", machine=self.name, disk=name, fault=str(fault)):
+            self._filters.insert(name, _FAULT, filters.faulty(self._filters.top(name), fault))
+
+    def heal_disk(self, name: str) -> None:
+        """Let a disk work again.
+
+        Raises:
+            UsageError: if it does not fail.
+        """
+        with self.timeline.step("heal disk", machine=self.name, disk=name):
+            self._filters.remove(name, _FAULT)
 
     # --- start and stop -----------------------------------------------------------------------
 
@@ -238,6 +365,9 @@ class Machine:
         """
         if self._process is not None:
             raise UsageError(f"machine {self.name} has been started before")
+        if self._admit is not None:
+            hot = self.origin is not None and not self.origin.cold
+            self._grant = self._admit(self.spec, self.timeline, hot and not self._saveable)
         with self.timeline.step("start", machine=self.name), contextlib.ExitStack() as undo:
             undo.callback(self.stop)
             self._start()
@@ -246,6 +376,12 @@ class Machine:
 
     def _start(self) -> None:
         spec = self.spec
+        for each in (each for nic in spec.nics for each in nic.reach):
+            if each.name not in self._services:
+                raise UsageError(
+                    f"machine {self.name} reaches service {each.name}, and nobody has started it",
+                    hint=f"boot(services=[...]) or fork_of(state, services=[...]) with {each.name}",
+                )
         qemu = binary.find(spec.arch)
         accel = self._accel_of(spec.arch)
         flash = firmware.find(spec.arch, spec.firmware.kind)
@@ -276,6 +412,7 @@ class Machine:
                 variables=variables,
                 console_fd=console_there.fileno(),
                 qmp_fd=qmp_there.fileno(),
+                services=self._services,
             )
             given = self._allocate_memory(given)
             self._allocations = given
@@ -298,6 +435,8 @@ class Machine:
                     console_there.fileno(),
                     qmp_there.fileno(),
                     *([self._memory.fd] if self._memory is not None else []),
+                    # Should this process be killed, the grant ends with QEMU.
+                    *([self._grant.fileno()] if self._grant is not None else []),
                 ),
                 on_exit=self._on_exit,
             )
@@ -454,6 +593,8 @@ class Machine:
             evidence=self.evidence.parent / name,
             timeline=self.timeline,
             origin=saved,
+            admit=self._admit,
+            services=self._services,
         )
         if self._os is not None:
             fork.os = type(self._os)(fork, self._os.selection, self._os.account)
@@ -495,6 +636,8 @@ class Machine:
             self._console.close()
         if self._memory is not None:
             self._memory.close()
+        if self._grant is not None:
+            self._grant.release()
 
     # --- what happens to it -------------------------------------------------------------------
 

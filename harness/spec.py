@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -117,6 +118,33 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """A service that a guest can reach, at an address that only its own network has.
+
+    Where the service listens on the host is an allocation: specs with other ports there are equal.
+
+    Attributes:
+        name: The service's name among those of the machine.
+        address: The IPv4 address that the guest sees, in QEMU's 10.0.2.0/24 and none of its own
+            (.2 the host, .3 the name server, .15 and up what DHCP hands out).
+        port: The TCP port that the guest sees.
+    """
+
+    name: str
+    address: str = "10.0.2.100"
+    port: int = 443
+
+    def __post_init__(self) -> None:
+        _check_name("service", self.name)
+        if not re.fullmatch(r"10\.0\.2\.(1\d\d|2[0-4]\d|25[0-4])", self.address):
+            raise UsageError(
+                f"service {self.name}: an address is 10.0.2.100 to 10.0.2.254, not {self.address}"
+            )
+        if not 0 < self.port < 65536:
+            raise UsageError(f"service {self.name}: a port is 1 to 65535, not {self.port}")
+
+
+@dataclass(frozen=True, slots=True)
 class Nic:
     """A network interface on QEMU's user-mode network.
 
@@ -125,15 +153,21 @@ class Nic:
         forward: Guest TCP ports that a port of the host's loopback leads to.
         outbound: Whether the guest can reach the host and beyond; off unless a test asks.
         mac: The address; ``None`` derives one from the machine's and the interface's names.
+        reach: Services that the guest can reach, whether or not it is let out.
     """
 
     name: str = "net0"
     forward: tuple[int, ...] = (22,)
     outbound: bool = False
     mac: str | None = None
+    reach: tuple[Reach, ...] = ()
 
     def __post_init__(self) -> None:
         _check_name("nic", self.name)
+        places = [(each.address, each.port) for each in self.reach]
+        if twice := {place for place in places if places.count(place) > 1}:
+            where = ", ".join(f"{address}:{port}" for address, port in sorted(twice))
+            raise UsageError(f"nic {self.name}: two services at {where}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +215,7 @@ class MachineSpec:
             ("disk", [disk.name for disk in self.disks]),
             ("serial", [disk.guest_serial for disk in self.disks]),
             ("nic", [nic.name for nic in self.nics]),
+            ("service", [each.name for nic in self.nics for each in nic.reach]),
         ):
             if twice := {name for name in names if names.count(name) > 1}:
                 raise UsageError(
@@ -193,6 +228,20 @@ class MachineSpec:
             return nic.mac
         digest = hashlib.sha256(f"{self.name}/{nic.name}".encode()).digest()
         return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
+
+
+def reaching(spec: MachineSpec, services: Sequence[Reach]) -> MachineSpec:
+    """Return the spec of a machine that reaches these services, by its first interface, and no other.
+
+    Raises:
+        UsageError: if it has no interface.
+    """
+    if not spec.nics:
+        if services:
+            raise UsageError(f"machine {spec.name} has no interface to reach a service by")
+        return spec
+    first, *others = (replace(nic, reach=()) for nic in spec.nics)
+    return replace(spec, nics=(replace(first, reach=tuple(services)), *others))
 
 
 def parse_size(text: str) -> int:

@@ -8,7 +8,7 @@ ends with its process, ``kill -9`` included.
 
 from harness.admission.admission import Admission, Grant, Need
 from harness.admission.board import Entry, Status
-from harness.admission.size import CPU_FACTOR, Limits, footprint, pool, workers
+from harness.admission.size import CPU_FACTOR, Limits, footprint, fork_footprint, pool, workers
 
 __all__ = [
     "CPU_FACTOR",
@@ -19,6 +19,7 @@ __all__ = [
     "Need",
     "Status",
     "footprint",
+    "fork_footprint",
     "pool",
     "workers",
 ]

@@ -98,7 +98,8 @@ class Admission:
     - Memory is hard: the sum of all grants stays within :attr:`limits`. CPUs can be shared: a need is
       cut to what there is, and who holds a grant never waits for more CPUs.
     - First come, first served: nobody overtakes a big machine that waits. Only who holds a grant goes
-      before those who hold none, since it is perhaps its memory that they wait for.
+      before those who hold none, since it is perhaps its memory that they wait for; and who is waited
+      for by those who hold one, which is what ``urgent`` says.
     - Who holds a grant, asks for more, and would wait for ever for it, because those who hold the
       rest wait as well, is refused. Machines that a test needs together are best asked for together.
 
@@ -120,17 +121,20 @@ class Admission:
         *,
         memory: int,
         cpus: float = 2,
+        urgent: bool = False,
         deadline: Deadline = NEVER,
         progress: Callable[[str], None] = lambda reason: None,
     ) -> Grant:
         """Return a grant for one machine, waiting for it: see :meth:`admit_together`."""
         need = Need(name, cpus, memory)
-        return self.admit_together([need], deadline=deadline, progress=progress)[0]
+        granted = self.admit_together([need], urgent=urgent, deadline=deadline, progress=progress)
+        return granted[0]
 
     def admit_together(
         self,
         needs: Sequence[Need],
         *,
+        urgent: bool = False,
         deadline: Deadline = NEVER,
         progress: Callable[[str], None] = lambda reason: None,
     ) -> tuple[Grant, ...]:
@@ -138,6 +142,8 @@ class Admission:
 
         Args:
             needs: What each machine needs, one at least.
+            urgent: Whether others who hold grants wait for what these machines make, as for a state
+                of which one process has the lock: they wait for memory only, as who holds a grant.
             deadline: When to give up; never by default, for others' machines may take long.
             progress: Told why it waits, as a clause, and again when that changes.
 
@@ -160,7 +166,7 @@ class Admission:
                     with self._board.gate(deadline):
                         now = self._board.look()
                         if request is None:
-                            request = self._ask(now, asked, asking)
+                            request = self._ask(now, asked, asking, urgent=urgent)
                             now = now.asking(request)
                         elif request.turn and now.held(request.owner):
                             # Another thread of this process was served meanwhile.
@@ -204,11 +210,13 @@ class Admission:
 
     # --- in line ------------------------------------------------------------------------------
 
-    def _ask(self, now: Status, asked: Need, asking: contextlib.ExitStack) -> Entry:
+    def _ask(
+        self, now: Status, asked: Need, asking: contextlib.ExitStack, *, urgent: bool
+    ) -> Entry:
         numbers = (entry.number for entry in (*now.granted, *now.waiting))
         request = Entry(
             number=max(numbers, default=0) + 1,
-            turn=0 if now.held(owner()) else 1,
+            turn=0 if urgent or now.held(owner()) else 1,
             owner=owner(),
             pid=os.getpid(),
             cpus=min(asked.cpus, self.limits.cpus),
@@ -234,7 +242,7 @@ class Admission:
     def _fits(self, now: Status, request: Entry) -> bool:
         if now.memory + request.memory > self.limits.memory:
             return False
-        if now.held(request.owner):
+        if not request.turn:
             return True
         return milli(now.cpus) + milli(request.cpus) <= milli(self.limits.cpus)
 

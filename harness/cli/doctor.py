@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from harness import deadline, host, paths, profiles
+from harness import host, paths, profiles
 from harness.catalog import load
 from harness.errors import HarnessError
 from harness.keys import KeyPair
@@ -26,6 +26,7 @@ from harness.machine import Machine
 from harness.qemu import accel, binary, firmware
 from harness.spec import ARCHES, FirmwareKind, format_size
 from harness.store import Store
+from harness.turns import Turns
 
 TOOLS: Final = {
     "qemu-img": "qemu-utils",
@@ -176,14 +177,16 @@ def _boot(arch: str, choice: str) -> Finding:
         )
         files = Store(paths.cache_dir()).artifacts(selection, progress=_say).files
         found = accel.probe(choice, arch, qemu=binary.find(arch).path, cache_dir=paths.cache_dir())
-        deadline.set_scale(deadline.TCG_SCALE if found.name == "tcg" else 1.0)
+        turns = Turns(paths.cache_dir(), lambda _: found)
         profile = profiles.find(selection.image.profile)
         key = KeyPair.generate()
         spec = profile.spec(
             selection, files, name="doctor", credentials=profile.credentials(key.public)
         )
         with tempfile.TemporaryDirectory(prefix="harness-doctor-") as folder:
-            machine = Machine(spec, accel=lambda _: found, key=key, evidence=Path(folder))
+            machine = Machine(
+                spec, accel=turns.accel, key=key, evidence=Path(folder), admit=turns.take
+            )
             machine.os = profile(machine, selection)
             started = time.monotonic()
             with machine:

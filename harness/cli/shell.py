@@ -10,14 +10,16 @@ import sys
 import time
 from pathlib import Path
 
-from harness import deadline, paths, profiles
+from harness import paths, profiles
 from harness.catalog import load
 from harness.errors import UsageError
+from harness.evidence.timeline import Step, Timeline
 from harness.keys import KeyPair
 from harness.machine import Machine
 from harness.qemu import accel, binary
 from harness.spec import Disk, parse_size
 from harness.store import Store
+from harness.turns import Turns
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +53,7 @@ def main(options: argparse.Namespace) -> int:
         qemu=binary.find(selection.arch).path,
         cache_dir=paths.cache_dir(),
     )
-    deadline.set_scale(deadline.TCG_SCALE if found.name == "tcg" else 1.0)
+    turns = Turns(paths.cache_dir(), lambda _: found)
     files = Store(paths.cache_dir()).artifacts(selection, progress=_say).files
     key = KeyPair.generate()
     spec = profile.spec(
@@ -65,7 +67,14 @@ def main(options: argparse.Namespace) -> int:
         memory=options.memory,
     )
     evidence = Path(".harness/shell", time.strftime("%Y%m%d-%H%M%S")).absolute()
-    machine = Machine(spec, accel=lambda _: found, key=key, evidence=evidence)
+    machine = Machine(
+        spec,
+        accel=turns.accel,
+        key=key,
+        evidence=evidence,
+        timeline=Timeline(listener=_waits),
+        admit=turns.take,
+    )
     machine.os = profile(machine, selection)
     with machine:
         private = key.write(evidence / "key")
@@ -84,6 +93,11 @@ def _disk(number: int, text: str) -> Disk:
         format_ = "qcow2" if text.endswith(".qcow2") else "raw"
         return Disk(f"disk{number}", base=Path(text), format=format_)
     return Disk(f"disk{number}", size=parse_size(text))
+
+
+def _waits(step: Step) -> None:
+    if step.seconds is None and step.name.startswith("waiting for "):
+        _say(step.name)
 
 
 def _say(line: str) -> None:

@@ -103,6 +103,7 @@ class Console:
         self._driver = Driver(self._stream)
         self._talking = threading.RLock()
         self._position = 0
+        self._typed_at = 0
         self._reset_at = 0
         self._prompt: str | None = None
         self._size = (columns, rows)
@@ -201,7 +202,7 @@ class Console:
     def skip(self) -> int:
         """Let the next :meth:`expect` or :meth:`login` see only later output; return a mark."""
         with self._talking:
-            self._position = self._stream.total
+            self._position = self._typed_at = self._stream.total
             return self._position
 
     def since(self, mark: int) -> str:
@@ -235,6 +236,7 @@ class Console:
         raw = data.encode() if isinstance(data, str) else data
         limit = deadlines.of(deadline, SEND_SECONDS)
         self._stream.check()
+        self._typed_at = self._stream.total
         left = self._stream.outbox.send(raw, limit)
         if left:
             self._stream.check()
@@ -287,12 +289,14 @@ class Console:
         with self._talking:
             self._driver.active = False
             self._prompt = prompt
-            start = max(min(self._position, self._line_start()), self._reset_at)
+            # A prompt waits for its answer, whatever was printed or looked for after it.
+            spoken = min(self._driver.position, self._line_start())
+            start = max(self._typed_at, spoken, self._reset_at)
             log_in(self._stream, self._driver, start, user, password, prompt, limit)
             self._position = max(self._position, self._driver.position)
 
     def _line_start(self) -> int:
-        """Return where the last line begins: a prompt that somebody has seen is there still."""
+        """Return where the last line begins, which may be a prompt."""
         end = self._stream.total
         data = self._stream.read(max(0, end - 512), end)
         return end - len(data) + max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
@@ -498,6 +502,7 @@ class Console:
                 )
             finally:
                 self._position = self._stream.total
+                self._typed_at = self._line_start()
 
 
 def _listed(patterns: Pattern | Sequence[Pattern]) -> list[Pattern]:

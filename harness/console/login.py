@@ -16,8 +16,12 @@ from harness.console.stream import Stream
 from harness.deadline import Deadline
 from harness.errors import LoginError
 
-LOGIN_PROMPT: Final = rb"(?<!Last )\b[Ll]ogin: ?(?=\Z|[\[\r\n\x1b])"
-"""At the end of the line, or where a kernel message cut it."""
+LOGIN_PROMPT: Final = (
+    rb"(?<!Last )\b[Ll]ogin: ?(?=\Z|[\[\r\n\x1b])"
+    rb"|(?:\A|[\r\n])(?!Last )[A-Za-z0-9.-]+ login: (?=\S)(?![^\r\n]*\(automatic login\))"
+)
+"""At the end of the line or where a kernel message cut it; or as agetty shows it, behind the host's
+name, where a program wrote on."""
 
 _AUTOMATIC: Final = rb"\(automatic login\)"
 PASSWORD_PROMPT: Final = rb"[Pp]assword(?: for [^\r\n:]*)?: ?"

@@ -265,6 +265,10 @@ class Profile:
         """Return the systemd credentials that install unattended and power off."""
         raise cls._unable("install by credentials")
 
+    def install_from(self, user_data: str, deadline: Deadline | float | None = None) -> None:
+        """Install from settings, as a seed has them, that lie in a file of the running system."""
+        self._cannot("install from settings by hand")
+
     def wait_installed(self, deadline: Deadline | float | None = None) -> None:
         """Wait until an unattended installation says that it is done."""
         self._cannot("install unattended")

@@ -220,6 +220,22 @@ class Skiff(Profile):
                     console.send_line(answer)
                 self._expect(_DONE, limit)
 
+    def install_from(self, user_data: str, deadline: Deadline | float | None = None) -> None:
+        """Install from settings that lie in a file; the machine then powers off, as they say.
+
+        Args:
+            user_data: The settings.
+            deadline: 60 s on a good host by default.
+
+        Raises:
+            InstallRefusedError: if the installer refuses or fails; its own words.
+        """
+        limit = self.limit("install", deadline, 60)
+        self.machine.ssh.put(user_data, "/run/settings.yaml")
+        told = self.machine.execute("skiff-install --settings /run/settings.yaml", deadline=limit)
+        if found := re.search(_REFUSED, told.output):
+            raise InstallRefusedError(found[2], evidence=told.output)
+
     def wait_installed(self, deadline: Deadline | float | None = None) -> None:
         """Wait until an unattended installation says on the console that it is done.
 

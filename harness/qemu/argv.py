@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import base64
 import shlex
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from harness.qemu import relay
 from harness.qemu.firmware import FlashFirmware
 from harness.spec import ConsoleDevice, FirmwareKind, MachineSpec, Nic
 
@@ -59,6 +61,7 @@ class Allocations:
         qmp_path: Where a monitor by hand listens.
         ram: The file behind the RAM; ``None`` is memory of QEMU's own.
         incoming: The devices' state that a fork continues from.
+        services: Where each service that the guest reaches listens: host and port, by its name.
     """
 
     qemu: Path
@@ -72,6 +75,7 @@ class Allocations:
     qmp_path: Path | None = None
     ram: Ram | None = None
     incoming: Path | None = None
+    services: dict[str, tuple[str, int]] = field(default_factory=dict)
 
 
 def by_hand(allocations: Allocations, directory: Path) -> Allocations:
@@ -101,7 +105,7 @@ def build(spec: MachineSpec, given: Allocations) -> tuple[str, ...]:
         *_monitor(given),
         *_console(spec, given),
         *_disks(spec, given),
-        *_nics(spec),
+        *_nics(spec, given),
         ("-object", "rng-random,id=rng0,filename=/dev/urandom"),
         ("-device", "virtio-rng-pci,rng=rng0"),
         *_credentials(spec),
@@ -255,14 +259,26 @@ def _disks(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
     return pairs
 
 
-def _nics(spec: MachineSpec) -> list[tuple[str, str]]:
+def _nics(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
     pairs = []
     for nic in spec.nics:
         netdev = f"user,id={nic.name},restrict={'off' if nic.outbound else 'on'}"
         # Port 0: the kernel picks a free one when QEMU binds it, and QEMU tells which it was.
         netdev += "".join(f",hostfwd=tcp:127.0.0.1:0-:{port}" for port in nic.forward)
+        # A guest's connection to that address starts the command, which has it as its standard
+        # input and output; "restrict" does not concern it (qemu-system-x86_64(1), guestfwd).
+        netdev += "".join(
+            f",guestfwd=tcp:{each.address}:{each.port}-cmd:"
+            + escape(shlex.join(_relay(*given.services[each.name])))
+            for each in nic.reach
+        )
         pairs += [("-netdev", netdev), ("-device", _nic_device(spec, nic))]
     return pairs
+
+
+def _relay(host: str, port: int) -> tuple[str, ...]:
+    # -I -S: nothing of the environment decides what is imported, and it starts in 30 ms.
+    return (sys.executable, "-I", "-S", relay.__file__, host, str(port))
 
 
 def _nic_device(spec: MachineSpec, nic: Nic) -> str:

@@ -69,6 +69,13 @@ def reproduce(spec: MachineSpec, given: Allocations, folder: Path, path: Path) -
         path: The script.
     """
     lines = [_HEAD.format(name=spec.name)]
+    for each in (each for nic in spec.nics for each in nic.reach):
+        host, port = given.services[each.name]
+        lines.append(
+            f"# The guest reaches {each.name} at {each.address}:{each.port}, which is {host}:{port} of"
+            f" this host.\n# That server ends with its run: put another port in, to use one of your"
+            " own.\n"
+        )
     if given.firmware is not None and given.variables is not None:
         lines.append(
             _unless_there(

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from harness.spec import ConsoleDevice, Disk, Firmware, FirmwareKind, MachineSpec, Nic
+from harness.spec import ConsoleDevice, Disk, Firmware, FirmwareKind, MachineSpec, Nic, Reach
 
 
 def to_json(value: Any) -> Any:
@@ -42,7 +42,17 @@ def spec_from_json(data: dict[str, Any]) -> MachineSpec:
         str(firmware["cmdline"]),
     )
     told["disks"] = tuple(Disk(**{**disk, "base": _path(disk["base"])}) for disk in told["disks"])
-    told["nics"] = tuple(Nic(**{**nic, "forward": tuple(nic["forward"])}) for nic in told["nics"])
+    told["nics"] = tuple(
+        Nic(
+            **{
+                **nic,
+                "forward": tuple(nic["forward"]),
+                # States saved before there were services have none.
+                "reach": tuple(Reach(**each) for each in nic.get("reach", ())),
+            }
+        )
+        for nic in told["nics"]
+    )
     told["console"] = ConsoleDevice(told["console"])
     told["credentials"] = tuple((str(name), str(value)) for name, value in told["credentials"])
     return MachineSpec(**told)

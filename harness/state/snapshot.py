@@ -163,14 +163,19 @@ class Snapshot:
         """Return the spec of a fork: its disks are overlays on the saved ones.
 
         Args:
-            name: The fork's name, which its MAC addresses follow; the saved machine's by default.
+            name: The fork's name; the saved machine's by default. MAC addresses follow it where no
+                port of the host leads in: forks may meet there. An interface with one is alone with
+                the host, which knows it by the address that its MAC address was leased.
         """
+        nics = tuple(
+            replace(nic, mac=self.spec.mac(nic)) if nic.forward else nic for nic in self.spec.nics
+        )
         disks = []
         for disk in self.spec.disks:
             saved = self.folder / "disks" / f"{disk.name}.qcow2"
             of_saved = replace(disk, base=saved, format="qcow2", in_place=False)
             disks.append(of_saved if saved.exists() else disk)
-        return replace(self.spec, name=name or self.spec.name, disks=tuple(disks))
+        return replace(self.spec, name=name or self.spec.name, disks=tuple(disks), nics=nics)
 
     def write(self) -> Snapshot:
         """Seal the files and write the manifest, down to the disk; return what was written.

@@ -11,18 +11,25 @@ from fixtures.machines import Boot
 from harness.machine import Machine
 
 
-@pytest.fixture(scope="module")
-def live(shared_boot: Boot) -> Machine:
-    """A machine booted from the live medium, logged in on its console."""
-    machine = shared_boot()
-    machine.os.login()
-    return machine
-
-
-def test_power_on_to_login_on_the_console(live: Machine) -> None:
+def test_power_on_to_login_on_the_console(boot: Boot) -> None:
     """The console shows a login prompt, takes the documented login and gives a root shell."""
-    assert live.console.run("id -u").stdout == "0\n"
-    assert "ogin:" in live.console.log.read_text(errors="replace")
+    machine = boot()
+    machine.os.login()
+    assert machine.console.run("id -u").stdout == "0\n"
+    assert "ogin:" in machine.console.log.read_text(errors="replace")
+    check_logs_are_there(machine)
+
+
+def check_logs_are_there(machine: Machine) -> None:
+    """Check that what a machine leaves behind is on disk before its test ends."""
+    folder = machine.evidence
+    assert b"login:" in (folder / "serial.log").read_bytes()
+    header = json.loads((folder / "serial.cast").read_text().splitlines()[0])
+    assert header["version"] == 2
+    assert "qemu-system-" in (folder / "qemu.sh").read_text()
+    assert any("SHUTDOWN" not in line for line in (folder / "qmp.jsonl").read_text().splitlines())
+    timeline = json.loads((folder.parent / "timeline.json").read_text())
+    assert "start" in [step["name"] for step in timeline["steps"]]
 
 
 @pytest.mark.needs("ssh", "credentials")
@@ -63,15 +70,3 @@ def test_no_unit_has_failed(live: Machine) -> None:
     """systemd has reached its goal with nothing failed."""
     live.succeed("systemctl --wait is-system-running")
     assert live.succeed("systemctl --failed --no-legend --plain").strip() == ""
-
-
-def test_evidence_is_there_while_the_machine_runs(live: Machine) -> None:
-    """The logs of console, monitor and SSH, and the command, are on disk before the test ends."""
-    folder = live.evidence
-    assert b"login:" in (folder / "serial.log").read_bytes()
-    header = json.loads((folder / "serial.cast").read_text().splitlines()[0])
-    assert header["version"] == 2
-    assert "qemu-system-" in (folder / "qemu.sh").read_text()
-    assert any("SHUTDOWN" not in line for line in (folder / "qmp.jsonl").read_text().splitlines())
-    timeline = json.loads((folder.parent / "timeline.json").read_text())
-    assert "start" in [step["name"] for step in timeline["steps"]]

@@ -28,15 +28,11 @@ def check_accepted(boot: Boot, installed: Installed) -> Machine:
     return machine
 
 
-def test_interactively_over_the_serial_console(
-    boot: Boot, image: Selection, answers: Install
-) -> None:
+def test_interactively_over_the_serial_console(boot: Boot, live: Machine, answers: Install) -> None:
     """A person answers the installer's questions; the disk then boots alone and knows them."""
-    machine = boot(name="live", disks=[target_disk(image)], authorize=False)
-    machine.os.login()
-    machine.os.install(answers)
-    machine.shutdown()
-    check_accepted(boot, installed_by(machine, answers))
+    live.os.install(answers)
+    live.shutdown()
+    check_accepted(boot, installed_by(live, answers))
 
 
 @pytest.mark.needs("install-unattended", "seed")

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 
 from fixtures.machines import Boot
-from harness.catalog import Selection
+from fixtures.points import TARGET
+from fixtures.states import ForkOf
 from harness.errors import InstallRefusedError
 from harness.machine import Machine
 from harness.profiles.base import Install
 from harness.spec import MIB, Disk
-from suites.conftest import TARGET, target_disk
+from harness.state import state
+from suites.conftest import target_disk
 
 pytestmark = pytest.mark.needs("install")
 
 MARK = "this disk has something on it"
 
 
-@pytest.fixture(scope="module")
-def live(shared_boot: Boot, image: Selection) -> Machine:
+@state
+def beside_disks_in_use(boot: Boot) -> Machine:
     """The live system with a disk that would do and one that is too small, both with data."""
     small = Disk("small", size=512 * MIB, serial="small-1")
-    machine = shared_boot(disks=[target_disk(image), small])
+    machine = boot(disks=[target_disk(boot.image), small])
     machine.os.login()
     for serial in (TARGET, "small-1"):
         disk = f"/dev/disk/by-id/virtio-{serial}"
@@ -31,15 +34,17 @@ def live(shared_boot: Boot, image: Selection) -> Machine:
     return machine
 
 
-@pytest.fixture(autouse=True)
-def disks_stay_as_they_are(live: Machine) -> object:
-    """No write reaches either disk during a test: QEMU has counted them."""
-    live.succeed("sync")
-    before = [live.writes(name) for name in ("target", "small")]
-    assert all(before), "what the disks were marked with has been counted"
-    yield
-    live.succeed("sync")
-    assert [live.writes(name) for name in ("target", "small")] == before
+@pytest.fixture
+def live(fork_of: ForkOf) -> Iterator[Machine]:
+    """Such a machine; no write reaches either disk during a test: QEMU has counted them."""
+    machine = fork_of(beside_disks_in_use)
+    machine.succeed("sync")
+    before = [machine.writes(name) for name in ("target", "small")]
+    yield machine
+    machine.succeed("sync")
+    assert [machine.writes(name) for name in ("target", "small")] == before
+    for name in ("target", "small"):
+        assert machine.succeed(f"head -c {len(MARK)} /dev/disk/by-id/virtio-{name}-1") == MARK
 
 
 def refused(machine: Machine, answers: Install, confirm: bool = True) -> str:
@@ -73,20 +78,22 @@ def test_the_medium_itself(live: Machine, answers: Install) -> None:
     assert "is the medium this system runs from" in refused(live, replace(answers, disk="live"))
 
 
-@pytest.mark.needs("install-unattended")
+@pytest.mark.needs("install-unattended", "seed")
 @pytest.mark.parametrize(
-    ("settings", "line", "says"),
+    ("spoil", "line", "says"),
     [
-        ("#cloud-config\nskiff:\n  install:\n    disc: target-1\n", 4, "disc"),
-        ("skiff:\n  install:\n    disk: target-1\n", 1, "#cloud-config"),
-        ("#cloud-config\nskiff:\n  install:\n    disk: target-1\n", 4, "hostname"),
+        (lambda good: good.replace("disk:", "disc:"), 4, "disc"),
+        (lambda good: good.split("\n", 1)[1], 1, "#cloud-config"),
+        (lambda good: "\n".join(good.split("\n")[:4]) + "\n", 4, "hostname"),
     ],
     ids=["unknown key", "no header", "cut short"],
 )
-def test_malformed_settings(live: Machine, settings: str, line: int, says: str) -> None:
+def test_malformed_settings(
+    live: Machine, answers: Install, spoil: Callable[[str], str], line: int, says: str
+) -> None:
     """The message names the line that is wrong."""
-    live.ssh.put(settings, "/run/settings.yaml")
-    result = live.execute("skiff-install --settings /run/settings.yaml")
-    assert result.status == 2
-    assert f"refused: settings.yaml:{line}: " in result.output
-    assert says in result.output
+    good = live.os.seed(answers)["user-data"]
+    with pytest.raises(InstallRefusedError) as caught:
+        live.os.install_from(spoil(good))
+    assert f":{line}: " in caught.value.what
+    assert says in caught.value.what

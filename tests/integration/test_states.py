@@ -19,7 +19,7 @@ from fixtures.machines import Boot
 from fixtures.states import ForkOf, States
 from harness.errors import SnapshotError, UsageError
 from harness.machine import Machine
-from harness.spec import MIB, Disk
+from harness.spec import MIB, Disk, Nic
 from harness.state import StateCache, state
 
 VICTIM = Path(__file__).with_name("states_victim.py")
@@ -127,10 +127,25 @@ def test_forks_differ_where_they_must(fork_of: ForkOf) -> None:
         told = int(machine.console.run("date +%s").stdout)
         assert abs(told - time.time()) < 5
     assert one.console.run(RANDOM).stdout != two.console.run(RANDOM).stdout
-    macs = [each.console.run("cat /sys/class/net/eth0/address").stdout for each in (one, two)]
-    assert macs == [each.spec.mac(each.spec.nics[0]) + "\n" for each in (one, two)]
-    assert macs[0] != macs[1]
     assert two.ssh.run("echo there").stdout == "there\n"
+
+
+@state
+def on_two_networks(boot: Boot) -> Machine:
+    machine = boot("micro", nics=(Nic(), Nic("meet", forward=())))
+    machine.os.login()
+    return machine
+
+
+def test_addresses_differ_where_forks_may_meet(fork_of: ForkOf) -> None:
+    """The host's own way in stays: its address was leased to the MAC address that was saved."""
+    forks = [fork_of(on_two_networks), fork_of(on_two_networks)]
+    told = [each.console.run("cat /sys/class/net/eth[01]/address").stdout for each in forks]
+    addresses = [text.split() for text in told]
+    assert addresses == [[each.spec.mac(nic) for nic in each.spec.nics] for each in forks]
+    assert addresses[0][0] == addresses[1][0]
+    assert addresses[0][1] != addresses[1][1]
+    assert [each.ssh.run("echo there").stdout for each in forks] == ["there\n"] * 2
 
 
 def test_the_random_pool_is_another_before_the_first_command(fork_of: ForkOf) -> None:

@@ -113,6 +113,18 @@ def test_an_automatic_login(tmp_path: Path) -> None:
             guest.sendall(b"\r\nskiff login: root (automatic login)\r\n")
             Getty(guest, [])
             console.login(user, deadline=SOON)
+            assert console.logged_in
+
+
+def test_a_prompt_that_was_printed_over_and_looked_past(tmp_path: Path) -> None:
+    """A unit that ends behind agetty writes on the prompt's line; the test waits for its words."""
+    with open_console(tmp_path) as (console, guest):
+        getty = Getty(guest, [PROMPT + b"installer: refused: no disk\r\nready\r\n", b"Password: "])
+        console.expect("refused: ", SOON)
+        console.expect("ready", SOON)
+        console.login("root", "secret", deadline=SOON)
+        assert getty.heard[:2] == [b"root", b"secret"]
+        assert console.logged_in
 
 
 @pytest.mark.parametrize(

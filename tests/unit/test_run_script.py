@@ -44,6 +44,7 @@ TOOLS = {
     "xz": "xz-utils",
     "zstd": "zstd",
     "ssh-keygen": "openssh-client",
+    "curl": "curl",
 }
 PYTHON = """
 case $1$2 in

@@ -300,6 +300,7 @@ def test_a_fork_s_disks_are_overlays_on_the_saved_ones(tmp_path: Path) -> None:
     assert fork.disks[0].base == tmp_path / "disks" / "data.qcow2"
     assert fork.disks[0].guest_serial == spec.disks[0].guest_serial
     assert fork.disks[1] == spec.disks[1]
+    assert fork.mac(fork.nics[0]) == spec.mac(spec.nics[0])
 
 
 def test_a_large_file_that_was_written_to_is_damage(cache: StateCache) -> None:
