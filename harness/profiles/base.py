@@ -374,6 +374,24 @@ class Profile:
         """
         self._cannot("reset")
 
+    # --- what tests do to a system ------------------------------------------------------------
+
+    def slot_digests(self) -> str:
+        """Return a text that changes with any byte of any slot, or of what boots it."""
+        self._cannot("tell the contents of its slots")
+
+    def damage(self, slot: str) -> None:
+        """Overwrite the first MiB of a slot, which may be the one that runs."""
+        self._cannot("find the disk under a slot")
+
+    def fill_state(self, keep: int) -> None:
+        """Fill the file system of the state but for ``keep`` bytes."""
+        self._cannot("fill its state")
+
+    def allow_from(self, version: str) -> None:
+        """Let upgrades refuse what is older than ``version``."""
+        self._cannot("forbid old versions")
+
     def _cannot(self, verb: str) -> NoReturn:
         raise self._unable(verb)
 
