@@ -385,8 +385,9 @@ class Machine:
         qemu = binary.find(spec.arch)
         accel = self._accel_of(spec.arch)
         flash = firmware.find(spec.arch, spec.firmware.kind)
+        model = spec.cpu_model or cpu_model(accel, spec.arch)
         if self.origin is not None:
-            restoring.check(self.origin)
+            restoring.check(self.origin, accel.name, model)
             if flash is not None and self.origin.variables is not None:
                 flash = replace(flash, variables=self.origin.variables)
         folder = self.evidence / "disks"
@@ -406,7 +407,7 @@ class Machine:
             given = argv.Allocations(
                 qemu=qemu.path,
                 accel=accel.name,
-                cpu_model=spec.cpu_model or cpu_model(accel, spec.arch),
+                cpu_model=model,
                 disks=files,
                 firmware=flash,
                 variables=variables,

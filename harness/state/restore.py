@@ -41,17 +41,27 @@ def allocate(given: Allocations, origin: Snapshot, memory: Memory | None) -> All
     )
 
 
-def check(origin: Snapshot) -> None:
+def check(origin: Snapshot, accel: str, cpu_model: str) -> None:
     """Raise unless a snapshot can be restored here.
 
+    Args:
+        origin: The snapshot.
+        accel: What runs guests here.
+        cpu_model: What it gives them for a CPU.
+
     Raises:
-        StateError: if it is damaged, or was saved by another QEMU.
+        StateError: if it is damaged, or was saved by another QEMU, accelerator or for another CPU.
     """
     if faults := origin.faults():
         raise StateError("the saved machine is damaged", evidence="\n".join(faults))
     version = binary.find(origin.spec.arch).version
     if not origin.cold and version != origin.qemu:
         raise StateError(f"it was saved by QEMU {origin.qemu}, and this is {version}")
+    if not origin.cold and (origin.accel, origin.cpu_model) != (accel, cpu_model):
+        raise StateError(
+            f"it was saved under {origin.accel} with the CPU {origin.cpu_model},"
+            f" and here is {accel} with {cpu_model}"
+        )
 
 
 def restore(qmp: Qmp, devices: Path, limit: Deadline) -> None:

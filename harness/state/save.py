@@ -80,8 +80,10 @@ def copy_data(source: int, target: int) -> None:
     while offset < size:
         try:
             start = os.lseek(source, offset, os.SEEK_DATA)
-        except OSError:
-            return  # ENXIO: only a hole is left
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return  # only a hole is left
         end = os.lseek(source, start, os.SEEK_HOLE)
         os.lseek(target, start, os.SEEK_SET)
         while start < end:

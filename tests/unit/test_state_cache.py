@@ -212,6 +212,47 @@ def test_an_unwritable_cache_says_what_to_do(tmp_path: Path) -> None:
     assert "HARNESS_CACHE" in caught.value.hint
 
 
+FULL = """
+import sys
+from pathlib import Path
+from harness.errors import DiskFullError
+from harness.state.cache import StateCache
+from harness.store.space import explained
+from tests.unit.test_state_cache import KEY, saved
+
+cache = StateCache(Path(sys.argv[1]) / "states")
+cache.lease("small", {}, KEY, saved).close()
+
+def build(folder):
+    with explained(folder, "saving a machine"):
+        made = saved(folder)
+        (folder / "ram").write_bytes(bytes(8 << 20))
+        return made
+
+try:
+    cache.lease("live", {}, KEY, build)
+except DiskFullError as error:
+    print("told:", error)
+print([(entry.record.name, entry.status) for entry in cache.list()])
+cache.lease("small", {}, KEY, build).close()
+"""
+
+
+def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
+    mount = (
+        f'mount -t tmpfs -o size=4m tmpfs {tmp_path} && exec {sys.executable} -c "$0" {tmp_path}'
+    )
+    inside = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*inside, f"mount -t tmpfs tmpfs {tmp_path}"], check=False).returncode:
+        pytest.skip("no mount namespace of our own here: user namespaces are off in this kernel")
+    done = subprocess.run(
+        [*inside, mount, FULL], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no space left" in done.stdout
+    assert "[('small', 'ready')]" in done.stdout
+
+
 def _ask(root: Path, log: Path, gate: object) -> None:
     def build(folder: Path) -> Snapshot:
         with log.open("a") as file:

@@ -3,9 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from harness.errors import StateError
 from harness.qemu import argv
 from harness.qemu.argv import Allocations, Ram
+from harness.qemu.binary import Qemu
 from harness.spec import MIB, Firmware, FirmwareKind, MachineSpec, Nic
+from harness.state import restore
 from harness.state.restore import allocate, difference
 from harness.state.save import Memory
 from harness.state.snapshot import Snapshot
@@ -68,3 +73,31 @@ def test_an_address_that_stays_costs_no_command() -> None:
     assert "ip link" not in difference(SPEC, SPEC)
     fixed = replace(SPEC, nics=(Nic(mac="52:54:00:00:00:01"),))
     assert "ip link" not in difference(fixed, replace(fixed, name="two"))
+
+
+@pytest.mark.parametrize(
+    ("qemu", "accel", "model", "says"),
+    [
+        ("10.0.2", "tcg", "max", ""),
+        ("9.2.0", "tcg", "max", "saved by QEMU 10.0.2, and this is 9.2.0"),
+        ("10.0.2", "kvm", "max", "under tcg"),
+        ("10.0.2", "tcg", "qemu64", "with the CPU max"),
+    ],
+)
+def test_what_another_qemu_or_cpu_saved_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    qemu: str,
+    accel: str,
+    model: str,
+    says: str,
+) -> None:
+    monkeypatch.setattr(restore.binary, "find", lambda arch: Qemu(Path("/usr/bin/qemu"), qemu))
+    for name in ("ram", "devices"):
+        (tmp_path / name).write_bytes(b"x")
+    origin = Snapshot(tmp_path, SPEC, "tcg", "max", "10.0.2", 0.0).write()
+    if not says:
+        restore.check(origin, accel, model)
+        return
+    with pytest.raises(StateError, match=says):
+        restore.check(origin, accel, model)
