@@ -92,7 +92,7 @@ def test_what_another_qemu_or_cpu_saved_is_refused(
     model: str,
     says: str,
 ) -> None:
-    monkeypatch.setattr(restore.binary, "find", lambda arch: Qemu(Path("/usr/bin/qemu"), qemu))
+    monkeypatch.setattr("harness.qemu.binary.find", lambda arch: Qemu(Path("/usr/bin/qemu"), qemu))
     for name in ("ram", "devices"):
         (tmp_path / name).write_bytes(b"x")
     origin = Snapshot(tmp_path, SPEC, "tcg", "max", "10.0.2", 0.0).write()
