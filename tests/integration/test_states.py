@@ -17,7 +17,7 @@ import pytest
 
 from fixtures.machines import Boot
 from fixtures.states import ForkOf, States
-from harness.errors import SnapshotError, UsageError
+from harness.errors import CommandError, SnapshotError, UsageError
 from harness.machine import Machine
 from harness.spec import MIB, Disk, Nic
 from harness.state import StateCache, state
@@ -78,6 +78,26 @@ def powered_off(boot: Boot) -> Machine:
 
     machine.qmp.execute = refusing  # type: ignore[method-assign]
     return machine
+
+
+BUILDS: list[int] = []
+
+
+@state
+def out_of_reach(boot: Boot) -> Machine:
+    BUILDS.append(1)
+    machine = boot("micro")
+    machine.os.login()
+    machine.succeed("false")
+    return machine
+
+
+def test_a_state_that_the_image_fails_is_built_once(fork_of: ForkOf) -> None:
+    for _ in range(2):
+        with pytest.raises(CommandError, match="'false' ended with status 1") as caught:
+            fork_of(out_of_reach)
+        assert "while the state out_of_reach was built" in "".join(caught.value.__notes__)
+    assert BUILDS == [1]
 
 
 def mark(machine: Machine) -> tuple[str, str]:
