@@ -58,7 +58,7 @@ def test_a_disk_that_is_too_small(live: Machine, answers: Install) -> None:
     """The message says how much is needed and how much is there."""
     reason = refused(live, replace(answers, disk="small-1"))
     assert "too small" in reason
-    assert "2.0 GiB needed, 0.5 GiB found" in reason
+    assert "2.5 GiB needed, 0.5 GiB found" in reason
 
 
 def test_a_disk_that_is_absent(live: Machine, answers: Install) -> None:
