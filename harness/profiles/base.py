@@ -281,14 +281,6 @@ class Profile:
         """Let upgrades trust servers whose certificate comes from this CA, given as PEM."""
         self._cannot("trust a CA")
 
-    def refuse_older_than(self, version: str) -> None:
-        """Set the oldest version that the system may be brought to."""
-        self._cannot("set the oldest version that is allowed")
-
-    def slot_partitions(self, slot: str) -> list[str]:
-        """Return the devices that hold a slot's system, its root first."""
-        self._cannot("tell the partitions of a slot")
-
     def upgrade(
         self,
         source: str,
@@ -381,6 +373,24 @@ class Profile:
             RecoveryRefusedError: if the system refuses or fails; its own words.
         """
         self._cannot("reset")
+
+    # --- what tests do to a system ------------------------------------------------------------
+
+    def slot_digests(self) -> str:
+        """Return a text that changes with any byte of any slot, or of what boots it."""
+        self._cannot("tell the contents of its slots")
+
+    def damage(self, slot: str) -> None:
+        """Overwrite the first MiB of a slot, which may be the one that runs."""
+        self._cannot("find the disk under a slot")
+
+    def fill_state(self, keep: int) -> None:
+        """Fill the file system of the state but for ``keep`` bytes."""
+        self._cannot("fill its state")
+
+    def allow_from(self, version: str) -> None:
+        """Let upgrades refuse what is older than ``version``."""
+        self._cannot("forbid old versions")
 
     def _cannot(self, verb: str) -> NoReturn:
         raise self._unable(verb)

@@ -91,17 +91,6 @@ class Skiff(Profile):
             )
         )
 
-    def refuse_older_than(self, version: str) -> None:
-        """Write ``/etc/skiff/minimum-version``."""
-        words = f"mkdir -p /etc/skiff && echo {shlex.quote(version)} > /etc/skiff/minimum-version"
-        self.machine.succeed(self.as_root(words))
-
-    def slot_partitions(self, slot: str) -> list[str]:
-        """Return the partitions of root and verity, which have the same numbers on each disk."""
-        oem = self.machine.succeed("readlink -f /dev/disk/by-partlabel/oem").strip()
-        first = {"a": 2, "b": 4}[slot]
-        return [f"{oem.rstrip('0123456789')}{number}" for number in (first, first + 1)]
-
     def upgrade(
         self,
         source: str,
@@ -188,6 +177,39 @@ class Skiff(Profile):
             if self._has_ssh:
                 self.machine.ssh.forget_host_key()
             self._arrive(limit)
+
+    def slot_digests(self) -> str:
+        """Return the digests of the slots' partitions and of the UKIs."""
+        return self.machine.succeed(
+            self.as_root(
+                "d=$(skiff-status | sed -n 's/^ROOT=//p'); d=${d%?};"
+                " sha256sum ${d}2 ${d}3 ${d}4 ${d}5 /boot/EFI/Linux/*"
+            )
+        )
+
+    def damage(self, slot: str) -> None:
+        """Overwrite the first MiB of the slot's root."""
+        number = {"a": 2, "b": 4}[slot]
+        self.machine.succeed(
+            self.as_root(
+                "d=$(skiff-status | sed -n 's/^ROOT=//p');"
+                f" dd if=/dev/zero of=${{d%?}}{number} bs=1M count=1 conv=fsync 2>/dev/null"
+            )
+        )
+
+    def fill_state(self, keep: int) -> None:
+        """Fill ``/var``."""
+        self.machine.succeed(
+            self.as_root(
+                f"fallocate -l $(($(df --output=avail -B1 /var | tail -n 1) - {keep})) /var/filled"
+            )
+        )
+
+    def allow_from(self, version: str) -> None:
+        """Write ``/etc/skiff/minimum-version``."""
+        self.machine.succeed(
+            self.as_root(f"mkdir -p /etc/skiff; echo {version} > /etc/skiff/minimum-version")
+        )
 
     def request_reboot(self) -> str:
         """Return the command that reboots; what comes after recovery has its own account."""

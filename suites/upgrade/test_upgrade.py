@@ -1,106 +1,107 @@
-"""An upgrade takes: the other slot runs, all state is kept, and the way back is open."""
+"""Upgrades that take: into the other slot, by HTTPS and from a registry, and back."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from fixtures.states import ForkOf
 from harness.errors import UpgradeRefusedError
 from harness.machine import Machine
-from harness.services import Registry, UpdateServer
-from suites.conftest import Updates, identity, settle
+from harness.services import Ca, Registry, UpdateServer
+from suites.conftest import settled
 
-pytestmark = pytest.mark.needs("upgrade", "persistence", "ssh")
+pytestmark = pytest.mark.needs("upgrade", "ssh")
 
-
-def where(machine: Machine) -> tuple[str, str]:
-    """Return the slot and the version that run."""
-    return machine.os.slot(), machine.os.version()
+IDENTITY = "cat /etc/machine-id /etc/hostname; ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
+Address = Callable[[str], str]
 
 
-def holds(machine: Machine) -> dict[str, tuple[str, str]]:
-    """Return version and state of each slot."""
-    return {slot.name: (slot.version, slot.state) for slot in machine.os.slots()}
+@pytest.fixture
+def machine(fork_of: ForkOf, update_server: UpdateServer, registry: Registry, ca: Ca) -> Machine:
+    """An installed system of version 1 that reaches both servers and trusts their CA."""
+    machine = fork_of(settled, services=[update_server, registry])
+    machine.os.trust(ca.pem)
+    return machine
 
 
-def test_it_takes_and_keeps_all_state(
-    upgradable: Machine, updates: Updates, update_server: UpdateServer
+def run(machine: Machine, source: str, version: str, slot: str) -> None:
+    """Upgrade, restart, and check that it is this version from this slot, and found good."""
+    before = machine.os.version()
+    machine.os.upgrade(source, allow_downgrade=True)
+    assert machine.os.version() == before, "what runs changes with a reboot only"
+    made = {each.name: (each.version, each.state, each.tries_left) for each in machine.os.slots()}
+    assert made[slot] == (version, "trying", 3)
+    machine.reboot()
+    assert (machine.os.version(), machine.os.slot()) == (version, slot)
+    machine.os.wait_good()
+    states = {each.name: (each.version, each.state) for each in machine.os.slots()}
+    assert states[slot] == (version, "good")
+    last = machine.os.boot_record()[-1]
+    assert (last.version, last.slot, last.outcome) == (version, slot, "good")
+
+
+@pytest.mark.parametrize("way", ["https", "registry"])
+def test_an_upgrade_changes_version_and_slot_and_keeps_state(
+    machine: Machine, publish: Address, push: Address, way: str
 ) -> None:
-    """1 -> 2 over HTTPS: another slot and version, the same /var, host key and machine id."""
-    source = updates.over_https(update_server, "2")
-    before = identity(upgradable)
-    assert where(upgradable) == ("a", "1")
-    upgradable.os.upgrade(source)
-    assert where(upgradable) == ("a", "1"), "what runs changes with a reboot only"
-    assert holds(upgradable) == {"a": ("1", "good"), "b": ("2", "trying")}
-    assert upgradable.os.slots()[1].tries_left == 3
-    settle(upgradable)
-    assert where(upgradable) == ("b", "2")
-    assert upgradable.os.verified()
-    assert identity(upgradable) == before
-    assert holds(upgradable) == {"a": ("1", "good"), "b": ("2", "good")}
-    last = upgradable.os.boot_record()[-1]
-    assert (last.version, last.slot, last.outcome) == ("2", "b", "good")
+    """Version 2 runs from slot b; what was in /var and who the machine is are as before."""
+    machine.succeed(machine.os.as_root("echo kept > /var/kept"))
+    identity = machine.succeed(IDENTITY)
+    run(machine, publish("2") if way == "https" else push("2"), "2", "b")
+    assert machine.succeed("cat /var/kept") == "kept\n"
+    assert machine.succeed(IDENTITY) == identity
+    machine.succeed("systemctl --wait is-system-running")
 
 
 def test_the_same_version_again_is_a_no_op(
-    upgradable: Machine, updates: Updates, update_server: UpdateServer
+    machine: Machine, publish: Address, update_server: UpdateServer
 ) -> None:
-    """What runs already is not fetched, and no slot is written."""
-    source = updates.over_https(update_server, "1")
-    before = holds(upgradable)
-    upgradable.os.upgrade(source)
-    assert holds(upgradable) == before
+    """Nothing is written to any slot when the version is there already."""
+    before = machine.os.slots()
+    machine.os.upgrade(publish("1"))
+    assert machine.os.slots() == before
     fetched = [request.path for request in update_server.requests]
     assert fetched, "it did ask what there is"
     assert not [path for path in fetched if path.endswith((".raw", ".efi"))]
 
 
 @pytest.mark.needs("rollback")
-def test_from_the_registry_and_back(
-    upgradable: Machine, updates: Updates, registry: Registry
-) -> None:
-    """1 -> 2 from an OCI registry; back by command; to 2 again by the boot menu."""
-    upgradable.os.upgrade(updates.over_oci(registry, "2"))
-    settle(upgradable)
-    assert where(upgradable) == ("b", "2")
-    upgradable.os.rollback()
-    settle(upgradable)
-    assert where(upgradable) == ("a", "1")
-    assert "chosen" in [record.outcome for record in upgradable.os.boot_record()]
-    upgradable.os.choose_entry("2")
-    assert where(upgradable) == ("b", "2")
+def test_rollback_by_command(machine: Machine, publish: Address) -> None:
+    """After a rollback the old version runs, and goes on to after another reboot."""
+    run(machine, publish("2"), "2", "b")
+    machine.os.rollback()
+    for _ in range(2):
+        machine.reboot()
+        assert (machine.os.version(), machine.os.slot()) == ("1", "a")
+        machine.os.wait_good()
 
 
-def test_two_in_a_row_then_down(
-    upgradable: Machine, updates: Updates, update_server: UpdateServer
-) -> None:
-    """1 -> 2 -> 3 -> 2: each goes to the slot that does not run; down only if it is allowed."""
-    upgradable.os.upgrade(updates.over_https(update_server, "2"))
-    settle(upgradable)
-    upgradable.os.upgrade(updates.over_https(update_server, "3"))
-    settle(upgradable)
-    assert where(upgradable) == ("a", "3")
-    assert holds(upgradable) == {"a": ("3", "good"), "b": ("2", "good")}
-    older = updates.over_https(update_server, "1")
+@pytest.mark.needs("rollback")
+def test_rollback_by_the_boot_menu(machine: Machine, publish: Address) -> None:
+    """A person at the console chooses the old entry, for this boot alone."""
+    run(machine, publish("2"), "2", "b")
+    machine.os.choose_entry("1")
+    assert (machine.os.version(), machine.os.slot()) == ("1", "a")
+    machine.reboot()
+    assert machine.os.version() == "2"
+
+
+def test_two_upgrades_in_a_row_then_a_downgrade(machine: Machine, publish: Address) -> None:
+    """Each goes to the slot that does not run; an older version has to be allowed."""
+    run(machine, publish("2"), "2", "b")
+    run(machine, publish("3"), "3", "a")
     with pytest.raises(UpgradeRefusedError, match="older"):
-        upgradable.os.upgrade(older)
-    upgradable.os.upgrade(older, allow_downgrade=True)
-    settle(upgradable)
-    assert where(upgradable) == ("b", "1")
-    assert upgradable.succeed("cat /var/kept") == "kept\n"
+        machine.os.upgrade(publish("1"))
+    run(machine, publish("1"), "1", "b")
 
 
-def test_under_load(upgradable: Machine, updates: Updates, update_server: UpdateServer) -> None:
-    """An upgrade takes while CPUs and /var are busy; what the load wrote and synced is there."""
-    busy = "systemd-run -q --unit=busy sh -c 'while :; do :; done'"
-    writing = (
-        "systemd-run -q --unit=writing sh -c 'i=0; while :; do i=$((i+1)); head -c 100000 /dev/urandom"
-        " > /var/load.$((i%20)); sync; echo $i > /var/load.done; done'"
+def test_an_upgrade_under_load(machine: Machine, publish: Address) -> None:
+    """It takes while every CPU is busy and /var is written to."""
+    machine.succeed(
+        "for n in 1 2; do (while :; do :; done) > /dev/null 2>&1 & done;"
+        " (while :; do dd if=/dev/zero of=$HOME/load bs=1M count=20 conv=fsync; done)"
+        " > /dev/null 2>&1 &"
     )
-    for load in (busy, writing):
-        upgradable.succeed(upgradable.os.as_root(load))
-    upgradable.os.upgrade(updates.over_https(update_server, "2"))
-    assert int(upgradable.succeed("cat /var/load.done")) > 0, "the load did run"
-    settle(upgradable)
-    assert where(upgradable) == ("b", "2")
-    assert int(upgradable.succeed("cat /var/load.done")) > 0
+    run(machine, publish("2"), "2", "b")
