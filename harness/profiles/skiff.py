@@ -139,8 +139,11 @@ class Skiff(Profile):
             mark = self._restart("systemctl reboot --boot-loader-menu=60s")
             self._wait_for_reset(limit, mark)
             console = self.machine.console
-            screen = console.wait_for_screen(re.compile(rf"{re.escape(title)}\s*(\n|$)"), limit)
-            lines = [line.strip() for line in screen.text.splitlines() if line.strip()]
+            begin = console.mark()
+            console.expect(r"Boot in \d+ s\.", limit)
+            lines = _menu(console.since(begin))
+            if title not in lines:
+                raise GuestError(f"the boot menu has no {title!r}: {', '.join(lines)}")
             # A digit goes to that line of the menu, systemd-boot(7).
             console.send(str(lines.index(title) + 1))
             console.press("enter")
@@ -340,6 +343,18 @@ class Skiff(Profile):
                 found.group(2),
                 evidence=str(self.machine.evidence / "serial.log"),
             )
+
+
+def _menu(shown: str) -> list[str]:
+    """Return the lines of systemd-boot's menu, from the output that drew it.
+
+    It puts them where the firmware's largest text mode has its middle, which may be below the last
+    line of the console's screen: so they are told apart by the moves of the cursor.
+    """
+    drawn = shown.rpartition("\x1b[2J")[2].partition("Boot in ")[0]
+    pieces = re.split(r"\x1b\[\d+;\d+H", drawn)
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", piece).strip() for piece in pieces]
+    return [line for line in lines if line]
 
 
 def _number(word: str) -> int | None:

@@ -52,3 +52,13 @@ def test_skiff_reads_a_line_of_its_boot_record() -> None:
         "2026-01-01T00:00:00Z", boot, "2", "b", 2, "good"
     )
     assert skiff._record("2026-01-01T00:00:00Z - 2 b 0 failed").boot_id == ""
+
+
+def test_skiff_reads_the_boot_menu_from_the_moves_of_the_cursor() -> None:
+    shown = (
+        "BdsDxe: starting Boot0001\r\n \x1b[2J\x1b[01;01H\x1b[24;23H\x1b[0m\x1b[30m\x1b[47m"
+        "     skiff 2    "
+        "\x1b[25;23H\x1b[0m\x1b[37m\x1b[40m     skiff 1    \x1b[26;23H  skiff recovery  "
+        "\x1b[29;01H         Boot in 60 s.     "
+    )
+    assert skiff._menu(shown) == ["skiff 2", "skiff 1", "skiff recovery"]
