@@ -14,12 +14,12 @@ import json
 import math
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from harness import measured
 from harness.deadline import TCG_SCALE
 from harness.errors import UnknownNameError
 from harness.host import Capacity, capacity
@@ -127,7 +127,7 @@ def processor(
     # A clock too coarse to see it must not make a scale of nothing.
     found = min(max(best / REFERENCE, 1 / _SLOWEST), _SLOWEST)
     with contextlib.suppress(OSError):
-        _store(path, {"key": key, "processor": found})
+        measured.store(path, {"key": key, "processor": found})
     return found
 
 
@@ -151,31 +151,9 @@ def _key() -> dict[str, str]:
     The boot id alone is not enough: a virtual machine resumed on another host keeps it.
     """
     kept = ("vendor_id", "model name", "CPU implementer", "CPU part")
-    lines = {line for line in _read(_CPUINFO).splitlines() if line.startswith(kept)}
+    lines = {line for line in measured.read_text(_CPUINFO).splitlines() if line.startswith(kept)}
     return {
-        "boot": _read(_BOOT_ID).strip(),
+        "boot": measured.read_text(_BOOT_ID).strip(),
         "processor": "; ".join(sorted(lines)),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
     }
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _store(path: Path, content: object) -> None:
-    """Write a file in one step, so that a reader finds it whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        try:
-            json.dump(content, file)
-            file.close()
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise

@@ -17,12 +17,11 @@ import json
 import os
 import platform
 import re
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from harness import deadline
+from harness import deadline, measured
 from harness.errors import HostError, UnknownNameError
 from harness.qemu import probe as guest
 from harness.qemu.probe.measure import End, Run, run
@@ -191,13 +190,13 @@ def _remembered(qemu: Path, arch: str, cache_dir: Path) -> _Measured:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["key"] == key:
-            found = stored["measured"]
-            return _Measured(bool(found["proven"]), str(found["reason"]), str(found["cpu"]))
-    measured, sure = _measure(qemu, arch)
+            known = stored["measured"]
+            return _Measured(bool(known["proven"]), str(known["reason"]), str(known["cpu"]))
+    found, sure = _measure(qemu, arch)
     if sure:
         with contextlib.suppress(OSError):
-            _store(path, {"key": key, "measured": asdict(measured)})
-    return measured
+            measured.store(path, {"key": key, "measured": asdict(found)})
+    return found
 
 
 def _key(qemu: Path, arch: str) -> dict[str, str]:
@@ -213,35 +212,13 @@ def _key(qemu: Path, arch: str) -> dict[str, str]:
         version = str(qemu)
     # "processor", "cpu MHz" and the like differ from one reading to the next.
     kept = ("vendor_id", "model name", "flags", "CPU implementer", "CPU part", "Features")
-    lines = {line for line in _read(_CPUINFO).splitlines() if line.startswith(kept)}
+    lines = {line for line in measured.read_text(_CPUINFO).splitlines() if line.startswith(kept)}
     return {
-        "boot": _read(_BOOT_ID).strip(),
+        "boot": measured.read_text(_BOOT_ID).strip(),
         "processor": hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest(),
         "qemu": version,
         "guest": hashlib.sha256(guest.image(arch)).hexdigest(),
     }
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _store(path: Path, content: object) -> None:
-    """Write a file in one step, so that a reader finds it whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        try:
-            json.dump(content, file)
-            file.close()
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
 
 
 def _measure(qemu: Path, arch: str) -> tuple[_Measured, bool]:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "paths"}),
     frozenset({"deadline"}),
-    frozenset({"host", "keys", "progress"}),
+    frozenset({"host", "keys", "measured", "progress"}),
     frozenset({"speed"}),
     frozenset({"spec"}),
     frozenset({"catalog", "store", "seed", "qemu", "console", "ssh", "network", "admission"}),
