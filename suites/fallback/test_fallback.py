@@ -14,7 +14,16 @@ from suites.conftest import settled
 pytestmark = pytest.mark.needs("upgrade", "rollback", "ssh")
 
 
-@pytest.mark.parametrize("how", ["panic", "verity", "unhealthy", "stuck"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "panic",
+        "unhealthy",
+        # A panic, too, a little later; and a wait of a minute and a half for each try.
+        pytest.param("verity", marks=pytest.mark.nightly),
+        pytest.param("stuck", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_broken_version_is_given_up(
     fork_of: ForkOf,
     update_server: UpdateServer,

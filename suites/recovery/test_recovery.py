@@ -40,6 +40,7 @@ def test_recovery_by_command_repairs_a_slot(machine: Machine) -> None:
     assert machine.succeed(IDENTITY) == identity
 
 
+@pytest.mark.nightly
 @pytest.mark.needs("recovery")
 def test_recovery_from_the_boot_menu(machine: Machine) -> None:
     """A person at the console chooses it."""
@@ -71,7 +72,9 @@ def test_recovery_by_itself_when_both_slots_are_bad(
 
 
 @pytest.mark.needs("reset")
-@pytest.mark.parametrize("where", ["the system", "recovery"])
+@pytest.mark.parametrize(
+    "where", [pytest.param("the system", marks=pytest.mark.nightly), "recovery"]
+)
 def test_a_reset(machine: Machine, where: str) -> None:
     """/var is as after the installation, the machine is another one, and knows its user still."""
     machine.succeed(machine.os.as_root("echo gone > /var/gone"))

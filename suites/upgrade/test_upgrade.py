@@ -97,6 +97,7 @@ def test_two_upgrades_in_a_row_then_a_downgrade(machine: Machine, publish: Addre
     run(machine, publish("1"), "1", "b")
 
 
+@pytest.mark.nightly
 def test_an_upgrade_under_load(machine: Machine, publish: Address) -> None:
     """It takes while every CPU is busy and /var is written to."""
     machine.succeed(

@@ -52,8 +52,8 @@ def refused(machine: Machine, source: str) -> str:
     [
         ("/2/*root*", FlippedBit()),
         ("/2/*root*", CutOff(percent=50)),
-        ("/2/*.efi", WrongLength(by=1000)),
-        ("/2/*.efi", ServerError(503)),
+        pytest.param("/2/*.efi", WrongLength(by=1000), marks=pytest.mark.nightly),
+        pytest.param("/2/*.efi", ServerError(503), marks=pytest.mark.nightly),
         ("", ExpiredCertificate()),
         ("", UnknownCa()),
     ],
