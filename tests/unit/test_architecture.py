@@ -196,3 +196,9 @@ def test_the_parser_follows_every_form_of_import() -> None:
 )
 def test_the_rule_is_the_designs(part: str, other: str, allowed: bool) -> None:
     assert may_import(part, other) is allowed
+
+
+def test_no_two_test_files_of_the_suites_have_one_name() -> None:
+    """pytest imports a test file by its bare name, and stops at the second of a name."""
+    names = [path.name for path in sorted((ROOT / "suites").rglob("test_*.py"))]
+    assert sorted(names) == sorted(set(names))
