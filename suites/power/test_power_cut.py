@@ -7,10 +7,10 @@ import pytest
 from fixtures.machines import Boot
 from fixtures.points import TARGET, USER
 from fixtures.states import ForkOf
-from harness.crash.filesystem import check_ext4, partition
 from harness.qemu.disk import qemu_img
 from harness.spec import Disk
 from suites.conftest import settled
+from suites.power.ext4 import check_ext4
 
 pytestmark = pytest.mark.needs("install")
 
@@ -33,9 +33,7 @@ def test_a_plain_power_cut_while_the_system_writes(fork_of: ForkOf, boot: Boot) 
     file = machine.disk("target")
     raw = boot.folder / "cut.raw"
     qemu_img("convert", "-f", file.format, "-O", "raw", str(file.path), str(raw))
-    where = partition(raw, "var")
-    assert where is not None
-    check_ext4(raw, where)
+    check_ext4(raw, "var")
     raw.unlink()
     again = boot(
         name="again",

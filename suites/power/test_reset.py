@@ -13,6 +13,7 @@ from fixtures.states import ForkOf
 from harness.crash import Recording
 from harness.machine import Machine
 from suites.conftest import settled
+from suites.power.ext4 import check_ext4
 
 pytestmark = [pytest.mark.needs("install", "recovery", "reset"), pytest.mark.cuts(1)]
 
@@ -39,7 +40,7 @@ def reset(boot: Boot, fork_of: ForkOf, folder: Path) -> Recording:
         recording.mark("begin")
         machine.os.reset()
         recording.mark("done")
-        machine.shutdown()
+        machine.power_cut()
     return recording
 
 
@@ -57,7 +58,7 @@ def was_reset(machine: Machine, recording: Recording) -> bool:
 
 def test_power_goes_during_a_reset(cut: Cut, boot: Boot) -> None:
     """The machine is the old one with its state, or another that knows its user; reset again works."""
-    cut.check_ext4("var")
+    check_ext4(cut.path, "var")
     machine = boot(
         name="cut", medium=False, disks=[cut.disk()], nics=(), authorize=False, account=USER
     )

@@ -15,6 +15,7 @@ from fixtures.states import ForkOf
 from harness.crash import Recording
 from harness.services import UpdateServer
 from suites.conftest import settled
+from suites.power.ext4 import check_ext4
 
 pytestmark = [pytest.mark.needs("install", "upgrade"), pytest.mark.cuts(3)]
 
@@ -39,7 +40,7 @@ def recording(
             recording.mark("begin")
             machine.os.upgrade(f"{server.url}/{NEW}/")
             recording.mark("done")
-            machine.shutdown()
+            machine.power_cut()
         return recording
 
     return record("upgrade", upgrade)
@@ -50,7 +51,7 @@ def test_power_goes_during_an_upgrade(cut: Cut, boot: Boot) -> None:
 
     A version that needs its tries to be given up fails here, although the machine would come back.
     """
-    cut.check_ext4("var")
+    check_ext4(cut.path, "var")
     machine = boot(
         name="cut", medium=False, disks=[cut.disk()], nics=(), authorize=False, account=USER
     )
