@@ -16,7 +16,7 @@ from harness.machine import Machine
 from harness.profiles.base import Account, Install
 from harness.spec import Disk
 
-pytestmark = pytest.mark.needs("install")
+pytestmark = [pytest.mark.needs("install"), pytest.mark.cuts(2)]
 
 ANSWERS = Install(
     points.TARGET, hostname="harbour", user=points.USER.user, password=points.USER.password
