@@ -36,6 +36,8 @@ def collect(folder: Path, mark: str, *options: str) -> tuple[int, str]:
         ("pytestmark = pytest.mark.cuts(2)", [], "2of2"),
         ("pytestmark = pytest.mark.cuts(2)", ["--cuts", "3"], "3of3"),
         ("pytestmark = pytest.mark.cuts(2)", ["--cut", "w00007-clean"], "w00007-clean"),
+        ("pytestmark = pytest.mark.cuts(2)", ["--all"], "40of40"),
+        ("pytestmark = pytest.mark.cuts(2)", ["--all", "--cuts", "3"], "3of3"),
     ],
 )
 def test_a_sweep_says_how_many(tmp_path: Path, mark: str, options: list[str], last: str) -> None:
@@ -43,7 +45,7 @@ def test_a_sweep_says_how_many(tmp_path: Path, mark: str, options: list[str], la
     assert status == 0, told
     found = [line for line in told.splitlines() if "::" in line]
     assert found[-1].endswith(f"test_it[{last}]")
-    assert len(found) == (1 if "-" in last else int(last[0]))
+    assert len(found) == (1 if "-" in last else int(last.split("of")[0]))
 
 
 @pytest.mark.parametrize("arguments", ["0", "'2'", "", "2, 3"])
