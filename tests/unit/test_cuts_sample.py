@@ -45,7 +45,7 @@ def test_a_sweep_says_how_many(tmp_path: Path, mark: str, options: list[str], la
     assert status == 0, told
     found = [line for line in told.splitlines() if "::" in line]
     assert found[-1].endswith(f"test_it[{last}]")
-    assert len(found) == (1 if "-" in last else int(last.split("of")[0]))
+    assert len(found) == (1 if "-" in last else int(last.split("of", maxsplit=1)[0]))
 
 
 @pytest.mark.parametrize("arguments", ["0", "'2'", "", "2, 3"])
