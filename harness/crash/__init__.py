@@ -2,7 +2,8 @@
 
 :mod:`~harness.crash.recording` is what a machine keeps of a disk's writes,
 :mod:`~harness.crash.log` reads it, :mod:`~harness.crash.points` names the moments and what is lost at
-them, :mod:`~harness.crash.rebuild` makes the disk, :mod:`~harness.crash.filesystem` looks into it.
+them, :mod:`~harness.crash.rebuild` makes the disk, :mod:`~harness.crash.partitions` and
+:mod:`~harness.crash.ext4` look into it.
 ``docs/power.md`` explains them to someone who writes a suite.
 """
 

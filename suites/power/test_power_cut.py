@@ -7,10 +7,10 @@ import pytest
 from fixtures.machines import Boot
 from fixtures.points import TARGET, USER
 from fixtures.states import ForkOf
+from harness.crash.ext4 import check_ext4
 from harness.qemu.disk import qemu_img
 from harness.spec import Disk
 from suites.conftest import settled
-from suites.power.ext4 import check_ext4
 
 pytestmark = pytest.mark.needs("install")
 

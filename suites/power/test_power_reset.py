@@ -11,9 +11,9 @@ from fixtures.machines import Boot
 from fixtures.points import USER
 from fixtures.states import ForkOf
 from harness.crash import Recording
+from harness.crash.ext4 import check_ext4
 from harness.machine import Machine
 from suites.conftest import settled
-from suites.power.ext4 import check_ext4
 
 pytestmark = [pytest.mark.needs("install", "recovery", "reset"), pytest.mark.cuts(1)]
 

@@ -13,9 +13,9 @@ from fixtures.points import USER
 from fixtures.services import Services
 from fixtures.states import ForkOf
 from harness.crash import Recording
+from harness.crash.ext4 import check_ext4
 from harness.services import UpdateServer
 from suites.conftest import settled
-from suites.power.ext4 import check_ext4
 
 pytestmark = [pytest.mark.needs("install", "upgrade"), pytest.mark.cuts(3)]
 

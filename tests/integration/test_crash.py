@@ -11,7 +11,7 @@ import pytest
 
 from fixtures.machines import Boot
 from harness.crash import Kind, Point, Rebuilder, Recording, WriteLog, places, sample
-from harness.crash.filesystem import check_ext4
+from harness.crash.ext4 import check_ext4
 from harness.errors import UsageError
 from harness.machine import Machine
 from harness.qemu.disk import digest

@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from harness.crash.filesystem import Partition, partition
+from harness.crash.partitions import Partition, partition
 from harness.errors import GuestError, HostError
 
 _PART: Final = 1 << 22
@@ -34,12 +34,12 @@ _ORPHAN: Final = re.compile("orphan(ed inode| file)")
 """Files that were deleted while open: each mount finishes that."""
 
 
-def check_ext4(disk: Path, label: str) -> None:
-    """Check that the file system of a partition is whole once its journal is replayed.
+def check_ext4(disk: Path, label: str = "") -> None:
+    """Check that the file system of a disk or of a partition is whole once its journal is replayed.
 
     Args:
         disk: A raw disk; it is only read.
-        label: The partition's name in the partition table.
+        label: The partition's name in the partition table; empty for the whole disk.
 
     Raises:
         GuestError: if something is wrong, or there is no such partition; with what ``e2fsck`` said.
@@ -48,10 +48,11 @@ def check_ext4(disk: Path, label: str) -> None:
     program = shutil.which("e2fsck") or shutil.which("e2fsck", path="/usr/sbin:/sbin")
     if program is None:
         raise HostError("e2fsck is not installed", hint="install the package e2fsprogs")
-    where = partition(disk, label)
+    whole = Partition("the disk", 0, disk.stat().st_size)
+    where = partition(disk, label) if label else whole
     if where is None:
         raise GuestError(f"the disk has no partition {label!r}", evidence=str(disk))
-    alone = disk.with_name(f"{disk.name}.{label}")
+    alone = disk.with_name(f"{disk.name}.ext4")
     try:
         _extract(disk, where, alone)
         status, said = _run(program, "-p", "-E", "journal_only", str(alone))
@@ -71,7 +72,7 @@ def check_ext4(disk: Path, label: str) -> None:
         alone.unlink(missing_ok=True)
     if found:
         raise GuestError(
-            f"the file system of {label} is damaged: {found}",
+            f"the file system of {where.label} is damaged: {found}",
             evidence=f"{disk}\n{said}",
             hint=f"copy {where.size} bytes from {where.start} of the disk, and run e2fsck on that",
         )

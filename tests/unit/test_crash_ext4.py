@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.crash.ext4 import check_ext4
 from harness.errors import GuestError
 from harness.spec import MIB
-from suites.power.ext4 import check_ext4
-from tests.unit.test_crash_filesystem import PATH, disk_with
+from tests.unit.test_crash_partitions import disk_with
+
+PATH = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"}
 
 START, SIZE = 2 * MIB, 16 * MIB
 
@@ -64,3 +66,13 @@ def test_a_file_system_that_is_gone(disk: Path) -> None:
 def test_a_disk_without_the_partition(disk: Path) -> None:
     with pytest.raises(GuestError, match="no partition 'home'"):
         check_ext4(disk, "home")
+
+
+def test_a_disk_without_a_partition_table(disk: Path) -> None:
+    alone = disk.parent / "alone"
+    check_ext4(alone)
+    with alone.open("r+b") as file:
+        file.seek(4096)  # the group's descriptors
+        file.write(b"\xff" * 2048)
+    with pytest.raises(GuestError, match="file system of the disk is damaged"):
+        check_ext4(alone)
