@@ -15,6 +15,8 @@ from typing import Final
 TCG_SCALE: Final = 8.0
 """Emulation against KVM: the boot of skiff takes about 8 s under KVM and 70 s under TCG."""
 
+_LONGEST_POLL: Final = 2.0**31 - 1
+
 _scale = 1.0
 
 
@@ -54,6 +56,10 @@ class Deadline:
     def timeout(self) -> float | None:
         """Return the seconds left as standard library waits take them: ``None`` for never."""
         return None if math.isinf(self.at) else self.remaining()
+
+    def poll_timeout(self) -> float | None:
+        """Return the milliseconds left as ``poll(2)`` takes them: an int, so 24 days at most."""
+        return None if math.isinf(self.at) else min(self.remaining() * 1000, _LONGEST_POLL)
 
     @property
     def expired(self) -> bool:

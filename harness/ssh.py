@@ -389,8 +389,7 @@ class Ssh:
                             last_output=seen.decode(errors="replace"),
                             evidence=str(self.log_path),
                         )
-                    remaining = limit.timeout()
-                    poll.poll(None if remaining is None else remaining * 1000)
+                    poll.poll(limit.poll_timeout())
             except (OSError, EOFError, paramiko.SSHException) as error:
                 self._raise_failure()
                 raise self._lost(command, error, seen) from error

@@ -119,8 +119,7 @@ class Outbox:
                 poller = select.poll()
                 poller.register(self._sock, select.POLLOUT)
                 poller.register(self._aborted, select.POLLIN)
-            timeout = deadline.timeout()
-            ready = poller.poll(None if timeout is None else timeout * 1000)
+            ready = poller.poll(deadline.poll_timeout())
             if not ready or any(fd == self._aborted.fileno() for fd, _ in ready):
                 return len(view)
         return 0

@@ -99,8 +99,7 @@ def _wait(guard: subprocess.Popen[bytes], deadline: Deadline) -> bool:
     try:
         waiter = select.poll()
         waiter.register(process, select.POLLIN)
-        timeout = deadline.timeout()
-        return bool(waiter.poll(None if timeout is None else timeout * 1000))
+        return bool(waiter.poll(deadline.poll_timeout()))
     finally:
         os.close(process)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import sys
 import textwrap
@@ -133,3 +135,15 @@ def test_deadlines_follow_the_crowd(tmp_path: Path) -> None:
     with at(tmp_path, 3.0).take(SPEC, Timeline()):
         assert deadline.scale() == pytest.approx(6 * alone)
     holder.end()
+
+
+def test_a_wait_of_months_can_be_polled_for() -> None:
+    """A deadline that a crowded host stretches must not be more than poll(2) takes."""
+    far = deadline.after(1e8, scaled=False)
+    ready, other = os.pipe()
+    waiter = select.poll()
+    waiter.register(ready, select.POLLHUP)
+    os.close(other)
+    assert waiter.poll(far.poll_timeout())
+    os.close(ready)
+    assert deadline.NEVER.poll_timeout() is None
