@@ -48,6 +48,7 @@ def test_recovery_from_the_boot_menu(machine: Machine) -> None:
     assert machine.os.slot() == "recovery"
 
 
+@pytest.mark.nightly
 @pytest.mark.needs("recovery", "upgrade")
 def test_recovery_by_itself_when_both_slots_are_bad(
     fork_of: ForkOf, update_server: UpdateServer, ca: Ca, publish: Callable[[str], str]
@@ -72,9 +73,8 @@ def test_recovery_by_itself_when_both_slots_are_bad(
 
 
 @pytest.mark.needs("reset")
-@pytest.mark.parametrize(
-    "where", [pytest.param("the system", marks=pytest.mark.nightly), "recovery"]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("where", ["the system", "recovery"])
 def test_a_reset(machine: Machine, where: str) -> None:
     """/var is as after the installation, the machine is another one, and knows its user still."""
     machine.succeed(machine.os.as_root("echo gone > /var/gone"))

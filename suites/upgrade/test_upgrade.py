@@ -67,6 +67,7 @@ def test_the_same_version_again_is_a_no_op(
     assert not [path for path in fetched if path.endswith((".raw", ".efi"))]
 
 
+@pytest.mark.nightly
 @pytest.mark.needs("rollback")
 def test_rollback_by_command(machine: Machine, publish: Address) -> None:
     """After a rollback the old version runs, and goes on to after another reboot."""
@@ -78,6 +79,7 @@ def test_rollback_by_command(machine: Machine, publish: Address) -> None:
         machine.os.wait_good()
 
 
+@pytest.mark.nightly
 @pytest.mark.needs("rollback")
 def test_rollback_by_the_boot_menu(machine: Machine, publish: Address) -> None:
     """A person at the console chooses the old entry, for this boot alone."""
@@ -88,6 +90,7 @@ def test_rollback_by_the_boot_menu(machine: Machine, publish: Address) -> None:
     assert machine.os.version() == "2"
 
 
+@pytest.mark.nightly
 def test_two_upgrades_in_a_row_then_a_downgrade(machine: Machine, publish: Address) -> None:
     """Each goes to the slot that does not run; an older version has to be allowed."""
     run(machine, publish("2"), "2", "b")
