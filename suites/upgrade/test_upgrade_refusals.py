@@ -95,6 +95,7 @@ def test_no_space(machine: Machine, publish: Address) -> None:
     assert "space" in refused(machine, publish("2"))
 
 
+@pytest.mark.nightly
 def test_older_than_allowed(machine: Machine, publish: Address) -> None:
     """A policy of the machine names the oldest version."""
     machine.os.allow_from("3")
