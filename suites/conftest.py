@@ -11,7 +11,9 @@ import pytest
 
 from fixtures.machines import Boot
 from fixtures.points import TARGET, USER, answers_for, installed
+from harness import profiles
 from harness.catalog import Selection
+from harness.crash.ext4 import check_ext4
 from harness.keys import KeyPair
 from harness.machine import Machine
 from harness.profiles.base import Install
@@ -60,6 +62,13 @@ def settled(boot: Boot, machine: Machine) -> Machine:
     del boot
     machine.os.wait_good()
     return machine
+
+
+@pytest.fixture
+def check_state(image: Selection) -> Callable[[Path], None]:
+    """Check on the host that what a machine keeps is whole on its disk, given as a raw file."""
+    label = profiles.find(image.image.profile).state_partition
+    return lambda disk: check_ext4(disk, label)
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,9 @@ SlotState = Literal["good", "trying", "bad", "empty"]
 ``bad`` gets booted no more by itself: out of tries, set aside, or not whole; ``empty`` holds nothing.
 """
 
+SlotPart = Literal["root", "hashes"]
+"""A part of a slot: its root file system, or the data that this is verified by."""
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -114,6 +117,8 @@ class Profile:
     name: ClassVar[str] = ""
     keeps_host_key: ClassVar[bool] = True
     """Whether the SSH host key outlives a reboot."""
+    state_partition: ClassVar[str] = ""
+    """Name, in the partition table, of the ext4 file system with what a machine keeps."""
 
     def __init__(
         self, machine: Machine, selection: Selection, account: Account | None = None
@@ -380,9 +385,13 @@ class Profile:
         """Return a text that changes with any byte of any slot, or of what boots it."""
         self._cannot("tell the contents of its slots")
 
-    def damage(self, slot: str) -> None:
-        """Overwrite the first MiB of a slot, which may be the one that runs."""
+    def damage(self, slot: str, part: SlotPart = "root") -> None:
+        """Overwrite the first MiB of a slot, or of what checks it; it may be the one that runs."""
         self._cannot("find the disk under a slot")
+
+    def damage_state(self) -> None:
+        """Overwrite the head of the file system of the state, so that it does not mount again."""
+        self._cannot("find the disk under its state")
 
     def fill_state(self, keep: int) -> None:
         """Fill the file system of the state but for ``keep`` bytes."""

@@ -18,7 +18,15 @@ from harness.errors import (
     RecoveryRefusedError,
     UpgradeRefusedError,
 )
-from harness.profiles.base import Account, BootRecord, Install, Profile, Slot, SlotState
+from harness.profiles.base import (
+    Account,
+    BootRecord,
+    Install,
+    Profile,
+    Slot,
+    SlotPart,
+    SlotState,
+)
 
 CONFIRMATION: Final = "INSTALL"
 """What the installer wants typed before it writes."""
@@ -35,6 +43,7 @@ class Skiff(Profile):
     """The words for skiff."""
 
     name = "skiff"
+    state_partition = "var"
 
     @classmethod
     def credentials(cls, authorized_key: str) -> dict[str, str]:
@@ -187,13 +196,23 @@ class Skiff(Profile):
             )
         )
 
-    def damage(self, slot: str) -> None:
-        """Overwrite the first MiB of the slot's root."""
-        number = {"a": 2, "b": 4}[slot]
+    def damage(self, slot: str, part: SlotPart = "root") -> None:
+        """Overwrite the first MiB of the slot's root, or of its verity data."""
+        number = {"a": 2, "b": 4}[slot] + {"root": 0, "hashes": 1}[part]
         self.machine.succeed(
             self.as_root(
                 "d=$(skiff-status | sed -n 's/^ROOT=//p');"
                 f" dd if=/dev/zero of=${{d%?}}{number} bs=1M count=1 conv=fsync 2>/dev/null"
+            )
+        )
+
+    def damage_state(self) -> None:
+        """Overwrite the first MiB of ``/var``: its super block and its journal's beginning."""
+        # Beyond the mount's own copy of the super block, which an orderly end would write back.
+        self.machine.succeed(
+            self.as_root(
+                "sync; disk=$(findmnt -no SOURCE /var);"
+                " dd if=/dev/zero of=$disk bs=1M count=1 oflag=direct 2>/dev/null"
             )
         )
 

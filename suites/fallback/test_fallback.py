@@ -49,3 +49,19 @@ def test_a_broken_version_is_given_up(
     assert machine.succeed("cat /var/kept") == "kept\n"
     told = [(each.version, each.slot, each.outcome) for each in machine.os.boot_record()]
     assert (bad, "b", "failed") in told
+
+
+@pytest.mark.nightly
+def test_a_slot_that_cannot_be_verified_is_given_up(
+    fork_of: ForkOf, update_server: UpdateServer, ca: Ca, publish: Callable[[str], str]
+) -> None:
+    """The data that the root is checked by is gone: the root never mounts, and each try counts."""
+    machine = fork_of(settled, services=[update_server])
+    machine.os.trust(ca.pem)
+    machine.os.upgrade(publish("2"))
+    machine.os.damage("b", "hashes")
+    machine.os.fall_back()
+    assert (machine.os.version(), machine.os.slot()) == ("1", "a")
+    machine.os.wait_good()
+    slots = {each.name: each for each in machine.os.slots()}
+    assert (slots["b"].version, slots["b"].state, slots["b"].tries_left) == ("2", "bad", 0)

@@ -46,7 +46,10 @@ def test_unattended_from_a_nocloud_seed(boot: Boot, image: Selection, answers: I
     )
     machine.os.wait_installed()
     machine.wait_for_shutdown()
-    check_accepted(boot, installed_by(machine, answers))
+    alone = check_accepted(boot, installed_by(machine, answers))
+    if "recovery" in image.image.capabilities:
+        alone.os.boot_recovery()
+        assert alone.os.slot() == "recovery"
 
 
 @pytest.mark.needs("install-unattended", "credentials")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from fixtures.machines import Boot
 from fixtures.points import USER
 from fixtures.states import ForkOf
 from harness.crash import Recording
-from harness.crash.ext4 import check_ext4
 from harness.machine import Machine
 from suites.conftest import settled
 
@@ -56,9 +56,11 @@ def was_reset(machine: Machine, recording: Recording) -> bool:
     return gone
 
 
-def test_power_goes_during_a_reset(cut: Cut, boot: Boot) -> None:
+def test_power_goes_during_a_reset(
+    cut: Cut, boot: Boot, check_state: Callable[[Path], None]
+) -> None:
     """The machine is the old one with its state, or another that knows its user; reset again works."""
-    check_ext4(cut.path, "var")
+    check_state(cut.path)
     machine = boot(
         name="cut", medium=False, disks=[cut.disk()], nics=(), authorize=False, account=USER
     )

@@ -13,7 +13,6 @@ from fixtures.points import USER
 from fixtures.services import Services
 from fixtures.states import ForkOf
 from harness.crash import Recording
-from harness.crash.ext4 import check_ext4
 from harness.services import UpdateServer
 from suites.conftest import settled
 
@@ -46,12 +45,14 @@ def recording(
     return record("upgrade", upgrade)
 
 
-def test_power_goes_during_an_upgrade(cut: Cut, boot: Boot) -> None:
+def test_power_goes_during_an_upgrade(
+    cut: Cut, boot: Boot, check_state: Callable[[Path], None]
+) -> None:
     """One version boots at once, as a whole; an entry never leads to a slot that is not.
 
     A version that needs its tries to be given up fails here, although the machine would come back.
     """
-    check_ext4(cut.path, "var")
+    check_state(cut.path)
     machine = boot(
         name="cut", medium=False, disks=[cut.disk()], nics=(), authorize=False, account=USER
     )

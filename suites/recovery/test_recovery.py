@@ -72,6 +72,23 @@ def test_recovery_by_itself_when_both_slots_are_bad(
     machine.os.wait_good()
 
 
+@pytest.mark.nightly
+@pytest.mark.needs("recovery", "reset")
+def test_recovery_by_itself_when_the_state_is_gone(machine: Machine) -> None:
+    """The state does not mount, in whichever slot; recovery comes up, and a reset makes it anew."""
+    hostname, identity = machine.succeed("cat /etc/hostname"), machine.succeed(IDENTITY)
+    machine.os.damage_state()
+    with machine.expecting(GuestError):
+        machine.qmp.execute("system_reset")
+        machine.console.skip()
+        machine.os.wait_recovery(400)
+    machine.os.reset()
+    assert machine.os.slot() == "a"
+    assert machine.succeed("cat /etc/hostname") == hostname
+    assert machine.succeed(IDENTITY) != identity
+    machine.os.wait_good()
+
+
 @pytest.mark.needs("reset")
 @pytest.mark.nightly
 @pytest.mark.parametrize("where", ["the system", "recovery"])
