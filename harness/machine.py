@@ -232,6 +232,26 @@ class Machine:
         stats = self._disk_stats(name)
         return int(stats["wr_operations"]) + int(stats["unmap_operations"])
 
+    def written(self, name: str) -> list[range]:
+        """Return the bytes of a disk that the guest has written or discarded since the machine started.
+
+        By whole clusters of 64 KiB, on a disk that began with something: of a blank one, all that
+        was ever written. What the guest still holds back is not in it: let it ``sync`` before.
+
+        Raises:
+            UnknownNameError: if the machine has no such disk.
+            UsageError: if the disk is not an overlay: it is written in place, or not at all.
+        """
+        file = self.disk(name)
+        if file.format != "qcow2":
+            raise UsageError(f"disk {name} has no overlay that shows what was written to it")
+        # QEMU writes what it caches of the disk's file when it stops the guest.
+        self.qmp.execute("stop")
+        try:
+            return disks.written(file)
+        finally:
+            self.qmp.execute("cont")
+
     def disk_errors(self, name: str) -> int:
         """Return how many requests of the guest a disk has failed since power on.
 

@@ -381,9 +381,12 @@ class Profile:
 
     # --- what tests do to a system ------------------------------------------------------------
 
-    def slot_digests(self) -> str:
-        """Return a text that changes with any byte of any slot, or of what boots it."""
-        self._cannot("tell the contents of its slots")
+    def slots_written(self) -> list[str]:
+        """Return what was written to since the machine started: slots, and ``boot`` for what boots them.
+
+        Empty if each of their bytes is as it was then.
+        """
+        self._cannot("tell what of its slots was written")
 
     def damage(self, slot: str, part: SlotPart = "root") -> None:
         """Overwrite the first MiB of a slot, or of what checks it; it may be the one that runs."""

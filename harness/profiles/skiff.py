@@ -34,6 +34,9 @@ CONFIRMATION: Final = "INSTALL"
 TRIES: Final = 3
 """How often systemd-boot tries a version that was installed or upgraded to."""
 
+_PARTITIONS: Final = ("boot", "a", "a", "b", "b")
+"""What the disk's first partitions belong to: the ESP, then root and verity of each slot."""
+
 _OUTCOME: Final = re.compile(r"skiff-[a-z]+: (done|already|refused|failed): ([^\r\n]*)")
 _REFUSED: Final = r"skiff-install: (refused|failed): ([^\r\n]*)\r?\n"
 _DONE: Final = r"skiff-install: (done): ([^\r\n]*)\r?\n"
@@ -187,14 +190,28 @@ class Skiff(Profile):
                 self.machine.ssh.forget_host_key()
             self._arrive(limit)
 
-    def slot_digests(self) -> str:
-        """Return the digests of the slots' partitions and of the UKIs."""
-        return self.machine.succeed(
+    def slots_written(self) -> list[str]:
+        """Compare what was written to the disk with where its partitions lie."""
+        serial, *numbers = self.machine.succeed(
             self.as_root(
-                "d=$(skiff-status | sed -n 's/^ROOT=//p'); d=${d%?};"
-                " sha256sum ${d}2 ${d}3 ${d}4 ${d}5 /boot/EFI/Linux/*"
+                "sync; d=$(skiff-status | sed -n 's/^ROOT=//p'); d=${d#/dev/}; d=${d%?};"
+                " cd /sys/class/block; cat $d/serial;"
+                " for n in 1 2 3 4 5; do cat $d$n/start $d$n/size; done"
             )
-        )
+        ).split()
+        sectors = [int(each) for each in numbers]
+        places = [
+            range(512 * start, 512 * (start + size))
+            for start, size in zip(sectors[::2], sectors[1::2], strict=True)
+        ]
+        (disk,) = [each for each in self.machine.spec.disks if each.guest_serial == serial]
+        written = self.machine.written(disk.name)
+        found = [
+            name
+            for name, place in zip(_PARTITIONS, places, strict=True)
+            if any(each.start < place.stop and place.start < each.stop for each in written)
+        ]
+        return list(dict.fromkeys(found))
 
     def damage(self, slot: str, part: SlotPart = "root") -> None:
         """Overwrite the first MiB of the slot's root, or of its verity data."""

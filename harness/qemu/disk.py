@@ -61,6 +61,22 @@ def digest(file: DiskFile) -> str:
         flat.unlink(missing_ok=True)
 
 
+def written(file: DiskFile) -> list[range]:
+    """Return the bytes of an overlay that differ, or may, from what is below it: by whole clusters.
+
+    ``qemu-img map`` tells them by depth, 0 for the overlay itself; discarded ones count.
+
+    Raises:
+        HostError: if the file cannot be read.
+    """
+    told = qemu_img("map", "--output=json", "-U", "-f", file.format, str(file.path))
+    return [
+        range(each["start"], each["start"] + each["length"])
+        for each in json.loads(told)
+        if each["depth"] == 0 and (each["present"] or each["zero"])
+    ]
+
+
 def virtual_size(file: DiskFile) -> int:
     """Return the bytes that a guest sees."""
     told = qemu_img("info", "--output=json", "-U", "-f", file.format, str(file.path))

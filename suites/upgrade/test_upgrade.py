@@ -50,6 +50,7 @@ def test_an_upgrade_changes_version_and_slot_and_keeps_state(
     machine.succeed(machine.os.as_root("echo kept > /var/kept"))
     identity = machine.succeed(IDENTITY)
     run(machine, publish("2") if way == "https" else push("2"), "2", "b")
+    assert machine.os.slots_written() == ["boot", "b"], "the slot that ran is as it was"
     assert machine.succeed("cat /var/kept") == "kept\n"
     assert machine.succeed(IDENTITY) == identity
     machine.succeed("systemctl --wait is-system-running")
