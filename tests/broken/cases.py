@@ -1,0 +1,240 @@
+"""Ways in which an image fails its users, each with the scenario that has to notice.
+
+An image is broken in place: a fork of it gets a command that changes one of its programs, which a unit
+of its own repeats at each boot. So one build of the image serves for all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Moment = Literal["fork", "upgrade", "recovery"]
+"""When a machine is broken: as it is handed to the test; when its upgrade is done; in recovery."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A broken image.
+
+    Attributes:
+        name: What is wrong with it.
+        scenario: The test that has to fail, below ``suites/``.
+        command: What breaks it: for root's shell, after :data:`PRELUDE`.
+        says: A regular expression for what the failing test says.
+        moment: When it is broken.
+    """
+
+    name: str
+    scenario: str
+    command: str
+    says: str
+    moment: Moment = "fork"
+
+
+PRELUDE: Final = r"""
+set -e
+# edit FILE EXPRESSION: put an edited copy over a file of the read-only root. One that stays as it was is
+# an error: the image has changed, and this breaks nothing any more.
+edit() {
+    copy=/run/broken-$(echo "$1" | tr / -)
+    sed -E "$2" "$1" > "$copy"
+    ! cmp -s "$1" "$copy" || { echo "nothing to break in $1: $2"; exit 1; }
+    chmod 755 "$copy"
+    mount --bind "$copy" "$1"
+}
+"""
+
+UNIT: Final = """[Unit]
+DefaultDependencies=no
+After=local-fs.target
+Before=sysinit.target
+[Service]
+Type=oneshot
+ExecStart=/bin/bash /etc/broken
+[Install]
+WantedBy=sysinit.target
+"""
+"""What breaks it again at each boot."""
+
+UPGRADE = "/usr/bin/skiff-upgrade"
+TAKES = "upgrade/test_upgrade.py::test_an_upgrade_changes_version_and_slot_and_keeps_state"
+REFUSES = "upgrade/test_upgrade_refusals.py::"
+
+CASES: Final = (
+    Case(
+        "upgrade writes nothing",
+        f"{TAKES}[https]",
+        f"""edit {UPGRADE} 's/^empty_slot .*/say "done: nothing at all"; exit 0/'""",
+        r"assert \('.*', 'empty', .* == \('2', 'trying', 3\)",
+    ),
+    Case(
+        "upgrade from a registry writes nothing",
+        f"{TAKES}[registry]",
+        f"""edit {UPGRADE} 's/^empty_slot .*/say "done: nothing at all"; exit 0/'""",
+        r"assert \('.*', 'empty', .* == \('2', 'trying', 3\)",
+    ),
+    Case(
+        "upgrade under load writes nothing",
+        "upgrade/test_upgrade.py::test_an_upgrade_under_load",
+        f"""edit {UPGRADE} 's/^empty_slot .*/say "done: nothing at all"; exit 0/'""",
+        r"assert \('.*', 'empty', .* == \('2', 'trying', 3\)",
+    ),
+    Case(
+        "upgrade writes to the slot that runs",
+        f"{TAKES}[https]",
+        "dd if=/dev/vda2 of=/dev/vda2 bs=64K count=1 conv=fsync,notrunc",
+        r"\['boot', 'a', 'b'\] == \['boot', 'b'\]",
+        "upgrade",
+    ),
+    Case(
+        "upgrade loses what is in /var",
+        f"{TAKES}[https]",
+        "touch /var/.skiff-reset",
+        r"HostKeyChangedError|LoginError|cat /var/kept",
+        "upgrade",
+    ),
+    Case(
+        "upgrade makes another machine id",
+        f"{TAKES}[https]",
+        "cat /proc/sys/kernel/random/uuid | tr -d - > /etc/machine-id",
+        r"assert .*IDENTITY|IDENTITY\) == identity",
+        "upgrade",
+    ),
+    Case(
+        "the same version is written again",
+        "upgrade/test_upgrade.py::test_the_same_version_again_is_a_no_op",
+        f"""edit {UPGRADE} 's/^if \\[ "\\$version" = "\\$current" \\]/if false/'""",
+        r"before|UpgradeRefusedError|assert not \[",
+    ),
+    Case(
+        "rollback changes nothing",
+        "upgrade/test_upgrade.py::test_rollback_by_command",
+        """edit /usr/bin/skiff-rollback 's/^(! newer .*)count "\\$current" \\+0/\\1true/'""",
+        r"assert \('2', 'b'\) == \('1', 'a'\)",
+    ),
+    Case(
+        "the old version is not in the menu",
+        "upgrade/test_upgrade.py::test_rollback_by_the_boot_menu",
+        "mv /boot/EFI/Linux/skiff_1* /boot/ && sync",
+        r"the boot menu has no 'skiff 1'",
+        "upgrade",
+    ),
+    Case(
+        "a downgrade happens unasked",
+        "upgrade/test_upgrade.py::test_two_upgrades_in_a_row_then_a_downgrade",
+        f"""edit {UPGRADE} 's/\\[ "\\$downgrade" -eq 1 \\]/true/'""",
+        r"DID NOT RAISE",
+    ),
+    Case(
+        "digests are not compared before the slot is written",
+        f"{REFUSES}test_a_faulty_server[flipped bit]",
+        f"""edit {UPGRADE} 's/refuse "\\$name is not what was signed/true "/'""",
+        r"slots\(\) == slots|slots_written",
+    ),
+    Case(
+        "what was cut off is taken for whole",
+        f"{REFUSES}test_a_faulty_server[truncated]",
+        f"""edit {UPGRADE} 's/refuse "(cannot fetch|\\$name is not what was signed)/true "/'""",
+        r"slots\(\) == slots|slots_written",
+    ),
+    Case(
+        "what is of the wrong length is taken for whole",
+        f"{REFUSES}test_a_faulty_server[wrong length]",
+        f"""edit {UPGRADE} 's/refuse "(cannot fetch|\\$name is not what was signed)/true "/'""",
+        r"slots\(\) == slots|slots_written",
+    ),
+    Case(
+        "an error page is taken for a file",
+        f"{REFUSES}test_a_faulty_server[server error]",
+        f"""edit {UPGRADE} 's/ --fail / /; s/refuse "\\$name is not what was signed/true "/'""",
+        r"slots\(\) == slots|slots_written",
+    ),
+    Case(
+        "an expired certificate is good enough",
+        f"{REFUSES}test_a_faulty_server[expired certificate]",
+        f"""edit {UPGRADE} 's/--cacert "[^"]*"/--insecure/'""",
+        r"DID NOT RAISE",
+    ),
+    Case(
+        "any CA is good enough",
+        f"{REFUSES}test_a_faulty_server[unknown CA]",
+        f"""edit {UPGRADE} 's/--cacert "[^"]*"/--insecure/'""",
+        r"DID NOT RAISE",
+    ),
+    Case(
+        "signatures are not checked before the slot is written",
+        f"{REFUSES}test_a_wrong_signature",
+        f"""edit {UPGRADE} 's/refuse "the signature/true "/'""",
+        r"slots\(\) == slots|slots_written|'signature' in",
+    ),
+    Case(
+        "a full disk is not noticed",
+        f"{REFUSES}test_no_space",
+        f"""edit {UPGRADE} 's/refuse "(no space left in .var for|cannot fetch)/true "/'""",
+        r"'space' in",
+    ),
+    Case(
+        "a policy is not obeyed",
+        f"{REFUSES}test_older_than_allowed",
+        f"""edit {UPGRADE} 's/^( *)! newer "\\$minimum" "\\$version"/\\1true/'""",
+        r"DID NOT RAISE",
+    ),
+    Case(
+        "a version that failed is not told of",
+        "fallback/test_fallback.py::test_a_broken_version_is_given_up[panic]",
+        """edit /usr/lib/skiff/boot-record 's/(last" = failed \\]) \\|\\| note/\\1 || true/'""",
+        r"in told|'failed'",
+    ),
+    Case(
+        "a version that failed its health check stays",
+        "fallback/test_fallback.py::test_a_broken_version_is_given_up[unhealthy]",
+        """edit /usr/lib/skiff/boot-record 's/(last" = failed \\]) \\|\\| note/\\1 || true/'""",
+        r"in told|'failed'",
+    ),
+    Case(
+        "repair writes nothing",
+        "recovery/test_recovery.py::test_recovery_by_command_repairs_a_slot",
+        """edit /usr/bin/skiff-recovery 's/^( *)say "writing .*/\\1say "done: lies"; exit 0/'""",
+        r"PanicError|GuestError|'recovery', '1'\) ==",
+        "recovery",
+    ),
+    Case(
+        "there is no recovery entry to boot",
+        "recovery/test_recovery.py::test_recovery_by_command_repairs_a_slot",
+        "rm /boot/loader/entries/recovery.conf && sync",
+        r"not in recovery|PanicError|GuestError",
+    ),
+    Case(
+        "recovery is not in the menu",
+        "recovery/test_recovery.py::test_recovery_from_the_boot_menu",
+        "rm /boot/loader/entries/recovery.conf && sync",
+        r"the boot menu has no 'skiff recovery'",
+    ),
+    Case(
+        "a reset wipes nothing",
+        "recovery/test_recovery.py::test_a_reset[the system]",
+        "edit /usr/bin/skiff-recovery 's/touch .var.\\.skiff-reset/true/'",
+        r"/var/gone|known|HostKey",
+    ),
+    Case(
+        "a reset from recovery wipes nothing",
+        "recovery/test_recovery.py::test_a_reset[recovery]",
+        "edit /usr/bin/skiff-recovery 's/touch .run.skiff.var.\\.skiff-reset/true/'",
+        r"/var/gone|known|HostKey",
+        "recovery",
+    ),
+    Case(
+        "a reset does not make another machine",
+        "recovery/test_recovery.py::test_a_reset[recovery]",
+        "edit /usr/bin/skiff-recovery 's/touch (.run.skiff.var).\\.skiff-reset/rm -f \\1\\/gone/'",
+        r"IDENTITY\) != identity",
+        "recovery",
+    ),
+    Case(
+        "sync does not wait for the disk",
+        "power/test_power_cut.py::test_a_plain_power_cut_while_the_system_writes",
+        "mount --bind /usr/bin/true /usr/bin/sync",
+        r"cmp - /var/written|ended with status",
+    ),
+)

@@ -1,0 +1,65 @@
+"""Breaks the machines of a scenario on purpose: ``-p tests.broken.plugin --broken NAME``."""
+
+from __future__ import annotations
+
+import base64
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fixtures.states import ForkOf
+from harness import profiles
+from harness.machine import Machine
+from tests.broken.cases import CASES, PRELUDE, UNIT, Case
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option."""
+    parser.addoption("--broken", choices=[case.name for case in CASES], required=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let what hands machines over break them."""
+    (case,) = [case for case in CASES if case.name == config.option.broken]
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    words = profiles.find("skiff")
+    if case.moment == "fork":
+        _after(patch, ForkOf, "__call__", lambda _, machine: break_(machine, case))
+    elif case.moment == "upgrade":
+        _after(patch, words, "upgrade", lambda self, _: break_(self.machine, case))
+    else:
+        _after(patch, words, "wait_recovery", lambda self, _: break_(self.machine, case))
+
+
+def _after(
+    patch: pytest.MonkeyPatch, owner: type, name: str, then: Callable[[Any, Any], None]
+) -> None:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapped(self: Any, *arguments: Any, **options: Any) -> Any:
+        result = original(self, *arguments, **options)
+        then(self, result)
+        return result
+
+    patch.setattr(owner, name, wrapped)
+
+
+def break_(machine: Machine, case: Case) -> None:
+    """Break a machine now, and at each of its boots if that is in one of its programs."""
+    lasting = "edit " in case.command or "mount " in case.command
+    encoded = base64.b64encode((PRELUDE + case.command + "\n").encode()).decode()
+    machine.succeed(
+        machine.os.as_root(f"echo {encoded} | base64 -d > /etc/broken && bash /etc/broken")
+    )
+    if lasting and case.moment == "fork":
+        unit = base64.b64encode(UNIT.encode()).decode()
+        machine.succeed(
+            machine.os.as_root(
+                f"echo {unit} | base64 -d > /etc/systemd/system/broken.service"
+                " && systemctl enable -q broken.service"
+            )
+        )
