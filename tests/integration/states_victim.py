@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import importlib
 import os
 import platform
@@ -11,15 +12,18 @@ import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from harness import deadline
 from harness.cli import COMMANDS
 from harness.cli import main as cli
+from harness.console import Console
 from harness.keys import KeyPair
 from harness.machine import Machine
 from harness.qemu.accel import Accel
+from harness.qemu.qmp import Qmp
 from harness.state import Snapshot, StateCache
-from tests.moments import arm, serve
+from tests.moments import STEP, arm, serve
 
 
 def collect(cache: str, budget: str) -> None:
@@ -59,8 +63,24 @@ def map_no_file(size: int) -> None:
             raise OSError(ctypes.get_errno(), "prctl")
 
 
+def count_what_qemu_is_told() -> None:
+    """Make each command on the monitor and on the console a moment to be killed at."""
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            sys.audit(STEP)
+            return function(*arguments, **options)
+
+        return call
+
+    Qmp.execute = counted(Qmp.execute)  # type: ignore[method-assign]
+    Console.run = counted(Console.run)  # type: ignore[method-assign]
+
+
 def main(action: str, saved: Path, evidence: Path, root: Path, moment: int) -> None:
     deadline.set_scale(8.0)
+    count_what_qemu_is_told()
     origin = Snapshot.read(saved)
 
     def machine() -> Machine:

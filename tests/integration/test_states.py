@@ -341,11 +341,12 @@ def wait_gone(pids: list[int]) -> None:
         os.close(fd)
 
 
-@pytest.mark.parametrize(("action", "moments"), [("save", 11), ("restore", 7)])
+@pytest.mark.parametrize(("action", "moments"), [("save", 11), ("restore", 10)])
 def test_kill_9_at_many_moments(
     fork_of: ForkOf, states: States, tmp_path: Path, action: str, moments: int
 ) -> None:
-    """Before a change of a file that it makes: the first, the last, and as many between them."""
+    """Before a change of a file that it makes, or a command that it gives: the first, the last, and
+    some between them."""
     fork_of(ready).stop()
     saved = states.lease(ready).snapshot.folder
     before = digests(saved)
@@ -417,7 +418,7 @@ def caches(states: States, folder: Path) -> StateCache:
 
     copy(ready, "used")
     copy(at_the_login, "young")
-    os.utime(copy(ready, "old") / "state.json", (1, 1))
+    os.utime(copy(ready, "old") / "state.json", (2, 2))
     os.truncate(copy(at_the_login, "damaged") / "state.json", 10)
     copy(at_the_login, "interrupted", "tmp")
     # Of a build that was killed as soon as it had published its state.
@@ -430,6 +431,7 @@ def test_kill_9_at_every_moment_of_a_collection(
 ) -> None:
     """``harness states gc`` on saved machines, killed before each change that it makes."""
     begin = caches(states, tmp_path / "begin")
+    damaged = entry_id("damaged", KEY)
     sizes = {e.record.name: e.bytes for e in begin.list() if e.record is not None}
     budget = f"{(sizes['used'] + sizes['young']) // MIB + 1}MiB"
     seen: set[frozenset[str]] = set()
@@ -443,8 +445,11 @@ def test_kill_9_at_every_moment_of_a_collection(
             shutil.copytree(begin.root, folder / "states", copy_function=link)
             cache = StateCache(folder / "states", budget=parse_size(budget))
             with cache.lease("used", {}, KEY, never) as used:
+                # The least recently used of all, were it not in use.
+                os.utime(used.snapshot.folder / "state.json", (1, 1))
                 survived = collector.survives(moment, folder, budget)
                 assert used.snapshot.faults() == []
+                assert [e.id for e in cache.list() if e.status == "damaged"] in ([], [damaged])
                 whole = {e.id: e for e in cache.list() if e.status in ("ready", "in use")}
                 found = frozenset(e.record.name for e in whole.values() if e.record is not None)
                 assert {"used", "young"} <= found <= {"used", "young", "old"}
