@@ -20,6 +20,7 @@ from harness.spec import MIB, Disk, Firmware, FirmwareKind, MachineSpec
 from harness.state import Lease, Snapshot, StateCache
 from harness.state.cache import FORMAT
 from harness.state.codec import shape
+from harness.state.filesystem import lacks
 from harness.state.save import copy_data
 from harness.state.snapshot import FORMAT as SAVED
 from harness.state.snapshot import SMALL, Seal
@@ -269,6 +270,25 @@ def test_an_unwritable_cache_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="making the cache of states") as caught:
         StateCache(tmp_path / "states").lease("live", {}, KEY, Builder())
     assert "HARNESS_CACHE" in caught.value.hint
+
+
+def test_a_cache_without_holes_or_maps_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file really has all its blocks, as one on vfat has; that it is not mapped is a fake."""
+    assert lacks(tmp_path) == []
+
+    def filled(fd: int, size: int) -> None:
+        os.posix_fallocate(fd, 0, size)
+
+    def refused(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr("harness.state.filesystem.os.truncate", filled)
+    monkeypatch.setattr("harness.state.filesystem.mmap.mmap", refused)
+    holes, maps = lacks(tmp_path)
+    assert holes.startswith("keeps no holes in files: ")
+    assert maps.startswith("does not map files (No such device): ")
 
 
 def test_doctor_tells_of_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
