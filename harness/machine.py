@@ -50,6 +50,7 @@ from harness.qemu.qmp import Event, Qmp
 from harness.qemu.script import reproduce
 from harness.spec import MachineSpec
 from harness.ssh import Ssh, SshResult
+from harness.state import filesystem
 from harness.state import restore as restoring
 from harness.state import save as saving
 from harness.state import snapshot as snapshots
@@ -113,6 +114,7 @@ class Machine:
         self.origin = origin
         self._saveable = saveable
         self._memory: saving.Memory | None = None
+        self._unmapped = ""
         self._forks = 0
         self.evidence = evidence
         self.timeline = timeline or Timeline()
@@ -181,6 +183,11 @@ class Machine:
         self._os = profile
         if self._ssh is not None:
             self._ssh.user = profile.account.user
+
+    @property
+    def _hot(self) -> bool:
+        """Whether it goes on from saved RAM; otherwise it boots."""
+        return self.origin is not None and not self.origin.cold
 
     @property
     def pid(self) -> int:
@@ -385,11 +392,18 @@ class Machine:
         """
         if self._process is not None:
             raise UsageError(f"machine {self.name} has been started before")
+        if self.origin is not None and self._hot:
+            self._unmapped = filesystem.unmapped(self.origin.ram)
         if self._admit is not None:
-            hot = self.origin is not None and not self.origin.cold
-            self._grant = self._admit(self.spec, self.timeline, hot and not self._saveable)
-        with self.timeline.step("start", machine=self.name), contextlib.ExitStack() as undo:
+            shares = self._hot and not self._saveable and not self._unmapped
+            self._grant = self._admit(self.spec, self.timeline, shares)
+        with (
+            self.timeline.step("start", machine=self.name) as step,
+            contextlib.ExitStack() as undo,
+        ):
             undo.callback(self.stop)
+            if self._unmapped:
+                step.data["ram"] = f"a copy: the saved file cannot be mapped: {self._unmapped}"
             self._start()
             self._differ()
             undo.pop_all()
@@ -461,7 +475,7 @@ class Machine:
                 ),
                 on_exit=self._on_exit,
             )
-            if self.origin is not None and not self.origin.cold:
+            if self.origin is not None and self._hot:
                 # What the saved machine's last line says counts as said: a prompt may be on it.
                 console_there.sendall(self.origin.line.encode())
         finally:
@@ -472,12 +486,12 @@ class Machine:
     def _allocate_memory(self, given: argv.Allocations) -> argv.Allocations:
         """Return the allocations with RAM that can be saved, or that of the origin."""
         origin = self.origin
-        hot = origin is not None and not origin.cold
-        if self._saveable:
-            content = origin.ram if origin is not None and hot else None
+        if self._saveable or self._unmapped:
+            content = origin.ram if origin is not None and self._hot else None
             memory = saving.Memory.create(self.name, self.spec.memory, content)
             self._memory = memory
-            given = replace(given, ram=argv.Ram(Path(f"/proc/self/fd/{memory.fd}"), private=False))
+            ram = argv.Ram(Path(f"/proc/self/fd/{memory.fd}"), private=False, saved=content)
+            given = replace(given, ram=ram)
         if origin is None:
             return given
         (self.evidence / "origin.json").write_text(
@@ -504,7 +518,7 @@ class Machine:
                     guest=lambda: (self.console.last_output(), self.console.silent_for()),
                 )
             origin = self.origin
-            if origin is not None and not origin.cold:
+            if origin is not None and self._hot:
                 restoring.restore(self.qmp, origin.devices, limit)
                 if self._ssh is not None:
                     self._ssh.host_key = origin.host_key
@@ -538,7 +552,7 @@ class Machine:
             DiskFullError, StoreError: if the folder cannot be written.
         """
         given, memory = self._allocations, self._memory
-        if given is None or memory is None:
+        if given is None or memory is None or not self._saveable:
             raise UsageError(
                 f"machine {self.name} cannot be saved: it was not started to be",
                 hint="start it with saveable=True",

@@ -25,8 +25,11 @@ from harness.keys import KeyPair
 from harness.machine import Machine
 from harness.qemu import accel, binary, firmware
 from harness.spec import ARCHES, FirmwareKind, format_size
+from harness.state import filesystem
 from harness.store import Store
 from harness.turns import Turns
+
+MOVE_CACHE: Final = "put the cache on a local disk (ext4, XFS, btrfs): HARNESS_CACHE=/path"
 
 TOOLS: Final = {
     "qemu-img": "qemu-utils",
@@ -110,7 +113,21 @@ def _host() -> list[Finding]:
             {"memory": room.memory, "available": room.available, "limit": room.limit},
         ),
         Finding("cache", True, f"{cache}, {format_size(free)} free", {"path": cache, "free": free}),
+        _cache_file_system(cache),
     ]
+
+
+def _cache_file_system(cache: Path) -> Finding:
+    """Look whether the cache can be written, and has what saved states are kept cheap by."""
+    name = "cache file system"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        found = filesystem.lacks(cache)
+    except OSError as error:
+        return Finding(name, False, f"{error}\n{MOVE_CACHE}")
+    if found:
+        return Finding(name, False, "\n".join([*found, MOVE_CACHE]), found, needed=False)
+    return Finding(name, True, "keeps and tells holes in files, maps them", found)
 
 
 def _tools() -> list[Finding]:

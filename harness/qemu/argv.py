@@ -39,10 +39,12 @@ class Ram:
         path: The file.
         private: Whether the machine keeps its writes to itself (a fork); otherwise the file has
             them.
+        saved: The saved RAM that the file began as a copy of, which a person's machine maps.
     """
 
     path: Path
     private: bool
+    saved: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,9 @@ def by_hand(allocations: Allocations, directory: Path) -> Allocations:
         allocations: Those of the run.
         directory: Where the monitor's socket may lie.
     """
-    ram = allocations.ram if allocations.ram is not None and allocations.ram.private else None
+    ram = allocations.ram
+    if ram is not None and not ram.private:
+        ram = Ram(ram.saved, private=True) if ram.saved is not None else None
     return replace(
         allocations, console_fd=None, qmp_fd=None, qmp_path=directory / "qmp.sock", ram=ram
     )

@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,10 @@ from typing import Any, Final, Self
 from harness.deadline import NEVER, Deadline
 from harness.errors import StateError, StoreError
 from harness.spec import GIB, format_size
-from harness.state.snapshot import FORMAT, MANIFEST, Snapshot
+from harness.state import filesystem
+from harness.state.codec import shape
+from harness.state.snapshot import FORMAT as SAVED
+from harness.state.snapshot import MANIFEST, Snapshot
 from harness.store.layout import Layout
 from harness.store.locks import lock, try_lock
 from harness.store.space import disk_usage, explained, remove_tree
@@ -78,6 +81,10 @@ class Record:
             json.dump({"format": FORMAT, **data, "inputs": dict(self.inputs)}, output, indent=1)
             output.flush()
             os.fsync(output.fileno())
+
+
+FORMAT: Final = f"{SAVED}.{shape(Record)}"
+"""Of an entry; part of a state's key, so that no version takes an entry of another for its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +263,9 @@ class StateCache:
         size = format_size(disk_usage(self._layout.entry(entry)))
         kind = f", disks only: {record.cold}" if record.cold else ""
         progress(f"the state {name} is ready: {size} in {record.seconds:.0f} s{kind}")
+        with contextlib.suppress(OSError):
+            for lack in filesystem.lacks(self.root):
+                progress(f"the file system of {self.root} {lack}")
 
     def _lend(self, entry: str, deadline: Deadline) -> Lease | None:
         """Return a lease if the entry and those it builds on are whole."""
@@ -339,20 +349,62 @@ class StateCache:
         Raises:
             StoreError: if it cannot be removed.
         """
+        return self._remove_unused(entry)
+
+    def _remove_unused(self, entry: str, *, damaged: bool = False) -> bool:
+        """Remove a state, or what was to become one, unless somebody uses it.
+
+        Args:
+            entry: Its entry.
+            damaged: Leave it if it is whole: somebody made it anew since it was looked at.
+        """
         self._prepare()
         gone = False
-        with explained(self.root, f"removing {entry}"), ExitStack() as held:
-            for path in (self._layout.make_lock(entry), self._layout.use_lock(entry)):
-                alone = try_lock(path, sign=False)
-                if alone is None:
-                    return False
-                held.enter_context(alone)
-                held.callback(path.unlink, missing_ok=True)
+        with explained(self.root, f"removing {entry}"), self._alone(entry) as alone:
+            if not alone or (damaged and self.fault(entry) is None):
+                return False
             for folder in (self._layout.entry(entry), self._layout.temporary(entry)):
                 if folder.exists():
                     self._remove(folder)
                     gone = True
         return gone
+
+    def _remove_interrupted(self, entry: str) -> bool:
+        """Remove what a build left behind; whether it was there and nobody makes it.
+
+        The state itself may be there, and in use: a build that is killed after it has published it
+        leaves its empty folder.
+        """
+        folder = self._layout.temporary(entry)
+        with (
+            explained(self.root, f"removing what was to become {entry}"),
+            self._alone(entry, use=False) as alone,
+        ):
+            if not alone or not folder.exists():
+                return False
+            remove_tree(folder)
+        return True
+
+    @contextmanager
+    def _alone(self, entry: str, *, use: bool = True) -> Iterator[bool]:
+        """Hold the locks of an entry, whose files end with the block; whether they were free.
+
+        Args:
+            entry: The entry.
+            use: Whether that of its users as well.
+        """
+        locks = [self._layout.make_lock(entry)]
+        if use:
+            locks.append(self._layout.use_lock(entry))
+        with ExitStack() as held:
+            for path in locks:
+                lock = try_lock(path, sign=False)
+                if lock is None:
+                    yield False
+                    return
+                held.enter_context(lock)
+                held.callback(path.unlink, missing_ok=True)
+            yield True
 
     def gc(
         self,
@@ -373,10 +425,17 @@ class StateCache:
         """
         freed = 0
         for entry in self.list():
-            broken = entry.status in ("interrupted", "damaged")
-            if (broken or everything) and self.remove(entry.id):
+            if entry.status == "interrupted":
+                gone = self._remove_interrupted(entry.id)
+            elif everything or entry.status == "damaged":
+                gone = self._remove_unused(entry.id, damaged=not everything)
+            else:
+                continue
+            if gone:
                 progress(f"removed {entry.id} ({entry.status})")
                 freed += entry.bytes
+        with explained(self.root, "removing locks of states that are gone"):
+            self._layout.remove_abandoned_locks()
         return freed + self.trim(keep=keep, progress=progress)
 
     def trim(
@@ -384,7 +443,8 @@ class StateCache:
     ) -> int:
         """Remove states, least recently used first, until the rest is within the budget.
 
-        A state that another builds on goes after that one. Nothing in use is removed.
+        A state that another builds on goes after that one. Nothing in use is removed. What another
+        version of Harness made counts and goes as all do: that version may be gone for good.
 
         Returns:
             The bytes that it gave back.
@@ -398,7 +458,9 @@ class StateCache:
             leaves = [
                 entry
                 for entry in entries
-                if entry.id not in tried and entry.id not in needed and entry.status == "ready"
+                if entry.id not in tried
+                and entry.id not in needed
+                and entry.status in ("ready", "foreign")
             ]
             if not leaves:
                 break

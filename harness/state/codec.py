@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ def to_json(value: Any) -> Any:
     return value
 
 
+def shape(*kinds: type) -> str:
+    """Return a digest of the fields of dataclasses, which are the names in their JSON."""
+    told = [(kind.__name__, [field.name for field in dataclasses.fields(kind)]) for kind in kinds]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
+
+
 def spec_from_json(data: dict[str, Any]) -> MachineSpec:
     """Return the spec that :func:`to_json` was given.
 
@@ -47,8 +54,7 @@ def spec_from_json(data: dict[str, Any]) -> MachineSpec:
             **{
                 **nic,
                 "forward": tuple(nic["forward"]),
-                # States saved before there were services have none.
-                "reach": tuple(Reach(**each) for each in nic.get("reach", ())),
+                "reach": tuple(Reach(**each) for each in nic["reach"]),
             }
         )
         for nic in told["nics"]

@@ -31,8 +31,8 @@ from harness.errors import UsageError
 from harness.qemu import argv
 from harness.qemu.accel import Accel, cpu_model
 from harness.qemu.binary import Qemu
+from harness.state.cache import FORMAT
 from harness.state.codec import to_json
-from harness.state.snapshot import FORMAT
 
 Steps = Callable[..., Any]
 
@@ -121,7 +121,7 @@ def inputs(
     """
     program = qemu.path.resolve().stat()
     told = {
-        "format of snapshots": str(FORMAT),
+        "format of states": FORMAT,
         "version of Harness": _version(),
         "code: QEMU's options": _digest(inspect.getsource(argv)),
         "code: the console's driver": _digest(inspect.getsource(driver)),

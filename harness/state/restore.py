@@ -27,7 +27,7 @@ def allocate(given: Allocations, origin: Snapshot, memory: Memory | None) -> All
     Args:
         given: Those of a machine of the same spec that boots.
         origin: What it is forked from.
-        memory: Its RAM, if it is to be saved again; otherwise it maps the saved RAM privately.
+        memory: Its RAM, if it has a copy; otherwise it maps the saved RAM privately.
     """
     if origin.cold:
         return given

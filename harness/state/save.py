@@ -36,6 +36,7 @@ from harness.store.space import explained
 
 _ENDED: Final = frozenset({"completed", "failed", "cancelled"})
 _PART: Final = 1 << 30
+_BLOCK: Final = 64 * 1024
 
 
 @dataclass(slots=True)
@@ -73,22 +74,43 @@ class Memory:
 
 
 def copy_data(source: int, target: int) -> None:
-    """Copy a file between descriptors, leaving out its holes (``lseek(2)``, SEEK_DATA)."""
+    """Copy a file into an empty one, leaving out its holes (``lseek(2)``, SEEK_DATA).
+
+    A file system that does not tell holes says that all is data, or knows no SEEK_DATA: there,
+    blocks of zeros are left out.
+    """
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
     offset = 0
     while offset < size:
         try:
             start = os.lseek(source, offset, os.SEEK_DATA)
+            end = os.lseek(source, start, os.SEEK_HOLE)
         except OSError as error:
-            if error.errno != errno.ENXIO:
+            if error.errno == errno.ENXIO:
+                return  # only a hole is left
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                 raise
-            return  # only a hole is left
-        end = os.lseek(source, start, os.SEEK_HOLE)
+            start, end = 0, size
+        if (start, end) == (0, size):
+            _copy_blocks(source, target, size)
+            return
         os.lseek(target, start, os.SEEK_SET)
         while start < end:
             start += os.sendfile(target, source, start, min(end - start, _PART))
         offset = end
+
+
+def _copy_blocks(source: int, target: int, size: int) -> None:
+    """Copy a file by reading it, leaving out blocks of zeros."""
+    zeros = bytes(_BLOCK)
+    offset = 0
+    while offset < size and (part := os.pread(source, _BLOCK, offset)):
+        if part != zeros[: len(part)]:
+            written = 0
+            while written < len(part):
+                written += os.pwrite(target, part[written:], offset + written)
+        offset += len(part)
 
 
 def check_disks(spec: MachineSpec) -> None:

@@ -14,6 +14,7 @@ down, and a fork of it boots.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,11 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.errors import HarnessError, StateError
-from harness.spec import MIB, MachineSpec
-from harness.state.codec import spec_from_json, to_json
-
-FORMAT: Final = 1
-"""Of a snapshot's files; another number makes all states anew."""
+from harness.spec import MIB, Disk, Firmware, MachineSpec, Nic, Reach
+from harness.state.codec import shape, spec_from_json, to_json
 
 MANIFEST: Final = "snapshot.json"
 RAM: Final = "ram"
@@ -186,7 +184,9 @@ class Snapshot:
         files = []
         for path in sorted(self.folder.rglob("*")):
             if path.is_file() and path.name != MANIFEST:
-                path.chmod(0o444)
+                # Some file systems keep no modes. The seals tell what was written to without them.
+                with contextlib.suppress(PermissionError):
+                    path.chmod(0o444)
                 files.append((str(path.relative_to(self.folder)), Seal.of(path)))
         whole = replace(self, files=tuple(files))
         data = to_json(whole)
@@ -227,3 +227,12 @@ class Snapshot:
         checks = [(self.folder / name, seal) for name, seal in self.files]
         checks += [(Path(name), seal) for name, seal in self.bases]
         return [fault for path, seal in checks if (fault := seal.fault(path)) is not None]
+
+
+_NUMBER: Final = 2
+"""Counted up where what is saved keeps its fields and means something else."""
+
+_PARTS: Final = (Snapshot, Seal, Shell, Account, MachineSpec, Firmware, Disk, Nic, Reach)
+
+FORMAT: Final = f"{_NUMBER}.{shape(*_PARTS)}"
+"""Of a snapshot's files; another one makes all states anew."""

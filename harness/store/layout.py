@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from harness.store.locks import try_lock
+
 # Backup programs leave out a folder with this file: bford.info/cachedir
 _TAG: Final = "Signature: 8a477f597d28d172789f06886806bc55\n# The cache of Harness.\n"
 
@@ -78,6 +80,20 @@ class Layout:
     def use_lock(self, entry: str) -> Path:
         """The lock file of who uses an entry."""
         return self.root / "locks" / f"{entry}.use"
+
+    def remove_abandoned_locks(self) -> None:
+        """Remove the lock files of entries that are not there: of who was killed as he removed one.
+
+        Whoever is about to make an entry holds its lock, or takes it again when its file is gone.
+
+        Raises:
+            OSError: if one cannot be removed.
+        """
+        for path in [*self.root.glob("locks/*.make"), *self.root.glob("locks/*.use")]:
+            if self.entry(path.stem).exists() or self.temporary(path.stem).exists():
+                continue
+            if (alone := try_lock(path, sign=False)) is not None:
+                alone.remove()
 
     def work_lock(self, image: str) -> Path:
         """The lock file of an image's work folder."""

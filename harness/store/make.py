@@ -161,7 +161,8 @@ def _seal(folder: Path, name: str) -> File:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
         size = os.fstat(file.fileno()).st_size
-    path.chmod(0o444)
+    with suppress(PermissionError):  # some file systems keep no modes
+        path.chmod(0o444)
     return File(name, digest, size)
 
 

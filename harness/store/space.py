@@ -50,7 +50,11 @@ def explained(where: Path, what: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise full(where, f"{what} needs more") from error
         hint = "look at the path above and at its disk"
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EFBIG, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENODEV):
+            hint = (
+                "its file system cannot do that: put the cache on a local disk: HARNESS_CACHE=/path"
+            )
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             hint = "make it writable, or put the cache elsewhere: HARNESS_CACHE=/path"
         raise StoreError(f"{what}: {error}", evidence=str(where), hint=hint) from error
 

@@ -228,6 +228,8 @@ class Store:
                         in_use.append(entry)
                 except OSError as error:
                     failed.append(str(error))
+            if not dry_run:
+                self._layout.remove_abandoned_locks()
             freed = sum(entry.bytes for entry in removed)
             freed += self._clean_logs(now, everything=everything, dry_run=dry_run)
             if everything:

@@ -34,6 +34,7 @@ def test_doctor_tells_people_and_programs() -> None:
     assert findings["accel x86_64"]["data"]["accel"] in ("kvm", "tcg")
     assert findings["accel x86_64"]["data"]["reason"]
     assert findings["memory"]["data"]["memory"] > 0
+    assert "holes" in findings["cache file system"]["text"]
 
 
 def test_doctor_without_qemu_names_the_package(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +21,14 @@ from fixtures.machines import Boot
 from fixtures.states import ForkOf, States
 from harness.errors import CommandError, SnapshotError, UsageError
 from harness.machine import Machine
-from harness.spec import MIB, Disk, Nic
-from harness.state import StateCache, state
+from harness.spec import MIB, Disk, Nic, parse_size
+from harness.state import Snapshot, State, StateCache, state
+from harness.state.cache import Record, entry_id
+from tests.moments import Victim
 
-VICTIM = Path(__file__).with_name("states_victim.py")
 ROOT = Path(__file__).resolve().parents[2]
+
+KEY = "k" * 64
 
 RANDOM = "head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid"
 
@@ -305,14 +310,14 @@ def test_what_qemu_does_not_take_is_built_anew(fork_of: ForkOf, states: States) 
     assert others.lease(at_the_login).record.created > lease.record.created
 
 
-def victim(action: str, saved: Path, evidence: Path, root: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.states_victim", action, saved, evidence, root],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def victim(
+    action: str, saved: Path, evidence: Path, root: Path, moment: int = 0
+) -> tuple[str, int]:
+    """Return what the process said, and how it ended."""
+    command = [sys.executable, "-m", "tests.integration.states_victim", action]
+    command += [str(saved), str(evidence), str(root), str(moment)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    return done.stdout, done.returncode
 
 
 def qemus_of(evidence: Path) -> list[int]:
@@ -336,37 +341,143 @@ def wait_gone(pids: list[int]) -> None:
         os.close(fd)
 
 
-@pytest.mark.parametrize("action", ["save", "restore"])
+@pytest.mark.parametrize(("action", "moments"), [("save", 11), ("restore", 10)])
 def test_kill_9_at_many_moments(
-    fork_of: ForkOf, states: States, tmp_path: Path, action: str
+    fork_of: ForkOf, states: States, tmp_path: Path, action: str, moments: int
 ) -> None:
-    fork_of(ready)
+    """Before a change of a file that it makes, or a command that it gives: the first, the last, and
+    some between them."""
+    fork_of(ready).stop()
     saved = states.lease(ready).snapshot.folder
     before = digests(saved)
-    root = tmp_path / "states"
-    finished = 0
-    for moment in range(10):
-        evidence = tmp_path / f"evidence-{moment}"
-        process = victim(action, saved, evidence, root)
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("now")
-        timer = threading.Timer(moment * 0.03, process.send_signal, [signal.SIGKILL])
-        timer.start()
-        finished += "done" in process.stdout.read()
-        timer.join()
-        process.wait()
-        assert process.stdin is not None
-        process.stdin.close()
-        process.stdout.close()
+    said, _ = victim(action, saved, tmp_path / "evidence", tmp_path / "whole")
+    assert said.startswith("done "), said
+    last = int(said.split()[1])
+    assert last > moments, said
+    published = 0
+    for step in range(moments):
+        moment = 1 + step * (last - 1) // (moments - 1)
+        root, evidence = tmp_path / f"{moment}", tmp_path / f"evidence-{moment}"
+        said, ended = victim(action, saved, evidence, root, moment)
+        assert ended == -signal.SIGKILL, f"at {moment} of {last}: {said}"
         wait_gone(qemus_of(evidence))
         # A state is there and whole, or is not there.
-        entries = {entry.status for entry in StateCache(root).list()}
-        assert entries <= {"ready", "interrupted"}
-        StateCache(root).gc(everything=True)
-        assert StateCache(root).list() == []
-        assert list((root / "tmp").glob("*") if root.exists() else []) == []
+        cache = StateCache(root)
+        entries = [entry for entry in cache.list() if entry.status != "interrupted"]
+        assert {entry.status for entry in entries} <= {"ready"}
+        cache.gc()
+        assert [entry.id for entry in cache.list()] == [entry.id for entry in entries]
+        published += len(entries)
+        if entries and published == 1:
+            answers(fork_of, states, entries[0].path)
+        assert left_over(root) == []
+    assert bool(published) == (action == "save"), "no moment was after the state was published"
     assert digests(saved) == before
     assert mark(fork_of(ready)) == ("from the parent", "from the parent")
+
+
+def answers(fork_of: ForkOf, states: States, folder: Path) -> None:
+    """Let a saved machine go on, and see that it answers on its console."""
+    machine = fork_of._boot.fork(Snapshot.read(folder), states.selection, working_set=0)
+    if not machine.console.logged_in:
+        machine.os.login()
+    assert machine.console.run("echo it answers").stdout == "it answers\n"
+    machine.stop()
+
+
+def left_over(root: Path) -> list[Path]:
+    """Return what lies in a cache and belongs to no state."""
+    if not root.exists():
+        return []
+    entries = {path.name for path in (root / "entries").iterdir()}
+    locks = [path for path in (root / "locks").iterdir() if path.stem not in entries]
+    return [*locks, *(root / "tmp").iterdir()]
+
+
+def link(source: str, target: str) -> None:
+    """Copy a file of a state without its contents, but what is written to later."""
+    if Path(source).name == "state.json":
+        shutil.copy2(source, target)
+    else:
+        os.link(source, target)
+
+
+def caches(states: States, folder: Path) -> StateCache:
+    """Return a cache of saved machines that has everything that there is to collect."""
+    cache = StateCache(folder / "states")
+
+    def copy(kind: State, name: str, where: str = "entries") -> Path:
+        saved = states.lease(kind).snapshot.folder
+        target = cache.root / where / entry_id(name, KEY)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "-a", "--sparse=auto", saved, target], check=True)
+        record = Record.read(target)
+        assert record is not None
+        replace(record, name=name).write(target)
+        return target
+
+    copy(ready, "used")
+    copy(at_the_login, "young")
+    os.utime(copy(ready, "old") / "state.json", (2, 2))
+    os.truncate(copy(at_the_login, "damaged") / "state.json", 10)
+    copy(at_the_login, "interrupted", "tmp")
+    # Of a build that was killed as soon as it had published its state.
+    (cache.root / "tmp" / entry_id("young", KEY)).mkdir()
+    return cache
+
+
+def test_kill_9_at_every_moment_of_a_collection(
+    fork_of: ForkOf, states: States, tmp_path: Path
+) -> None:
+    """``harness states gc`` on saved machines, killed before each change that it makes."""
+    begin = caches(states, tmp_path / "begin")
+    damaged = entry_id("damaged", KEY)
+    sizes = {e.record.name: e.bytes for e in begin.list() if e.record is not None}
+    budget = f"{(sizes['used'] + sizes['young']) // MIB + 1}MiB"
+    seen: set[frozenset[str]] = set()
+
+    def never(folder: Path) -> Snapshot:
+        raise AssertionError(f"{folder} is built, and was there")
+
+    with Victim("tests.integration.states_victim", "collect") as collector:
+        for moment in itertools.count(1):
+            folder = tmp_path / str(moment)
+            shutil.copytree(begin.root, folder / "states", copy_function=link)
+            cache = StateCache(folder / "states", budget=parse_size(budget))
+            with cache.lease("used", {}, KEY, never) as used:
+                # The least recently used of all, were it not in use.
+                os.utime(used.snapshot.folder / "state.json", (1, 1))
+                survived = collector.survives(moment, folder, budget)
+                assert used.snapshot.faults() == []
+                assert [e.id for e in cache.list() if e.status == "damaged"] in ([], [damaged])
+                whole = {e.id: e for e in cache.list() if e.status in ("ready", "in use")}
+                found = frozenset(e.record.name for e in whole.values() if e.record is not None)
+                assert {"used", "young"} <= found <= {"used", "young", "old"}
+                if found not in seen:
+                    seen.add(found)
+                    for entry in whole.values():
+                        answers(fork_of, states, entry.path)
+                if not survived:
+                    cache.gc()
+                assert left_over(cache.root) == []
+                left = {entry.id for entry in cache.list()}
+                assert left == {entry_id("used", KEY), entry_id("young", KEY)}
+            shutil.rmtree(folder)
+            if survived:
+                break
+    assert moment > 30, "the hook saw nothing"
+    assert len(seen) == 2, "no moment was between what it removes"
+
+
+def test_a_cache_that_maps_no_files(fork_of: ForkOf, states: States, tmp_path: Path) -> None:
+    """Its forks have copies of the saved RAM, and say so."""
+    fork_of(ready).stop()
+    saved = states.lease(ready).snapshot.folder
+    said, ended = victim("unmapped", saved, tmp_path / "evidence", tmp_path)
+    assert ended == 0, said
+    assert said.startswith("from the parent\nfrom the parent\n")
+    assert "a copy: the saved file cannot be mapped: No such device" in said
+    assert f"mem-path={saved / 'ram'}" in (tmp_path / "evidence" / "qemu.sh").read_text()
 
 
 def test_a_scenario_ends_the_same_cold_and_forked(fork_of: ForkOf, states: States) -> None:

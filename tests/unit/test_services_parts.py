@@ -71,9 +71,6 @@ def test_the_script_says_where_a_service_was(tmp_path: Path) -> None:
 
 def test_specs_with_services_travel_as_json() -> None:
     assert spec_from_json(to_json(SPEC)) == SPEC
-    old = to_json(replace(SPEC, nics=(Nic(),)))
-    del old["nics"][0]["reach"]
-    assert spec_from_json(old).nics == (Nic(),)
 
 
 def test_reaching_is_by_the_first_interface_and_of_these_only() -> None:

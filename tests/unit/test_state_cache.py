@@ -1,23 +1,30 @@
 from __future__ import annotations
 
+import errno
+import itertools
 import multiprocessing
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from harness.cli import doctor
 from harness.errors import StateError, StoreError
 from harness.spec import MIB, Disk, Firmware, FirmwareKind, MachineSpec
-from harness.state import Snapshot, StateCache
+from harness.state import Lease, Snapshot, StateCache
+from harness.state.cache import FORMAT
+from harness.state.codec import shape
+from harness.state.filesystem import lacks
 from harness.state.save import copy_data
+from harness.state.snapshot import FORMAT as SAVED
 from harness.state.snapshot import SMALL, Seal
+from tests.moments import Victim
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = MachineSpec("one", "x86_64", Firmware(FirmwareKind.BIOS), memory=32 * MIB)
@@ -125,15 +132,68 @@ def test_a_base_that_is_gone_is_damage(cache: StateCache, tmp_path: Path) -> Non
     assert "base.raw" in cache.list()[0].why
 
 
-def test_what_another_version_made_is_left_to_it(cache: StateCache) -> None:
-    with cache.lease("live", {}, KEY, Builder()) as lease:
-        folder = lease.snapshot.folder
-    record = (folder / "state.json").read_text()
-    (folder / "state.json").write_text(record.replace('"format": 1', '"format": 99'))
+@pytest.fixture
+def of_another_version(cache: StateCache, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lease]:
+    """A state that another version of Harness made, and uses."""
+    with monkeypatch.context() as other:
+        other.setattr("harness.state.cache.FORMAT", "99.another")
+        other.setattr("harness.state.snapshot.FORMAT", "99.another")
+        lease = cache.lease("theirs", {}, KEY, Builder(MIB))
+    with lease:
+        yield lease
+
+
+def test_what_another_version_made_is_left_to_it(
+    cache: StateCache, of_another_version: Lease
+) -> None:
+    folder = of_another_version.snapshot.folder
     assert [entry.status for entry in cache.list()] == ["foreign"]
+    assert cache.gc(everything=True) == 0, "it is in use"
+    assert StateCache(cache.root, budget=1).trim() == 0
+    of_another_version.close()
     assert cache.gc() == 0
     assert folder.exists()
     assert cache.gc(everything=True) > 0
+
+
+def test_the_budget_takes_what_another_version_does_not_use_any_more(
+    cache: StateCache, of_another_version: Lease
+) -> None:
+    of_another_version.close()
+    os.utime(of_another_version.snapshot.folder / "state.json", (1, 1))
+    cache.lease("ours", {}, KEY, Builder(MIB)).close()
+    StateCache(cache.root, budget=MIB + MIB // 2).trim()
+    assert [entry.record.name for entry in cache.list() if entry.record] == ["ours"]
+
+
+def test_another_field_is_another_format() -> None:
+    """Nobody has to think of a number: what one version added, the other does not take for damage."""
+
+    @dataclass(frozen=True)
+    class Record:
+        name: str
+
+    @dataclass(frozen=True)
+    class Before:
+        name: str
+        more: str = ""
+
+    Before.__name__ = "Record"
+    assert shape(Record) != shape(Before)
+    assert FORMAT != SAVED, "what the entry says counts as well as what the snapshot does"
+
+
+def test_a_file_system_without_modes_serves(
+    cache: StateCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vfat does: it refuses a mode that it cannot keep."""
+
+    def refused(path: Path, mode: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "chmod", refused)
+    with cache.lease("live", {}, KEY, Builder()) as lease:
+        assert lease.snapshot.faults() == []
 
 
 def test_a_build_that_fails_leaves_nothing(cache: StateCache) -> None:
@@ -212,6 +272,33 @@ def test_an_unwritable_cache_says_what_to_do(tmp_path: Path) -> None:
     assert "HARNESS_CACHE" in caught.value.hint
 
 
+def test_a_cache_without_holes_or_maps_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file really has all its blocks, as one on vfat has; that it is not mapped is a fake."""
+    assert lacks(tmp_path) == []
+
+    def filled(fd: int, size: int) -> None:
+        os.posix_fallocate(fd, 0, size)
+
+    def refused(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr("harness.state.filesystem.os.truncate", filled)
+    monkeypatch.setattr("harness.state.filesystem.mmap.mmap", refused)
+    holes, maps = lacks(tmp_path)
+    assert holes.startswith("keeps no holes in files: ")
+    assert maps.startswith("does not map files (No such device): ")
+
+
+def test_doctor_tells_of_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = doctor._cache_file_system(tmp_path / "file" / "cache")
+    assert (found.ok, found.needed) == (False, True)
+    assert "Not a directory" in found.text
+    assert "HARNESS_CACHE" in found.text
+
+
 FULL = """
 import sys
 from pathlib import Path
@@ -238,19 +325,64 @@ cache.lease("small", {}, KEY, build).close()
 """
 
 
-def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
-    mount = (
-        f'mount -t tmpfs -o size=4m tmpfs {tmp_path} && exec {sys.executable} -c "$0" {tmp_path}'
-    )
+def said_on(kind: str, folder: Path, program: str) -> str:
+    """Return what a program prints that finds a file system of this kind in a folder; told of it."""
+    mount = f'mount -t {kind} none {folder} && exec {sys.executable} -c "$0" {folder}'
     inside = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
-    if subprocess.run([*inside, f"mount -t tmpfs tmpfs {tmp_path}"], check=False).returncode:
-        pytest.skip("no mount namespace of our own here: user namespaces are off in this kernel")
+    if subprocess.run([*inside, f"mount -t {kind} none {folder}"], check=False).returncode:
+        pytest.skip(
+            f"no {kind.partition(' ')[0]} of our own here: allow user namespaces"
+            " (sysctl kernel.unprivileged_userns_clone, user.max_user_namespaces)"
+        )
     done = subprocess.run(
-        [*inside, mount, FULL], cwd=ROOT, capture_output=True, text=True, check=False
+        [*inside, mount, program], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "no space left" in done.stdout
-    assert "[('small', 'ready')]" in done.stdout
+    return done.stdout
+
+
+def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
+    said = said_on("tmpfs -o size=4m", tmp_path, FULL)
+    assert "no space left" in said
+    assert "[('small', 'ready')]" in said
+
+
+NO_HOLES = """
+import os, sys
+from pathlib import Path
+from harness.cli import doctor
+from harness.spec import MIB
+from harness.state.filesystem import lacks
+from harness.state.save import Memory, copy_data
+from tests.unit.test_state_cache import StateCache, Builder, KEY
+
+here = Path(sys.argv[1])
+print("lacks:", lacks(here))
+found = doctor._cache_file_system(here / "cache")
+print("doctor:", found.ok, found.needed, found.text.splitlines()[-1])
+memory = Memory.create("saved", 64 * MIB)
+os.pwrite(memory.fd, b"data" * 1024, 32 * MIB)
+with (here / "ram").open("xb") as target:
+    copy_data(memory.fd, target.fileno())
+print("saved:", (here / "ram").stat().st_blocks * 512)
+fork = Memory.create("fork", 0, here / "ram")
+print("copied:", os.fstat(fork.fd).st_blocks * 512, os.fstat(fork.fd).st_size == 64 * MIB)
+print("same:", os.pread(fork.fd, 4096, 32 * MIB) == b"data" * 1024)
+StateCache(here / "states").lease("live", {}, KEY, Builder(), progress=print).close()
+"""
+
+
+def test_where_holes_are_not_told_memory_keeps_them(tmp_path: Path) -> None:
+    """On ramfs, whose SEEK_DATA says that all is data, as many a FUSE file system's does."""
+    said = said_on("ramfs", tmp_path, NO_HOLES)
+    lines = {name: text for name, _, text in (line.partition(": ") for line in said.splitlines())}
+    assert "does not tell holes" in lines["lacks"]
+    assert lines["saved"] == "4096"
+    # By blocks of 64 KiB, not all of it.
+    assert lines["copied"] == f"{64 * 1024} True"
+    assert lines["same"] == "True"
+    assert lines["doctor"].startswith("False False put the cache on a local disk")
+    assert f"the file system of {tmp_path / 'states'} does not tell holes" in said
 
 
 def _ask(root: Path, log: Path, gate: object) -> None:
@@ -279,40 +411,42 @@ def test_many_processes_build_it_once(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "built\n"
 
 
-CHURN = """
-import sys
-from pathlib import Path
-from harness.state import StateCache
-from tests.unit.test_state_cache import Builder
-cache = StateCache(Path(sys.argv[1]))
-print("now", flush=True)
-while True:
-    cache.lease("live", {}, "k" * 64, Builder(1 << 20)).close()
-    cache.gc(everything=True)
-"""
+def left_over(cache: StateCache) -> list[str]:
+    """Return what lies in a cache and belongs to no state."""
+    entries = {path.name for path in (cache.root / "entries").iterdir()}
+    locks = [path for path in (cache.root / "locks").iterdir() if path.stem not in entries]
+    return [str(path) for path in [*locks, *(cache.root / "tmp").iterdir()]]
 
 
-def test_kill_9_at_many_moments_of_saving_and_collecting(tmp_path: Path) -> None:
-    root = tmp_path / "states"
-    for moment in range(8):
-        process = subprocess.Popen(
-            [sys.executable, "-c", CHURN, root], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "now\n"
-        timer = threading.Timer(0.005 * moment, process.send_signal, [signal.SIGKILL])
-        timer.start()
-        process.wait()
-        timer.join()
-        process.stdout.close()
-        cache = StateCache(root)
-        assert {entry.status for entry in cache.list()} <= {"ready", "interrupted"}
-        with cache.lease("live", {}, KEY, Builder()) as lease:
-            assert lease.snapshot.faults() == []
-            assert lease.snapshot.ram.stat().st_size in (4096, 1 << 20)
-        cache.gc(everything=True)
-        assert cache.list() == []
-        assert list((root / "tmp").iterdir()) == []
+@pytest.mark.parametrize("action", ["build", "discard", "collect"])
+def test_kill_9_at_every_moment(tmp_path: Path, action: str) -> None:
+    """Before each change of a file: nothing that was whole is lost, and the next gc leaves nothing."""
+    begin = StateCache(tmp_path / "begin")
+    begin.lease("live", {}, KEY, Builder()).close()
+    begin.lease("other", {}, KEY, Builder()).close()
+    with Victim("tests.unit.states_churn") as victim:
+        for moment in itertools.count(1):
+            cache = StateCache(tmp_path / str(moment))
+            shutil.copytree(begin.root, cache.root)
+            with cache.lease("other", {}, KEY, Builder()) as used:
+                survived = victim.survives(moment, action, cache.root)
+                assert used.snapshot.faults() == []
+                found = {entry.id: entry.status for entry in cache.list()}
+                half = {"damaged"} if action == "discard" else set()
+                assert set(found.values()) <= {"ready", "in use", "interrupted"} | half
+                whole = {path.name for path in (cache.root / "entries").iterdir()} - {
+                    name for name, status in found.items() if status == "damaged"
+                }
+                cache.gc()
+                now = {entry.id for entry in cache.list() if entry.status in ("ready", "in use")}
+                assert now == whole, "gc took what was whole"
+                assert used.entry in now
+                assert left_over(cache) == []
+            with cache.lease("live", {}, KEY, Builder()) as lease:
+                assert lease.snapshot.faults() == []
+            if survived:
+                break
+    assert moment > 10, "the hook saw nothing"
 
 
 def test_copying_leaves_holes_out(tmp_path: Path) -> None:

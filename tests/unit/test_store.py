@@ -918,3 +918,17 @@ def test_who_forgets_the_artifacts_keeps_them(store: Store, toy: Toy) -> None:
     path = store.root / "locks" / f"{store.where(image).name}.use"
     with path.open() as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_locks_of_what_is_gone_go_too(store: Store, tmp_path: Path) -> None:
+    """Of who was killed between removing an entry and its locks."""
+    store.gc()
+    locks = store.root / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    for name in ("gone.make", "gone.use", "coming.make", "toy.work"):
+        (locks / name).touch()
+    with lock(locks / "coming.make"):
+        store.gc(dry_run=True)
+        assert len(list(locks.iterdir())) == 4
+        store.gc()
+        assert {path.name for path in locks.iterdir()} == {"coming.make", "toy.work"}
