@@ -6,6 +6,7 @@
     devices              QEMU's migration stream without the RAM
     disks/NAME.qcow2     a disk as it was; forks have an overlay on it
     efivars.fd           the UEFI variables; forks have a copy
+    tpm/                 what the TPM held, of a cold one; otherwise the devices' state has it
     snapshot.json        all else, and of each file what shows that it is whole; written last
 
 A *cold* snapshot has disks and variables only: its machine could not be saved while it ran, was shut
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.errors import HarnessError, StateError
-from harness.spec import MIB, MachineSpec
+from harness.spec import MIB, MachineSpec, Tpm
 from harness.state.codec import spec_from_json, to_json
 
 FORMAT: Final = 1
@@ -32,6 +33,7 @@ MANIFEST: Final = "snapshot.json"
 RAM: Final = "ram"
 DEVICES: Final = "devices"
 VARIABLES: Final = "efivars.fd"
+TPM: Final = "tpm"
 
 SMALL: Final = 16 * MIB
 """Bytes up to which a file's digest is compared before each use. A larger one has its size and its
@@ -175,7 +177,12 @@ class Snapshot:
             saved = self.folder / "disks" / f"{disk.name}.qcow2"
             of_saved = replace(disk, base=saved, format="qcow2", in_place=False)
             disks.append(of_saved if saved.exists() else disk)
-        return replace(self.spec, name=name or self.spec.name, disks=tuple(disks), nics=nics)
+        tpm = self.spec.tpm
+        if tpm is not None:
+            tpm = Tpm(self.folder / TPM if self.cold else None)
+        return replace(
+            self.spec, name=name or self.spec.name, disks=tuple(disks), nics=nics, tpm=tpm
+        )
 
     def write(self) -> Snapshot:
         """Seal the files and write the manifest, down to the disk; return what was written.
