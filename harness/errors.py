@@ -15,6 +15,7 @@ The verdict says whose fault it is, so that a red run can be read without openin
     │   ├── QemuExitedError                      died under a running guest
     │   ├── QmpError                             a command was refused
     │   ├── FirmwareMissingError
+    │   ├── TpmError                             a machine's TPM did not start, or ended
     │   ├── ServiceError                         a service for guests did not start, or ended
     │   ├── StateError                           a saved state is missing or damaged
     │   │   └── SnapshotError                    a machine cannot be saved while it runs
@@ -147,6 +148,10 @@ class QemuExitedError(HostError):
 
 class QmpError(HostError):
     """QEMU refused a QMP command, or the monitor went away."""
+
+
+class TpmError(HostError):
+    """A machine's TPM did not start, or ended under the running guest."""
 
 
 class ServiceError(HostError):

@@ -34,6 +34,7 @@ from harness.errors import (
     QemuExitedError,
     QemuStartError,
     QmpError,
+    TpmError,
     UnknownNameError,
     UsageError,
     WaitTimeoutError,
@@ -48,6 +49,7 @@ from harness.qemu.filter import Filters
 from harness.qemu.process import OwnedProcess
 from harness.qemu.qmp import Event, Qmp
 from harness.qemu.script import reproduce
+from harness.qemu.tpm import TpmProcess
 from harness.spec import MachineSpec
 from harness.ssh import Ssh, SshResult
 from harness.state import filesystem
@@ -126,6 +128,7 @@ class Machine:
         self._qmp: Qmp | None = None
         self._filters_made: Filters | None = None
         self._process: OwnedProcess | None = None
+        self._tpm: TpmProcess | None = None
         self._ports: dict[int, tuple[str, int]] = {}
         self._allocations: argv.Allocations | None = None
         self._lock = threading.Lock()
@@ -225,6 +228,23 @@ class Machine:
         if name not in files:
             raise UnknownNameError("disk", name, files)
         return files[name]
+
+    @property
+    def tpm_state(self) -> Path:
+        """The folder with what the TPM holds, for another machine once this one has ended.
+
+        ``boot(tpm=Tpm(machine.tpm_state))`` has the same TPM, after a power cycle.
+
+        Raises:
+            UsageError: if the machine has no TPM.
+        """
+        state = self._allocations.tpm_state if self._allocations is not None else None
+        if state is None:
+            raise UsageError(
+                f"machine {self.name} has no TPM, or has not been started",
+                hint="boot it with tpm=True",
+            )
+        return state
 
     def writes(self, name: str) -> int:
         """Return how many writes and discards the guest has sent to a disk since power on.
@@ -435,6 +455,7 @@ class Machine:
         except OSError as error:
             raise disks.disk_full(error, folder) from error
         files = {disk.name: disks.create(disk, folder) for disk in spec.disks}
+        self._start_tpm(folder)
         console_here, console_there = socket.socketpair()
         qmp_here, qmp_there = socket.socketpair()
         try:
@@ -448,6 +469,8 @@ class Machine:
                 console_fd=console_there.fileno(),
                 qmp_fd=qmp_there.fileno(),
                 services=self._services,
+                tpm_state=self._tpm.state if self._tpm is not None else None,
+                tpm_fd=self._tpm.fd if self._tpm is not None else None,
             )
             given = self._allocate_memory(given)
             self._allocations = given
@@ -470,6 +493,7 @@ class Machine:
                     console_there.fileno(),
                     qmp_there.fileno(),
                     *([self._memory.fd] if self._memory is not None else []),
+                    *([given.tpm_fd] if given.tpm_fd is not None else []),
                     # Should this process be killed, the grant ends with QEMU.
                     *([self._grant.fileno()] if self._grant is not None else []),
                 ),
@@ -481,7 +505,18 @@ class Machine:
         finally:
             console_there.close()
             qmp_there.close()
+            if self._tpm is not None:
+                self._tpm.hand_over()
         self._attach()
+
+    def _start_tpm(self, folder: Path) -> None:
+        if self.spec.tpm is not None:
+            self._tpm = TpmProcess(
+                self.spec.tpm,
+                folder / "tpm",
+                stderr=self.evidence / "swtpm.stderr",
+                on_exit=self._on_tpm_exit,
+            )
 
     def _allocate_memory(self, given: argv.Allocations) -> argv.Allocations:
         """Return the allocations with RAM that can be saved, or that of the origin."""
@@ -663,6 +698,8 @@ class Machine:
             self._stop_expected = True
         if self._process is not None:
             self._process.kill()
+        if self._tpm is not None:
+            self._tpm.close()
         if self._ssh is not None:
             self._ssh.close()
         if self._qmp is not None:
@@ -693,6 +730,17 @@ class Machine:
                     hint="out of memory on the host? see 'harness doctor' and the kernel's log",
                 )
             )
+
+    def _on_tpm_exit(self, status: int) -> None:
+        # It ends well when QEMU closes the connection.
+        if status == 0 or self._stop_expected:
+            return
+        self._fail(
+            TpmError(
+                f"the TPM of machine {self.name} ended under the running guest",
+                evidence=str(self.evidence / "swtpm.stderr"),
+            )
+        )
 
     def _how_the_console_ended(self) -> BaseException:
         """Say why QEMU closed the console; called in the console's own thread."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn
 from harness.catalog import Selection
 from harness.deadline import Deadline, of
 from harness.errors import UsageError
-from harness.spec import ConsoleDevice, Disk, Firmware, FirmwareKind, MachineSpec, Nic
+from harness.spec import ConsoleDevice, Disk, Firmware, FirmwareKind, MachineSpec, Nic, Tpm
 
 if TYPE_CHECKING:
     from harness.machine import Machine
@@ -151,6 +151,7 @@ class Profile:
         display: bool = False,
         cmdline: str = "",
         console: ConsoleDevice | None = None,
+        tpm: bool | Tpm = False,
     ) -> MachineSpec:
         """Return the spec of a machine that boots this image.
 
@@ -167,6 +168,7 @@ class Profile:
             display: Whether it has a VGA adapter.
             cmdline: Words to add to the kernel's command line; direct kernel boot only.
             console: The device of the console; the image's own by default.
+            tpm: Whether it has a TPM; or which.
         """
         entry = selection.entry
         kind = FirmwareKind(entry.firmware)
@@ -196,6 +198,7 @@ class Profile:
             console=console or selection.image.console.device,
             credentials=tuple((credentials or {}).items()),
             display=display,
+            tpm=tpm if isinstance(tpm, Tpm) else Tpm() if tpm else None,
         )
 
     # --- a machine that runs ------------------------------------------------------------------

@@ -64,6 +64,9 @@ class Allocations:
         ram: The file behind the RAM; ``None`` is memory of QEMU's own.
         incoming: The devices' state that a fork continues from.
         services: Where each service that the guest reaches listens: host and port, by its name.
+        tpm_state: The folder with what the TPM holds; ``None`` is no TPM.
+        tpm_fd: The connected socket that controls swtpm; ``None`` is :attr:`tpm_path`.
+        tpm_path: Where a swtpm by hand listens.
     """
 
     qemu: Path
@@ -78,6 +81,9 @@ class Allocations:
     ram: Ram | None = None
     incoming: Path | None = None
     services: dict[str, tuple[str, int]] = field(default_factory=dict)
+    tpm_state: Path | None = None
+    tpm_fd: int | None = None
+    tpm_path: Path | None = None
 
 
 def by_hand(allocations: Allocations, directory: Path) -> Allocations:
@@ -91,7 +97,13 @@ def by_hand(allocations: Allocations, directory: Path) -> Allocations:
     if ram is not None and not ram.private:
         ram = Ram(ram.saved, private=True) if ram.saved is not None else None
     return replace(
-        allocations, console_fd=None, qmp_fd=None, qmp_path=directory / "qmp.sock", ram=ram
+        allocations,
+        console_fd=None,
+        qmp_fd=None,
+        qmp_path=directory / "qmp.sock",
+        tpm_fd=None,
+        tpm_path=directory / "swtpm.sock",
+        ram=ram,
     )
 
 
@@ -112,6 +124,7 @@ def build(spec: MachineSpec, given: Allocations) -> tuple[str, ...]:
         *_nics(spec, given),
         ("-object", "rng-random,id=rng0,filename=/dev/urandom"),
         ("-device", "virtio-rng-pci,rng=rng0"),
+        *_tpm(spec, given),
         *_credentials(spec),
         *_incoming(given),
         ("-display", "none"),
@@ -261,6 +274,22 @@ def _disks(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
             device += f",bootindex={disk.boot_index}"
         pairs += [("-blockdev", blockdev), ("-device", device)]
     return pairs
+
+
+def _tpm(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
+    if spec.tpm is None:
+        return []
+    if given.tpm_fd is not None:
+        chardev = f"socket,id=tpm,fd={given.tpm_fd}"
+    else:
+        chardev = f"socket,id=tpm,path={escape(str(given.tpm_path))}"
+    # The one interface that QEMU has on both arches (docs/specs/tpm.rst of QEMU).
+    device = "tpm-tis" if spec.arch == "x86_64" else "tpm-tis-device"
+    return [
+        ("-chardev", chardev),
+        ("-tpmdev", "emulator,id=tpm0,chardev=tpm"),
+        ("-device", f"{device},tpmdev=tpm0"),
+    ]
 
 
 def _nics(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from harness.qemu import argv
+from harness.qemu import argv, tpm
 from harness.qemu.argv import Allocations
 from harness.spec import MachineSpec
 
@@ -91,6 +91,8 @@ def reproduce(spec: MachineSpec, given: Allocations, folder: Path, path: Path) -
             base = f"-b {shlex.quote(str(disk.base.resolve()))} -F {disk.format} "
         size = f" {disk.size}" if disk.size is not None else ""
         lines.append(_unless_there(file.path, folder, f"qemu-img create -q -f qcow2 {base}", size))
+    if given.tpm_state is not None:
+        lines.append(_tpm(spec, given.tpm_state, folder))
     if given.incoming is not None:
         lines.append(_FORK.format(state=shlex.quote(str(given.incoming))))
     command = argv.render(argv.build(spec, argv.by_hand(given, folder)))
@@ -98,6 +100,15 @@ def reproduce(spec: MachineSpec, given: Allocations, folder: Path, path: Path) -
     path.write_text("\n".join(lines))
     path.chmod(0o755)
     return path
+
+
+def _tpm(spec: MachineSpec, state: Path, folder: Path) -> str:
+    began = spec.tpm.state if spec.tpm is not None else None
+    make = f"cp -r {shlex.quote(str(began))} " if began is not None else "mkdir "
+    place = f'"$disks/{state.relative_to(folder)}"'
+    start = tpm.command("swtpm", place, 'path="$disks/swtpm.sock"')
+    # It goes into the background when it listens, and ends with QEMU.
+    return _unless_there(state, folder, make) + "\n" + " ".join((*start, "--daemon"))
 
 
 def _unless_there(path: Path, folder: Path, command: str, tail: str = "") -> str:

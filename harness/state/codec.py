@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from harness.spec import ConsoleDevice, Disk, Firmware, FirmwareKind, MachineSpec, Nic, Reach
+from harness.spec import ConsoleDevice, Disk, Firmware, FirmwareKind, MachineSpec, Nic, Reach, Tpm
 
 
 def to_json(value: Any) -> Any:
@@ -61,6 +61,8 @@ def spec_from_json(data: dict[str, Any]) -> MachineSpec:
     )
     told["console"] = ConsoleDevice(told["console"])
     told["credentials"] = tuple((str(name), str(value)) for name, value in told["credentials"])
+    if told["tpm"] is not None:
+        told["tpm"] = Tpm(_path(told["tpm"]["state"]))
     return MachineSpec(**told)
 
 

@@ -28,6 +28,7 @@ from harness.spec import MachineSpec
 from harness.state.snapshot import (
     DEVICES,
     RAM,
+    TPM,
     VARIABLES,
     Seal,
     Snapshot,
@@ -209,6 +210,8 @@ def finish(draft: Snapshot, given: Allocations, *, inside: Path, move: bool) -> 
             needed += _save_disk(file, folder / "disks" / f"{disk.name}.qcow2", inside, move)
         if given.variables is not None:
             shutil.copyfile(given.variables, folder / VARIABLES)
+        if given.tpm_state is not None and draft.cold:
+            shutil.copytree(given.tpm_state, folder / TPM)
         bases = tuple((str(path), Seal.of(path)) for path in dict.fromkeys(needed))
         return replace(draft, saved=time.time(), bases=bases).write()
 

@@ -6,6 +6,7 @@
     devices              QEMU's migration stream without the RAM
     disks/NAME.qcow2     a disk as it was; forks have an overlay on it
     efivars.fd           the UEFI variables; forks have a copy
+    tpm/                 what the TPM held, of a cold one; otherwise the devices' state has it
     snapshot.json        all else, and of each file what shows that it is whole; written last
 
 A *cold* snapshot has disks and variables only: its machine could not be saved while it ran, was shut
@@ -23,13 +24,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.errors import HarnessError, StateError
-from harness.spec import MIB, Disk, Firmware, MachineSpec, Nic, Reach
+from harness.spec import MIB, Disk, Firmware, MachineSpec, Nic, Reach, Tpm
 from harness.state.codec import shape, spec_from_json, to_json
 
 MANIFEST: Final = "snapshot.json"
 RAM: Final = "ram"
 DEVICES: Final = "devices"
 VARIABLES: Final = "efivars.fd"
+TPM: Final = "tpm"
 
 SMALL: Final = 16 * MIB
 """Bytes up to which a file's digest is compared before each use. A larger one has its size and its
@@ -173,7 +175,12 @@ class Snapshot:
             saved = self.folder / "disks" / f"{disk.name}.qcow2"
             of_saved = replace(disk, base=saved, format="qcow2", in_place=False)
             disks.append(of_saved if saved.exists() else disk)
-        return replace(self.spec, name=name or self.spec.name, disks=tuple(disks), nics=nics)
+        tpm = self.spec.tpm
+        if tpm is not None:
+            tpm = Tpm(self.folder / TPM if self.cold else None)
+        return replace(
+            self.spec, name=name or self.spec.name, disks=tuple(disks), nics=nics, tpm=tpm
+        )
 
     def write(self) -> Snapshot:
         """Seal the files and write the manifest, down to the disk; return what was written.
@@ -232,7 +239,7 @@ class Snapshot:
 _NUMBER: Final = 2
 """Counted up where what is saved keeps its fields and means something else."""
 
-_PARTS: Final = (Snapshot, Seal, Shell, Account, MachineSpec, Firmware, Disk, Nic, Reach)
+_PARTS: Final = (Snapshot, Seal, Shell, Account, MachineSpec, Firmware, Disk, Nic, Reach, Tpm)
 
 FORMAT: Final = f"{_NUMBER}.{shape(*_PARTS)}"
 """Of a snapshot's files; another one makes all states anew."""

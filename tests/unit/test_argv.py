@@ -9,7 +9,7 @@ from harness.qemu import argv
 from harness.qemu.argv import Allocations, DiskFile
 from harness.qemu.firmware import FlashFirmware
 from harness.qemu.script import reproduce
-from harness.spec import ConsoleDevice, Disk, Firmware, FirmwareKind, MachineSpec, Nic
+from harness.spec import ConsoleDevice, Disk, Firmware, FirmwareKind, MachineSpec, Nic, Tpm
 
 KERNEL = Firmware(FirmwareKind.KERNEL, Path("/k"), Path("/i"), "console=ttyS0 quiet")
 GIVEN = Allocations(Path("/usr/bin/qemu"), "tcg", "max", console_fd=5, qmp_fd=6)
@@ -38,6 +38,24 @@ def test_by_hand_runs_at_once_on_the_terminal() -> None:
     assert "-S" not in words
     assert "-no-shutdown" not in words
     assert "stdio,id=console,signal=off" in words
+
+
+def test_a_tpm_is_reached_by_a_descriptor_and_by_hand_by_a_path(tmp_path: Path) -> None:
+    uefi = Firmware(FirmwareKind.UEFI)
+    disks = tmp_path / "disks"
+    given = replace(GIVEN, tpm_state=disks / "tpm", tpm_fd=9)
+    for arch, device in (("x86_64", "tpm-tis"), ("aarch64", "tpm-tis-device")):
+        words = argv.build(MachineSpec("m", arch, uefi, tpm=Tpm()), given)
+        assert "socket,id=tpm,fd=9" in options(words, "-chardev")
+        assert f"{device},tpmdev=tpm0" in options(words, "-device")
+    assert "-tpmdev" not in argv.build(MachineSpec("m", "x86_64", uefi), given)
+    spec = MachineSpec("m", "x86_64", uefi, tpm=Tpm(Path("/kept/tpm")))
+    script = reproduce(spec, given, disks, tmp_path / "qemu.sh").read_text()
+    assert '[ -e "$disks/tpm" ] || cp -r /kept/tpm "$disks/tpm"' in script
+    start = 'swtpm socket --tpm2 --terminate --tpmstate dir="$disks/tpm" --ctrl type=unixio,path='
+    assert start in script
+    assert script.index(start) < script.index("exec ")
+    assert 'socket,id=tpm,path=$disks/swtpm.sock"' in script
 
 
 def test_user_network_has_no_way_out_unless_asked_and_qemu_picks_the_port() -> None:

@@ -1,0 +1,106 @@
+"""A TPM: it answers, keeps what it holds, and goes with a state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fixtures.machines import Boot
+from fixtures.states import ForkOf, States
+from harness.machine import Machine
+from harness.spec import Tpm
+from harness.state import state
+
+pytestmark = pytest.mark.needs("tpm")
+
+EXTENDED = "cat /sys/class/tpm/tpm0/pcr-sha256/23"
+ZEROS = "0" * 64
+
+
+def command(machine: Machine, *octets: str, tag: str = "8002") -> str:
+    """Send a command to the TPM, in hexadecimal, and return its response code in the same way.
+
+    The tag says whether there is an authorization area (part 2 of the specification, section 6.9).
+    """
+    body = "".join(octets)
+    sent = f"{tag}{len(body) // 2 + 6:08x}{body}"
+    escaped = "".join(f"\\x{sent[at : at + 2]}" for at in range(0, len(sent), 2))
+    # One descriptor: the TPM's answer is for who asked.
+    told = machine.succeed(
+        f"exec 3<>/dev/tpm0; printf '{escaped}' >&3; dd bs=4096 count=1 <&3 2>/dev/null | od -An -v -tx1"
+    )
+    return "".join(told.split())[12:20]
+
+
+PASSWORD = "00000009400000090000000000"
+"""An authorization area with an empty password: TPM 2.0 library specification, part 1, section 19."""
+
+
+def extend(machine: Machine, digit: str) -> None:
+    """TPM2_PCR_Extend of register 23 with a SHA-256 digest (part 3, section 22.2)."""
+    body = ("00000182", "00000017", PASSWORD, "00000001", "000b", digit * 64)
+    assert command(machine, *body) == "00000000"
+
+
+def define(machine: Machine, index: str) -> None:
+    """TPM2_NV_DefineSpace by the owner: four bytes that owner and password may use (section 31.3)."""
+    public = f"{index}000b0006000600000004"
+    body = ("0000012a", "40000001", PASSWORD, "0000", f"{len(public) // 2:04x}", public)
+    assert command(machine, *body) == "00000000"
+
+
+def defined(machine: Machine, index: str) -> bool:
+    """TPM2_NV_ReadPublic (section 31.6)."""
+    return command(machine, "00000169", index, tag="8001") == "00000000"
+
+
+INDEX = "01500020"
+
+
+@state
+def measured(boot: Boot) -> Machine:
+    """The image booted beside a TPM, with a register extended and an index defined."""
+    machine = boot(tpm=True)
+    machine.os.login()
+    extend(machine, "1")
+    define(machine, INDEX)
+    return machine
+
+
+def test_forks_go_on_with_what_the_tpm_held_each_on_its_own(
+    fork_of: ForkOf, states: States
+) -> None:
+    """Registers and indices are in the state; a fork's are its own."""
+    one, two = fork_of(measured), fork_of(measured)
+    assert not states.lease(measured).snapshot.cold
+    before = one.succeed(EXTENDED)
+    assert before.lower().strip() not in (ZEROS, "1" * 64)
+    assert two.succeed(EXTENDED) == before
+    assert defined(two, INDEX)
+    extend(one, "2")
+    assert one.succeed(EXTENDED) != before
+    assert two.succeed(EXTENDED) == before
+    extend(two, "2")
+    assert one.succeed(EXTENDED) == two.succeed(EXTENDED)
+
+
+@pytest.mark.nightly
+def test_what_it_keeps_without_power_goes_to_another_machine(boot: Boot, fork_of: ForkOf) -> None:
+    """Registers begin anew with the power, indices stay."""
+    machine = fork_of(measured)
+    machine.power_cut()
+    other = boot(tpm=Tpm(machine.tpm_state))
+    other.os.login()
+    assert defined(other, INDEX)
+    assert other.succeed(EXTENDED).strip() == ZEROS
+
+
+@pytest.mark.nightly
+def test_a_cold_state_keeps_it(boot: Boot, fork_of: ForkOf, tmp_path: Path) -> None:
+    """A state without RAM has the TPM's own memory, and a fork of it boots beside that."""
+    machine = fork_of(measured)
+    saved = machine.save_disks(tmp_path / "saved", "to see what is kept")
+    again = boot.fork(saved, machine.os.selection)
+    assert defined(again, INDEX)
+    assert again.succeed(EXTENDED).strip() == ZEROS
