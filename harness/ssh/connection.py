@@ -238,6 +238,23 @@ class Connection:
                     raise ConnectionLostError(f"no channel: {error}") from error
         raise AssertionError("unreachable")
 
+    def _answers(self, limit: Deadline) -> bool:
+        """Ask the guest whether the session still stands, by a channel for nothing.
+
+        paramiko closes the channels of a connection that has ended before :attr:`connected` says so:
+        who finds a channel closed cannot tell why.
+        """
+        transport = self._transport
+        if transport is None:
+            return False
+        try:
+            transport.open_session(timeout=max(1.0, limit.remaining())).close()
+        except paramiko.ChannelException:
+            return True  # a refusal is an answer
+        except (OSError, EOFError, paramiko.SSHException):
+            return False
+        return True
+
     def _write_log(self, entry: dict[str, Any]) -> None:
         """Append a line to the log."""
         # A full disk must not lose a command's result; the console's log raises it.

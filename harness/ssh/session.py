@@ -199,7 +199,8 @@ class Ssh(Connection):
             self._raise_failure()
             # RFC 4254 section 6.10: a command that a signal ended sends no exit-status either.
             told = channel.exit_status_ready() and channel.exit_status != -1
-            if not told and not self.connected:
+            if not told and not self._answers(limit):
+                self._raise_failure()
                 raise self._lost(command, "the connection ended", seen)
             yield "status", str(channel.exit_status).encode()
 
