@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from pathlib import Path
+
+from harness import jsonfile
 
 
 def read_text(path: Path) -> str:
@@ -22,13 +22,4 @@ def store(path: Path, content: object) -> None:
         OSError: if it cannot be written; the folder is made if it is absent.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        try:
-            json.dump(content, file)
-            file.close()
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    jsonfile.write(path, content)

@@ -2,7 +2,8 @@
 
 The parts are modules of their own: :mod:`~harness.console.stream` drains and logs,
 :mod:`~harness.console.watch` finds what ends waits, :mod:`~harness.console.expect` matches,
-:mod:`~harness.console.shell` runs commands, :mod:`~harness.console.terminal` shows the screen.
+:mod:`~harness.console.shell` runs commands, :mod:`~harness.console.conversation` knows how far the
+talk has got, :mod:`~harness.console.view` shows the screen.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import contextlib
 import re
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,22 +20,21 @@ from typing import Final, Self
 
 from harness import deadline as deadlines
 from harness.console import attach as person
+from harness.console.conversation import Conversation
 from harness.console.expect import (
     WINDOW,
     Match,
     Pattern,
     describe,
     regex_searcher,
-    search,
     text_searcher,
-    timeout_error,
 )
 from harness.console.failures import Expected
 from harness.console.keys import key_bytes
-from harness.console.login import log_in, wait_for_prompt
-from harness.console.shell import Driver, Result
+from harness.console.shell import Result
 from harness.console.stream import Stream
-from harness.console.terminal import BACKLOG, PIECE, Screen, Terminal
+from harness.console.terminal import Screen
+from harness.console.view import View
 from harness.console.watch import DEFAULT_WATCHERS, Sighting, Watcher
 from harness.deadline import Deadline
 from harness.errors import CommandError, GuestError, HarnessError, WaitTimeoutError
@@ -100,16 +99,8 @@ class Console:
             on_eof=on_eof,
             on_failure=on_failure,
         )
-        self._driver = Driver(self._stream)
-        self._talking = threading.RLock()
-        self._position = 0
-        self._typed_at = 0
-        self._reset_at = 0
-        self._prompt: str | None = None
-        self._size = (columns, rows)
-        self._looking = threading.Lock()
-        self._terminal: Terminal | None = None
-        self._shown = 0
+        self._talk = Conversation(self._stream)
+        self._view = View(self._stream, (columns, rows))
 
     def __enter__(self) -> Self:
         return self
@@ -164,7 +155,8 @@ class Console:
             UsageError: if a pattern is no regular expression.
         """
         wanted = _listed(patterns)
-        return self._search(regex_searcher(wanted), describe(wanted), deadline, since, window)
+        limit = deadlines.of(deadline, EXPECT_SECONDS)
+        return self._talk.search(regex_searcher(wanted), describe(wanted), limit, since, window)
 
     def expect_exact(
         self,
@@ -176,24 +168,8 @@ class Console:
         """Wait until the output has a text; otherwise as :meth:`expect`."""
         wanted = [texts] if isinstance(texts, (str, bytes)) else list(texts)
         window = max(len(text) * 4 for text in wanted)
-        return self._search(text_searcher(wanted), describe(wanted), deadline, since, window)
-
-    def _search(
-        self, searcher: object, what: str, limit: Limit, since: int | None, window: int
-    ) -> Match:
-        deadline = deadlines.of(limit, EXPECT_SECONDS)
-        with self._talking:
-            start = self._position if since is None else since
-            found = search(
-                self._stream,
-                searcher,
-                start,
-                deadline,
-                lambda: timeout_error(self._stream, what, deadline),
-                window=window,
-            )
-            self._position = max(self._position, found.end)
-            return found
+        limit = deadlines.of(deadline, EXPECT_SECONDS)
+        return self._talk.search(text_searcher(wanted), describe(wanted), limit, since, window)
 
     def mark(self) -> int:
         """Return the place the output has reached, for :meth:`since` and :meth:`expect`."""
@@ -201,9 +177,7 @@ class Console:
 
     def skip(self) -> int:
         """Let the next :meth:`expect` or :meth:`login` see only later output; return a mark."""
-        with self._talking:
-            self._position = self._typed_at = self._stream.total
-            return self._position
+        return self._talk.skip()
 
     def since(self, mark: int) -> str:
         """Return all output since a mark, as it came; what is no UTF-8 is replaced.
@@ -234,15 +208,7 @@ class Console:
             HarnessError: the console's failure.
         """
         raw = data.encode() if isinstance(data, str) else data
-        limit = deadlines.of(deadline, SEND_SECONDS)
-        self._stream.check()
-        self._typed_at = self._stream.total
-        left = self._stream.outbox.send(raw, limit)
-        if left:
-            self._stream.check()
-            raise timeout_error(
-                self._stream, f"the guest to take {left} of {len(raw)} bytes of input", limit
-            )
+        self._talk.send(raw, deadlines.of(deadline, SEND_SECONDS))
 
     def send_line(self, text: str | bytes = "", deadline: Limit = None) -> None:
         """Send text and Enter, which is a carriage return, as on a keyboard; see :meth:`send`."""
@@ -256,8 +222,7 @@ class Console:
             WaitTimeoutError: as :meth:`send`.
             HarnessError: the console's failure.
         """
-        with self._looking:
-            application = self._catch_up(self._stream.total).application_keys
+        application = self._view.application_keys
         data = b"".join(key_bytes(key, application=application) for key in keys)
         self.send(data, deadline)
 
@@ -285,21 +250,7 @@ class Console:
             WaitTimeoutError: at the deadline.
             HarnessError: the console's failure.
         """
-        limit = deadlines.of(deadline, LOGIN_SECONDS)
-        with self._talking:
-            self._driver.active = False
-            self._prompt = prompt
-            # A prompt waits for its answer, whatever was printed or looked for after it.
-            spoken = min(self._driver.position, self._line_start())
-            start = max(self._typed_at, spoken, self._reset_at)
-            log_in(self._stream, self._driver, start, user, password, prompt, limit)
-            self._position = max(self._position, self._driver.position)
-
-    def _line_start(self) -> int:
-        """Return where the last line begins, which may be a prompt."""
-        end = self._stream.total
-        data = self._stream.read(max(0, end - 512), end)
-        return end - len(data) + max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        self._talk.log_in(user, password, prompt, deadlines.of(deadline, LOGIN_SECONDS))
 
     def run(self, command: str, deadline: Limit = None, *, check: bool = False) -> Result:
         """Run a command in the guest; return its output and its status.
@@ -320,12 +271,7 @@ class Console:
             UsageError: if the command has a NUL or a Ctrl-C byte.
             HarnessError: the console's failure.
         """
-        limit = deadlines.of(deadline, RUN_SECONDS)
-        with self._talking:
-            try:
-                result = self._driver.run(command, limit)
-            finally:
-                self._position = max(self._position, self._driver.position)
+        result = self._talk.run(command, deadlines.of(deadline, RUN_SECONDS))
         if check and not result.ok:
             raise CommandError(
                 f"{self.name}: `{command}` ended with status {result.status}",
@@ -336,18 +282,16 @@ class Console:
 
     def export_shell(self) -> tuple[int, str] | None:
         """Return what the console of a fork needs to go on with this shell; ``None`` without one."""
-        with self._talking:
-            return self._driver.export()
+        return self._talk.export_shell()
 
     def adopt_shell(self, count: int, up: str) -> None:
         """Go on with the shell of the machine that this one was forked from."""
-        with self._talking:
-            self._driver.adopt(count, up)
+        self._talk.adopt_shell(count, up)
 
     @property
     def logged_in(self) -> bool:
         """Whether :meth:`run` has a shell, as far as is known."""
-        return self._driver.active
+        return self._talk.logged_in
 
     def leave(self, deadline: Limit = None) -> None:
         """Give the console back as it was before :meth:`login`: a prompt, with echo.
@@ -355,13 +299,7 @@ class Console:
         Raises:
             WaitTimeoutError: if the prompt does not come until the deadline; 10 s unless given.
         """
-        limit = deadlines.of(deadline, SEND_SECONDS)
-        with self._talking:
-            if self._driver.active:
-                mark = self._stream.total
-                self._driver.leave(limit)
-                found = wait_for_prompt(self._stream, mark, self._prompt, limit)
-                self._position = max(self._position, found.end)
+        self._talk.leave(deadlines.of(deadline, SEND_SECONDS))
 
     @contextlib.contextmanager
     def interactive(self, deadline: Limit = None) -> Iterator[None]:
@@ -389,16 +327,14 @@ class Console:
 
         It takes no lock: whoever learns of a reset must not wait for a wait.
         """
-        self._reset_at = self._stream.total
-        self._driver.active = False
+        self._talk.forget_login()
 
     # The screen.
 
     @property
     def screen(self) -> Screen:
         """What a person would see now."""
-        with self._looking:
-            return self._catch_up(self._stream.total).snapshot()
+        return self._view.screen
 
     def wait_for_screen(self, wanted: str | re.Pattern[str], deadline: Limit = None) -> Screen:
         """Wait until a text is on the screen, or what fits a regular expression.
@@ -407,42 +343,7 @@ class Console:
             WaitTimeoutError: at the deadline, 60 s unless given; it shows the screen.
             HarnessError: the console's failure.
         """
-        limit = deadlines.of(deadline, EXPECT_SECONDS)
-        while True:
-            with self._looking:
-                end = self._stream.readable
-                screen = self._look(end, wanted)
-            if screen is not None:
-                return screen
-            if self._stream.wait_past(end, limit.timeout()) <= end:
-                shown = wanted if isinstance(wanted, str) else wanted.pattern
-                error = timeout_error(self._stream, f"{shown!r} on the screen", limit)
-                error.add_note(f"on the screen:\n{self.screen.text}")
-                raise error
-
-    def _look(self, end: int, wanted: str | re.Pattern[str]) -> Screen | None:
-        """Show the output up to an offset; return the first screen with what is wanted on it."""
-        if end - self._shown > BACKLOG:
-            self._catch_up(end - BACKLOG)
-        while True:
-            terminal = self._catch_up(min(end, max(self._shown, 0) + PIECE))
-            screen = terminal.snapshot()
-            if screen.contains(wanted):
-                return screen
-            if self._shown >= end:
-                return None
-
-    def _catch_up(self, end: int) -> Terminal:
-        if self._terminal is None:
-            columns, rows = self._size
-            self._terminal = Terminal(columns=columns, rows=rows)
-        if end - self._shown > BACKLOG:
-            self._terminal.reset()
-            self._shown = end - BACKLOG
-        if end > self._shown:
-            self._terminal.feed(self._stream.read(self._shown, end))
-            self._shown = end
-        return self._terminal
+        return self._view.wait_for(wanted, deadlines.of(deadline, EXPECT_SECONDS))
 
     # Failure.
 
@@ -489,20 +390,12 @@ class Console:
         Returns:
             Why it ended: ``left``, ``closed`` (the console ended) or ``gone`` (their terminal did).
         """
-        with self._talking:
-            if self._driver.active and self._stream.failures.current is None:
-                # A person can cope without a prompt, and may want to see why there is none.
-                with contextlib.suppress(WaitTimeoutError):
-                    self.leave()
-            try:
-                return person.attach(
-                    self._stream,
-                    sys.stdin.fileno() if stdin is None else stdin,
-                    sys.stdout.fileno() if stdout is None else stdout,
-                )
-            finally:
-                self._position = self._stream.total
-                self._typed_at = self._line_start()
+        with self._talk.handed_over(SEND_SECONDS):
+            return person.attach(
+                self._stream,
+                sys.stdin.fileno() if stdin is None else stdin,
+                sys.stdout.fileno() if stdout is None else stdout,
+            )
 
 
 def _listed(patterns: Pattern | Sequence[Pattern]) -> list[Pattern]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from harness import jsonfile
 from harness.crash import log as logs
 from harness.crash.log import WriteLog
 from harness.errors import StateError, UnknownNameError
@@ -101,9 +102,7 @@ class Recording:
     def save(self) -> None:
         """Write down what is not in the other files."""
         told = {"disk": self.disk, "serial": self.serial, "marks": self.marks}
-        draft = self.folder / f"{RECORD}.new"
-        draft.write_text(json.dumps(told, indent=1), encoding="utf-8")
-        draft.replace(self.folder / RECORD)
+        jsonfile.write(self.folder / RECORD, told)
 
     @classmethod
     def read(cls, folder: Path) -> Self:

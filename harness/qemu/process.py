@@ -35,7 +35,7 @@ class OwnedProcess:
         argv: The command.
         stderr: The file that takes its standard output and error.
         pass_fds: Descriptors it inherits; the caller closes its own copies.
-        on_exit: Called with the exit status, from the loop's thread, once.
+        on_exit: Called with this process, from the loop's thread, once.
 
     Raises:
         QemuStartError: if the program cannot be executed.
@@ -48,7 +48,7 @@ class OwnedProcess:
         *,
         stderr: Path,
         pass_fds: Sequence[int] = (),
-        on_exit: Callable[[int], None] | None = None,
+        on_exit: Callable[[OwnedProcess], None] | None = None,
     ) -> None:
         setpriv = shutil.which("setpriv")
         if setpriv is None:
@@ -62,9 +62,9 @@ class OwnedProcess:
         self._status: int | None = None
         guarded = [setpriv, "--pdeathsig", "KILL", "--", "/bin/sh", "-c", _GUARD, str(os.getpid())]
 
-        def start() -> tuple[subprocess.Popen[bytes], int]:
+        def start() -> None:
             with stderr.open("ab") as sink:
-                popen = subprocess.Popen(
+                self._popen = subprocess.Popen(
                     [*guarded, *argv],
                     stdin=subprocess.DEVNULL,
                     stdout=sink,
@@ -73,11 +73,11 @@ class OwnedProcess:
                     # A Ctrl-C in the terminal is for the runner: it stops machines in order.
                     start_new_session=True,
                 )
-            pidfd = os.pidfd_open(popen.pid)
-            loop.get().add_reader(pidfd, self._reap)
-            return popen, pidfd
+            self._pidfd = os.pidfd_open(self._popen.pid)
+            loop.get().add_reader(self._pidfd, self._reap)
 
-        self._popen, self._pidfd = loop.call(start)
+        # One that ends at once is reaped by the loop before this thread has gone on.
+        loop.call(start)
 
     def _reap(self) -> None:
         """Collect the exit status; runs in the loop's thread when the pidfd becomes readable."""
@@ -86,7 +86,7 @@ class OwnedProcess:
         self._status = self._popen.wait()
         try:
             if self._on_exit is not None:
-                self._on_exit(self._status)
+                self._on_exit(self)
         finally:
             # Last: who waits for the end finds that everybody has been told of it.
             self._ended.set()

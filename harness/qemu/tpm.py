@@ -26,7 +26,7 @@ class TpmProcess:
         spec: What it begins with.
         state: The folder for what it holds, which must not exist unless it was this machine's.
         stderr: The file for its complaints.
-        on_exit: Called with the exit status, from the loop's thread.
+        on_exit: Called with the process, from the loop's thread.
 
     Raises:
         HostError: if swtpm is not installed.
@@ -35,7 +35,7 @@ class TpmProcess:
     """
 
     def __init__(
-        self, spec: Tpm, state: Path, *, stderr: Path, on_exit: Callable[[int], None]
+        self, spec: Tpm, state: Path, *, stderr: Path, on_exit: Callable[[OwnedProcess], None]
     ) -> None:
         program = shutil.which("swtpm")
         if program is None:
@@ -59,10 +59,6 @@ class TpmProcess:
     def hand_over(self) -> None:
         """Close this side's descriptor: QEMU has it now."""
         self._there.close()
-
-    def how_ended(self) -> str:
-        """Return its end in words, with what it said last."""
-        return f"{self._process.how_ended()}: {self._process.last_words() or 'it said nothing'}"
 
     def close(self) -> None:
         """End it, if it has not ended with QEMU."""

@@ -9,146 +9,34 @@ removed, made anew, and told of; it is nobody's failure.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final
 
 from harness.deadline import NEVER, Deadline
 from harness.errors import StateError, StoreError
 from harness.spec import GIB, format_size
 from harness.state import filesystem
-from harness.state.codec import shape
-from harness.state.snapshot import FORMAT as SAVED
+from harness.state.lease import Lease
+from harness.state.record import RECORD, Entry, Record, entry_id, is_foreign
 from harness.state.snapshot import MANIFEST, Snapshot
 from harness.store.layout import Layout
 from harness.store.locks import lock, try_lock
-from harness.store.space import disk_usage, explained, remove_tree
+from harness.store.space import disk_usage, explained, remove_tree, sync
 
 BUDGET: Final = 20 * GIB
 """Bytes that all states of a host may take on disk."""
-
-RECORD: Final = "state.json"
 
 _TRIES: Final = 3
 
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What a cached state says of itself.
-
-    Attributes:
-        name: The state's name.
-        key: The digest of its inputs.
-        inputs: What made it, by name.
-        parent: The entry of its parent; empty for a root.
-        created: When it was made, in seconds of the epoch.
-        seconds: How long that took.
-        cold: Why it has no RAM; empty if it has.
-    """
-
-    name: str
-    key: str
-    inputs: Mapping[str, str]
-    parent: str
-    created: float
-    seconds: float
-    cold: str
-
-    @classmethod
-    def read(cls, folder: Path) -> Record | None:
-        """Return the record in an entry; ``None`` if there is none that is whole."""
-        try:
-            data: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            if data.pop("format") != FORMAT:
-                return None
-            return cls(**data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-
-    def write(self, folder: Path) -> None:
-        """Write it, down to the disk."""
-        data = {name: getattr(self, name) for name in self.__slots__}
-        with (folder / RECORD).open("w", encoding="utf-8") as output:
-            json.dump({"format": FORMAT, **data, "inputs": dict(self.inputs)}, output, indent=1)
-            output.flush()
-            os.fsync(output.fileno())
-
-
-FORMAT: Final = f"{SAVED}.{shape(Record)}"
-"""Of an entry; part of a state's key, so that no version takes an entry of another for its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A cached state, as a listing tells it.
-
-    Attributes:
-        id: The name of its folder.
-        path: Its folder.
-        status: ``ready``, ``in use``, ``building``, ``interrupted``, ``damaged``, or ``foreign`` for
-            what another version of Harness made.
-        bytes: What it takes on disk.
-        used: When it was last asked for, in seconds of the epoch.
-        record: What it says of itself; ``None`` if that cannot be read.
-        why: What is wrong with a damaged one.
-    """
-
-    id: str
-    path: Path
-    status: str
-    bytes: int
-    used: float
-    record: Record | None
-    why: str = ""
-
-
-class Lease:
-    """A state that nobody removes until :meth:`close`, or until this process ends.
-
-    Attributes:
-        entry: The name of its folder.
-        snapshot: The saved machine.
-        record: What it says of itself.
-    """
-
-    def __init__(self, entry: str, snapshot: Snapshot, record: Record, held: ExitStack) -> None:
-        self.entry = entry
-        self.snapshot = snapshot
-        self.record = record
-        self._held = held
-
-    def close(self) -> None:
-        """Say that it is not used any more."""
-        self._held.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
 def _quiet(line: str) -> None:
     del line
-
-
-def entry_id(name: str, key: str) -> str:
-    """Return the name of a state's folder."""
-    return f"{re.sub(r'[^A-Za-z0-9_.]+', '-', name)}-{key[:20]}"
 
 
 class StateCache:
@@ -513,26 +401,9 @@ class StateCache:
         return free is None
 
 
-def is_foreign(folder: Path) -> bool:
-    """Whether an entry was made by another version of Harness, which is left to that one."""
-    try:
-        return bool(json.loads((folder / RECORD).read_text(encoding="utf-8"))["format"] != FORMAT)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def _folders(parent: Path) -> Iterator[Path]:
     if parent.is_dir():
         yield from sorted(parent.iterdir())
-
-
-def sync(path: Path) -> None:
-    """Write a file, or a folder's names, down to the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 __all__ = ["BUDGET", "MANIFEST", "Entry", "Lease", "Record", "StateCache", "entry_id", "sync"]

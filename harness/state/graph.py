@@ -31,8 +31,8 @@ from harness.errors import UsageError
 from harness.qemu import argv
 from harness.qemu.accel import Accel, cpu_model
 from harness.qemu.binary import Qemu
-from harness.state.cache import FORMAT
 from harness.state.codec import to_json
+from harness.state.record import FORMAT
 
 Steps = Callable[..., Any]
 

@@ -18,11 +18,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from harness import jsonfile
 from harness.errors import HarnessError, StateError
 from harness.spec import MIB, Disk, Firmware, MachineSpec, Nic, Reach, Tpm
 from harness.state.codec import shape, spec_from_json, to_json
@@ -198,12 +198,9 @@ class Snapshot:
         whole = replace(self, files=tuple(files))
         data = to_json(whole)
         del data["folder"]
-        path = self.folder / MANIFEST
-        path.touch(mode=0o600)  # it has a private key
-        with path.open("w", encoding="utf-8") as output:
-            json.dump({"format": FORMAT, **data}, output, indent=1)
-            output.flush()
-            os.fsync(output.fileno())
+        content = {"format": FORMAT, **data}
+        # For its owner only: it has a private key.
+        jsonfile.write(self.folder / MANIFEST, content, mode=0o600, durable=True)
         return whole
 
     @classmethod

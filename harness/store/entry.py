@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
+from harness import jsonfile
 from harness.errors import StoreError
 from harness.store.locks import Lock
 
@@ -189,11 +190,7 @@ class Manifest:
                 for name, file in self.artifacts.items()
             },
         }
-        with (folder / MANIFEST).open("w", encoding="utf-8") as output:
-            json.dump(data, output, indent=2)
-            output.write("\n")
-            output.flush()
-            os.fsync(output.fileno())
+        jsonfile.write(folder / MANIFEST, data, durable=True)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:

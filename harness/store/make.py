@@ -18,7 +18,7 @@ from harness.store.entry import File, Manifest, Wanted
 from harness.store.fetch import fetch
 from harness.store.layout import Layout
 from harness.store.locks import Lock, lock
-from harness.store.space import disk_usage, remove_tree
+from harness.store.space import disk_usage, remove_tree, sync
 
 Progress = Callable[[str], None]
 """Told what is done, in plain lines, when it begins and when it ends."""
@@ -84,9 +84,9 @@ def make(
         seconds = time.monotonic() - started
         whole = replace(draft, created=time.time(), seconds=round(seconds, 1), artifacts=files)
         whole.write(made)
-        _sync(made)
+        sync(made)
         made.rename(layout.entry(entry))
-        _sync(layout.entries)
+        sync(layout.entries)
     finally:
         # An error here would hide the one that matters; the next build removes it.
         with suppress(OSError):
@@ -164,12 +164,3 @@ def _seal(folder: Path, name: str) -> File:
     with suppress(PermissionError):  # some file systems keep no modes
         path.chmod(0o444)
     return File(name, digest, size)
-
-
-def _sync(folder: Path) -> None:
-    """Write a folder's names down to the disk."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

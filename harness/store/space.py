@@ -102,3 +102,12 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path, onexc=again)
     else:
         shutil.rmtree(path, onerror=again)
+
+
+def sync(path: Path) -> None:
+    """Write a file, or a folder's names, down to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -268,7 +268,7 @@ def test_a_disk_that_is_recorded_fails(machine: Machine) -> None:
         machine.disk_fault("data", on=WRITES)
         machine.fail(WRITE.format(2))
         with pytest.raises(UsageError, match="no filter record-data on top"):
-            machine._filters.remove("data", "record")
+            machine._disks.end_recording("data")
         machine.heal_disk("data")
         machine.succeed(WRITE.format(3))
     sectors = [entry.sector for entry in recording.log().entries if entry.changes]

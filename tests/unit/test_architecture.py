@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # From the ground up: a part imports from layers below its own, and from itself.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "paths"}),
+    frozenset({"errors", "jsonfile", "paths"}),
     frozenset({"deadline"}),
     frozenset({"host", "keys", "measured", "progress"}),
     frozenset({"speed"}),

@@ -158,7 +158,7 @@ def test_bytes_that_no_line_can_carry_are_refused(shell: Shell) -> None:
 def test_leaving_gives_a_prompt_with_echo_and_login_takes_it_back(shell: Shell) -> None:
     console, _ = shell
     console.run("true", SOON)
-    results = results_of(console._driver._up[1:-4].decode())
+    results = results_of(console._talk.driver._up[1:-4].decode())
     assert results.is_dir()
     mark = console.mark()
     console.leave(SOON)

@@ -126,7 +126,7 @@ def test_whoever_knows_better_replaces_the_end_of_the_connection(tmp_path: Path)
 def test_fail_ends_any_wait_in_another_thread(tmp_path: Path, wait: str) -> None:
     with open_console(tmp_path) as (console, guest):
         if wait == "run":
-            console._driver.active = True
+            console._talk.driver.active = True
         raised: list[BaseException] = []
         started = threading.Event()
 

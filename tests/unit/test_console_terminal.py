@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import re
 import socket
 import threading
 import time
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -92,16 +94,28 @@ def test_what_pyte_cannot_take_neither_raises_nor_shows(data: bytes) -> None:
         assert terminal.snapshot().text.split() == ["after"]
 
 
-def test_arbitrary_bytes_do_not_raise() -> None:
-    state = 12345
-    terminal = Terminal()
-    for _ in range(300):
-        data = bytearray()
-        for _ in range(64):
-            state = (state * 1103515245 + 12345) & 0x7FFFFFFF
-            data.append(b"\x1b[?;0123456789hlmnHJKLMPXr]P\x07\\\xff\xc3\x9b()#%"[state >> 8 & 31])
-        terminal.feed(bytes(data))
-    terminal.snapshot()
+# What sequences are made of, whole and in pieces that make no sense together.
+PIECES: Final = [
+    *b"\x1b \x1b[ \x1b[ \x1b[ \x1b[? \x1b[> \x1b( \x1b# \x1b% \x1b] \x1bP \x1b\\ \x07 \x18".split(
+        b" "
+    ),
+    *b"\n \r \t \xff \xc3 \x9b \xe2\x94\x82 : ; ; ; 0 1 2 5 7 25 80 999 1000000".split(b" "),
+    *(bytes([final]) for final in range(ord("@"), ord("~"))),
+]
+
+
+def test_arbitrary_bytes_leave_a_terminal_that_shows_what_comes_next() -> None:
+    chosen = random.Random(4)
+    for _ in range(40):
+        terminal = Terminal()
+        for _ in range(10):
+            terminal.feed(b"".join(chosen.choices(PIECES, k=40)))
+            row, column = terminal.snapshot().cursor
+            assert 1 <= row <= 24 and 1 <= column <= 80
+        # What they began ends here: CAN ends a sequence, ST and BEL what is a string, RIS all else.
+        terminal.feed(b"\x18\x1b\\\x07")
+        terminal.feed(b"\x1bcafter")
+        assert terminal.snapshot().text == "after"
 
 
 ANSWERS = [

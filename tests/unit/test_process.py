@@ -6,18 +6,20 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harness.deadline import after
 from harness.errors import QemuMissingError, QemuStartError, QemuTooOldError
-from harness.qemu import binary
+from harness.qemu import binary, loop
 from harness.qemu.process import OwnedProcess
 
 
 def test_exit_is_an_event_with_a_status_and_last_words(tmp_path: Path) -> None:
-    told: list[int] = []
+    told: list[OwnedProcess] = []
     process = OwnedProcess(
         ["/bin/sh", "-c", "echo dying words >&2; exit 7"],
         stderr=tmp_path / "err",
@@ -28,7 +30,24 @@ def test_exit_is_an_event_with_a_status_and_last_words(tmp_path: Path) -> None:
     assert process.how_ended() == "exit status 7"
     assert process.last_words() == "dying words"
     process.kill()
-    assert told == [7]
+    assert told == [process]
+
+
+def test_one_that_ends_before_its_owner_goes_on_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    call = loop.call
+
+    def slow(function: Callable[[], None]) -> None:
+        call(function)
+        assert ended.wait(20)
+
+    monkeypatch.setattr(loop, "call", slow)
+    process = OwnedProcess(
+        ["/bin/true"], stderr=tmp_path / "err", on_exit=lambda process: ended.set()
+    )
+    assert process.status == 0
 
 
 def test_kill_ends_it_and_says_how(tmp_path: Path) -> None:

@@ -46,22 +46,27 @@ class Guest(paramiko.ServerInterface):
         return OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        self.owner.started.set()
+        if command == b"unanswered":
+            self.owner.closing.wait()
         threading.Thread(target=self.serve, args=(channel, command), daemon=True).start()
         return True
 
     def serve(self, channel: paramiko.Channel, command: bytes) -> None:
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-            self.owner.started.set()
+            # The transport answers the request in a thread of its own. A real server's answer comes
+            # before all else of the command: Ssh ends its input when it has the answer.
+            stdin = channel.makefile("rb").read()
             if command == b"hang":
                 channel.sendall(b"so far\n")
                 return
-            stdin = channel.makefile("rb").read() if command == b"cat" else b""
             done = subprocess.run(
                 ["/bin/sh", "-c", command], input=stdin, capture_output=True, check=False
             )
             channel.sendall(done.stdout)
             channel.sendall_stderr(done.stderr)
-            channel.send_exit_status(done.returncode)
+            if done.returncode >= 0:  # RFC 4254, section 6.10: not of what a signal ended
+                channel.send_exit_status(done.returncode)
             channel.close()
 
 
@@ -74,6 +79,7 @@ class Server:
         self.address: tuple[str, int] = self.listener.getsockname()
         self.transports: list[paramiko.Transport] = []
         self.started = threading.Event()
+        self.closing = threading.Event()
         self.refuse_first = 0
         self.thread = threading.Thread(target=self.accept, daemon=True)
         self.thread.start()
@@ -88,15 +94,16 @@ class Server:
                     continue
                 transport = paramiko.Transport(connection)
                 transport.add_server_key(self.host_key)
+                self.transports.append(transport)
                 # With an event it does not wait for a client that may give up half-way.
                 transport.start_server(event=threading.Event(), server=Guest(self))
-                self.transports.append(transport)
 
     def drop(self) -> None:
         for transport in self.transports:
             transport.close()
 
     def close(self) -> None:
+        self.closing.set()
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         self.drop()
@@ -147,6 +154,12 @@ def test_run_tells_output_errors_and_status_apart(ssh: Ssh) -> None:
 def test_one_connection_serves_many_commands(ssh: Ssh, server: Server) -> None:
     for number in range(5):
         assert ssh.run(f"echo {number}").stdout == f"{number}\n"
+    assert len(server.transports) == 1
+
+
+def test_a_command_that_a_signal_ended_leaves_the_connection(ssh: Ssh, server: Server) -> None:
+    assert ssh.run("echo so far; kill -9 $$").status == -1
+    assert ssh.run("echo again").stdout == "again\n"
     assert len(server.transports) == 1
 
 
@@ -204,6 +217,34 @@ def test_connection_lost_in_a_command_keeps_what_was_said(ssh: Ssh, server: Serv
     assert ssh.run("echo again").stdout == "again\n", "the next command connects anew"
 
 
+def test_a_connection_that_is_just_ending_is_lost(
+    ssh: Ssh, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """paramiko closes the channels of a connection first, and says later that it has ended."""
+    asked = threading.Event()
+    unlink = paramiko.Channel._unlink  # type: ignore[attr-defined]
+    open_session = paramiko.Transport.open_session
+
+    def slow_unlink(channel: paramiko.Channel) -> None:
+        unlink(channel)
+        if channel.transport is not None and not channel.transport.server_mode:
+            asked.wait()
+
+    def asking(transport: paramiko.Transport, *, timeout: float) -> paramiko.Channel:
+        if server.started.is_set():
+            asked.set()
+        return open_session(transport, timeout=timeout)
+
+    monkeypatch.setattr(paramiko.Channel, "_unlink", slow_unlink)
+    monkeypatch.setattr(paramiko.Transport, "open_session", asking)
+    try:
+        with pytest.raises(ConnectionLostError):
+            for _ in ssh.stream("hang"):
+                server.drop()
+    finally:
+        asked.set()
+
+
 def test_session_that_died_between_commands_is_replaced(ssh: Ssh, server: Server) -> None:
     ssh.run("true")
     server.drop()
@@ -224,7 +265,7 @@ def test_no_server_at_all(tmp_path: Path) -> None:
             session.connect(after(0.3))
 
 
-@pytest.mark.parametrize("command", ["hang", "cat"])
+@pytest.mark.parametrize("command", ["hang", "unanswered"])
 def test_failure_of_the_machine_ends_a_command_at_once(
     ssh: Ssh, server: Server, command: str
 ) -> None:

@@ -18,9 +18,9 @@ from harness.cli import doctor
 from harness.errors import StateError, StoreError
 from harness.spec import MIB, Disk, Firmware, FirmwareKind, MachineSpec
 from harness.state import Lease, Snapshot, StateCache
-from harness.state.cache import FORMAT
 from harness.state.codec import shape
 from harness.state.filesystem import lacks
+from harness.state.record import FORMAT
 from harness.state.save import copy_data
 from harness.state.snapshot import FORMAT as SAVED
 from harness.state.snapshot import SMALL, Seal
@@ -136,7 +136,7 @@ def test_a_base_that_is_gone_is_damage(cache: StateCache, tmp_path: Path) -> Non
 def of_another_version(cache: StateCache, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lease]:
     """A state that another version of Harness made, and uses."""
     with monkeypatch.context() as other:
-        other.setattr("harness.state.cache.FORMAT", "99.another")
+        other.setattr("harness.state.record.FORMAT", "99.another")
         other.setattr("harness.state.snapshot.FORMAT", "99.another")
         lease = cache.lease("theirs", {}, KEY, Builder(MIB))
     with lease:
