@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from fixtures.states import ForkOf
 from harness import profiles
 from harness.machine import Machine
 from tests.broken.cases import CASES, PRELUDE, UNIT, Case
@@ -22,6 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let what hands machines over break them."""
+    # Not earlier: pytest rewrites the assertions of what it loads first.
+    from fixtures.states import ForkOf
+
     (case,) = [case for case in CASES if case.name == config.option.broken]
     patch = pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)
