@@ -90,8 +90,9 @@ def test_recovery_by_itself_when_the_state_is_gone(machine: Machine) -> None:
 
 
 @pytest.mark.needs("reset")
-@pytest.mark.nightly
-@pytest.mark.parametrize("where", ["the system", "recovery"])
+@pytest.mark.parametrize(
+    "where", [pytest.param("the system", marks=pytest.mark.nightly), "recovery"]
+)
 def test_a_reset(machine: Machine, where: str) -> None:
     """/var is as after the installation, the machine is another one, and knows its user still."""
     machine.succeed(machine.os.as_root("echo gone > /var/gone"))

@@ -68,7 +68,6 @@ def test_the_same_version_again_is_a_no_op(
     assert not [path for path in fetched if path.endswith((".raw", ".efi"))]
 
 
-@pytest.mark.nightly
 @pytest.mark.needs("rollback")
 def test_rollback_by_command(machine: Machine, publish: Address) -> None:
     """After a rollback the old version runs, and goes on to after another reboot."""
@@ -80,7 +79,6 @@ def test_rollback_by_command(machine: Machine, publish: Address) -> None:
         machine.os.wait_good()
 
 
-@pytest.mark.nightly
 @pytest.mark.needs("rollback")
 def test_rollback_by_the_boot_menu(machine: Machine, publish: Address) -> None:
     """A person at the console chooses the old entry, for this boot alone."""

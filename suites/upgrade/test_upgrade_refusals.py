@@ -53,8 +53,8 @@ def refused(machine: Machine, source: str) -> str:
         ("/2/*root*", CutOff(percent=50)),
         pytest.param("/2/*.efi", WrongLength(by=1000), marks=pytest.mark.nightly),
         pytest.param("/2/*.efi", ServerError(503), marks=pytest.mark.nightly),
-        pytest.param("", ExpiredCertificate(), marks=pytest.mark.nightly),
-        pytest.param("", UnknownCa(), marks=pytest.mark.nightly),
+        ("", ExpiredCertificate()),
+        ("", UnknownCa()),
     ],
     ids=[
         "flipped bit",
@@ -94,7 +94,6 @@ def test_no_space(machine: Machine, publish: Address) -> None:
     assert "space" in refused(machine, publish("2"))
 
 
-@pytest.mark.nightly
 def test_older_than_allowed(machine: Machine, publish: Address) -> None:
     """A policy of the machine names the oldest version."""
     machine.os.allow_from("3")
