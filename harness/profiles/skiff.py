@@ -195,7 +195,7 @@ class Skiff(Profile):
         serial, *numbers = self.machine.succeed(
             self.as_root(
                 "sync; d=$(skiff-status | sed -n 's/^ROOT=//p'); d=${d#/dev/}; d=${d%?};"
-                " cd /sys/class/block; cat $d/serial;"
+                " cd /sys/class/block; echo $(cat $d/serial);"
                 " for n in 1 2 3 4 5; do cat $d$n/start $d$n/size; done"
             )
         ).split()

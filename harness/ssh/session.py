@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import select
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -166,7 +167,8 @@ class Ssh(Connection):
         with self._channel(limit) as channel:
             seen = bytearray()
             try:
-                channel.exec_command(command)
+                with _closed_at(limit, channel):
+                    channel.exec_command(command)
                 if stdin is not None:
                     channel.settimeout(limit.timeout())
                     channel.sendall(stdin.encode() if isinstance(stdin, str) else stdin)
@@ -186,15 +188,12 @@ class Ssh(Connection):
                     if ended and (channel.eof_received or channel.closed):
                         break
                     if limit.expired:
-                        raise WaitTimeoutError(
-                            f"{command!r} over SSH",
-                            limit.seconds,
-                            last_output=seen.decode(errors="replace"),
-                            evidence=str(self.log_path),
-                        )
+                        raise self._late(command, limit, seen)
                     poll.poll(limit.poll_timeout())
             except (OSError, EOFError, paramiko.SSHException) as error:
                 self._raise_failure()
+                if limit.expired:
+                    raise self._late(command, limit, seen) from error
                 raise self._lost(command, error, seen) from error
             self._raise_failure()
             # RFC 4254 section 6.10: a command that a signal ended sends no exit-status either.
@@ -203,6 +202,14 @@ class Ssh(Connection):
                 self._raise_failure()
                 raise self._lost(command, "the connection ended", seen)
             yield "status", str(channel.exit_status).encode()
+
+    def _late(self, command: str, limit: Deadline, seen: bytearray) -> WaitTimeoutError:
+        return WaitTimeoutError(
+            f"{command!r} over SSH",
+            limit.seconds,
+            last_output=seen.decode(errors="replace"),
+            evidence=str(self.log_path),
+        )
 
     def _lost(self, command: str, error: object, seen: bytearray) -> ConnectionLostError:
         self.disconnect()
@@ -264,12 +271,13 @@ class Ssh(Connection):
         channel = self._open_channel(limit)
         try:
             channel.settimeout(limit.timeout())
-            channel.invoke_subsystem("sftp")
+            with _closed_at(limit, channel):
+                channel.invoke_subsystem("sftp")
             yield paramiko.SFTPClient(channel)
         except (OSError, EOFError, paramiko.SSHException) as error:
             self._raise_failure()
             self._write_log({"sftp": what, "error": str(error)})
-            if isinstance(error, TimeoutError):
+            if isinstance(error, TimeoutError) or limit.expired:
                 raise WaitTimeoutError(what, limit.seconds) from error
             raise SshError(f"{what}: {error!r}") from error
         finally:
@@ -279,6 +287,19 @@ class Ssh(Connection):
     def boot_id(self, deadline: Deadline | float | None = None) -> str:
         """Return the guest's boot id, which is new at each boot (``random(4)``)."""
         return self.run(_BOOT_ID, deadline=deadline).check().stdout.strip()
+
+
+@contextlib.contextmanager
+def _closed_at(limit: Deadline, channel: paramiko.Channel) -> Iterator[None]:
+    """Close a channel at the deadline: paramiko waits for the answer to a request without one."""
+    seconds = limit.timeout()
+    timer = threading.Timer(threading.TIMEOUT_MAX if seconds is None else seconds, channel.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _drain(ready: Any, receive: Any) -> Iterator[bytes]:

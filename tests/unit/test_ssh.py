@@ -265,6 +265,12 @@ def test_no_server_at_all(tmp_path: Path) -> None:
             session.connect(after(0.3))
 
 
+def test_a_guest_that_does_not_answer_a_request_is_waited_for_until_the_deadline(ssh: Ssh) -> None:
+    ssh.connect()
+    with pytest.raises(WaitTimeoutError, match="unanswered"):
+        ssh.run("unanswered", deadline=after(0.5, scaled=False))
+
+
 @pytest.mark.parametrize("command", ["hang", "unanswered"])
 def test_failure_of_the_machine_ends_a_command_at_once(
     ssh: Ssh, server: Server, command: str
