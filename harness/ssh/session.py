@@ -292,8 +292,14 @@ class Ssh(Connection):
 @contextlib.contextmanager
 def _closed_at(limit: Deadline, channel: paramiko.Channel) -> Iterator[None]:
     """Close a channel at the deadline: paramiko waits for the answer to a request without one."""
+
+    def close() -> None:
+        # It tells the guest, on a connection that may be at its end as well.
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            channel.close()
+
     seconds = limit.timeout()
-    timer = threading.Timer(threading.TIMEOUT_MAX if seconds is None else seconds, channel.close)
+    timer = threading.Timer(threading.TIMEOUT_MAX if seconds is None else seconds, close)
     timer.daemon = True
     timer.start()
     try:
