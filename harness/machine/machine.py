@@ -58,8 +58,8 @@ class Machine(Commanded):
     def written(self, name: str) -> list[range]:
         """Return the bytes of a disk that the guest has written or discarded since the machine started.
 
-        By whole clusters of 64 KiB, on a disk that began with something: of a blank one, all that
-        was ever written. What the guest still holds back is not in it: let it ``sync`` before.
+        By whole clusters of 64 KiB. What the guest still holds back is not in it: let it ``sync``
+        before.
 
         Raises:
             UnknownNameError: if the machine has no such disk.

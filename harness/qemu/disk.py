@@ -62,9 +62,10 @@ def digest(file: DiskFile) -> str:
 
 
 def written(file: DiskFile) -> list[range]:
-    """Return the bytes of an overlay that differ, or may, from what is below it: by whole clusters.
+    """Return the bytes of a disk that its own file has, not what is below it: by whole clusters.
 
-    ``qemu-img map`` tells them by depth, 0 for the overlay itself; discarded ones count.
+    ``qemu-img map`` tells them by depth, 0 for the file itself. Discarded ones are there as zeros; what
+    was never written to a blank disk is not.
 
     Raises:
         HostError: if the file cannot be read.
@@ -73,7 +74,7 @@ def written(file: DiskFile) -> list[range]:
     return [
         range(each["start"], each["start"] + each["length"])
         for each in json.loads(told)
-        if each["depth"] == 0 and (each["present"] or each["zero"])
+        if each["depth"] == 0 and each["present"]
     ]
 
 

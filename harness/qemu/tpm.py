@@ -8,6 +8,7 @@ registers included.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 from collections.abc import Callable
@@ -43,13 +44,15 @@ class TpmProcess:
         self.state = state
         _provide(spec, state)
         self._there, here = socket.socketpair()
-        with here:
+        with here, contextlib.ExitStack() as undo:
+            undo.callback(self._there.close)
             self._process = OwnedProcess(
                 command(program, state, f"clientfd={here.fileno()}"),
                 stderr=stderr,
                 pass_fds=(here.fileno(),),
                 on_exit=on_exit,
             )
+            undo.pop_all()
 
     @property
     def fd(self) -> int:

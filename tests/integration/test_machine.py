@@ -169,6 +169,21 @@ def test_aarch64_boots_and_takes_the_key_from_fw_cfg(boot: Boot) -> None:
     machine.shutdown()
 
 
+def test_what_was_written_to_a_disk_is_known(boot: Boot, tmp_path: Path) -> None:
+    base = tmp_path / "base.raw"
+    base.write_bytes(b"x" * 8 * MIB)
+    disks = [Disk("blank", size=8 * MIB), Disk("full", base=base)]
+    machine = boot("micro", disks=disks, nics=())
+    machine.os.login()
+    assert machine.written("blank") == machine.written("full") == []
+    machine.succeed("dd if=/dev/urandom of=/dev/vda bs=64k count=1 seek=16 conv=fsync 2>/dev/null")
+    machine.succeed("dd if=/dev/zero of=/dev/vdb bs=64k count=2 seek=32 conv=fsync 2>/dev/null")
+    assert machine.written("blank") == [range(MIB, MIB + 65536)]
+    assert machine.written("full") == [range(2 * MIB, 2 * MIB + 2 * 65536)]
+    with pytest.raises(UnknownNameError):
+        machine.written("other")
+
+
 def test_writes_to_a_disk_are_counted(boot: Boot) -> None:
     machine = boot("micro", disks=[Disk("data", size=8 * MIB)]).wait_ready()
     assert machine.writes("data") == 0
