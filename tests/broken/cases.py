@@ -21,7 +21,7 @@ class Case:
         name: What is wrong with it.
         scenario: The test that has to fail, below ``suites/``.
         command: What breaks it: for root's shell, after :data:`PRELUDE`.
-        says: A regular expression for what the failing test says.
+        says: A regular expression for the line that says why the test failed.
         moment: When it is broken.
     """
 
@@ -91,21 +91,21 @@ CASES: Final = (
         "upgrade loses what is in /var",
         f"{TAKES}[https]",
         "touch /var/.skiff-reset",
-        r"HostKeyChangedError|LoginError|cat /var/kept",
+        r"HostKeyChangedError|cat /var/kept.* ended with status",
         "upgrade",
     ),
     Case(
         "upgrade makes another machine id",
         f"{TAKES}[https]",
         "cat /proc/sys/kernel/random/uuid | tr -d - > /etc/machine-id",
-        r"assert .*IDENTITY|IDENTITY\) == identity",
+        r"assert '[0-9a-f]+\.\.\..* == '",
         "upgrade",
     ),
     Case(
         "the same version is written again",
         "upgrade/test_upgrade.py::test_the_same_version_again_is_a_no_op",
         f"""edit {UPGRADE} 's/^if \\[ "\\$version" = "\\$current" \\]/if false/'""",
-        r"before|UpgradeRefusedError|assert not \[",
+        r"UpgradeRefusedError|assert \[Slot|assert not \[",
     ),
     Case(
         "rollback changes nothing",
@@ -130,25 +130,25 @@ CASES: Final = (
         "digests are not compared before the slot is written",
         f"{REFUSES}test_a_faulty_server[flipped bit]",
         f"""edit {UPGRADE} 's/refuse "\\$name is not what was signed/true "/'""",
-        r"slots\(\) == slots|slots_written",
+        r"assert \[(Slot|'(boot|a|b)')",
     ),
     Case(
         "what was cut off is taken for whole",
         f"{REFUSES}test_a_faulty_server[truncated]",
         f"""edit {UPGRADE} 's/refuse "(cannot fetch|\\$name is not what was signed)/true "/'""",
-        r"slots\(\) == slots|slots_written",
+        r"assert \[(Slot|'(boot|a|b)')",
     ),
     Case(
         "what is of the wrong length is taken for whole",
         f"{REFUSES}test_a_faulty_server[wrong length]",
         f"""edit {UPGRADE} 's/refuse "(cannot fetch|\\$name is not what was signed)/true "/'""",
-        r"slots\(\) == slots|slots_written",
+        r"assert \[(Slot|'(boot|a|b)')",
     ),
     Case(
         "an error page is taken for a file",
         f"{REFUSES}test_a_faulty_server[server error]",
         f"""edit {UPGRADE} 's/ --fail / /; s/refuse "\\$name is not what was signed/true "/'""",
-        r"slots\(\) == slots|slots_written",
+        r"assert \[(Slot|'(boot|a|b)')",
     ),
     Case(
         "an expired certificate is good enough",
@@ -166,13 +166,13 @@ CASES: Final = (
         "signatures are not checked before the slot is written",
         f"{REFUSES}test_a_wrong_signature",
         f"""edit {UPGRADE} 's/refuse "the signature/true "/'""",
-        r"slots\(\) == slots|slots_written|'signature' in",
+        r"assert \[(Slot|'(boot|a|b)')|assert 'signature' in",
     ),
     Case(
         "a full disk is not noticed",
         f"{REFUSES}test_no_space",
         f"""edit {UPGRADE} 's/refuse "(no space left in .var for|cannot fetch)/true "/'""",
-        r"'space' in",
+        r"assert 'space' in",
     ),
     Case(
         "a policy is not obeyed",
@@ -181,29 +181,29 @@ CASES: Final = (
         r"DID NOT RAISE",
     ),
     Case(
-        "a version that failed is not told of",
+        "a version that panicked is not told of",
         "fallback/test_fallback.py::test_a_broken_version_is_given_up[panic]",
         """edit /usr/lib/skiff/boot-record 's/(last" = failed \\]) \\|\\| note/\\1 || true/'""",
-        r"in told|'failed'",
+        r"ailed'\) in \[",
     ),
     Case(
-        "a version that failed its health check stays",
+        "a version that was unhealthy is not told of",
         "fallback/test_fallback.py::test_a_broken_version_is_given_up[unhealthy]",
         """edit /usr/lib/skiff/boot-record 's/(last" = failed \\]) \\|\\| note/\\1 || true/'""",
-        r"in told|'failed'",
+        r"ailed'\) in \[",
     ),
     Case(
         "repair writes nothing",
         "recovery/test_recovery.py::test_recovery_by_command_repairs_a_slot",
         """edit /usr/bin/skiff-recovery 's/^( *)say "writing .*/\\1say "done: lies"; exit 0/'""",
-        r"PanicError|GuestError|'recovery', '1'\) ==",
+        r"PanicError",
         "recovery",
     ),
     Case(
         "there is no recovery entry to boot",
         "recovery/test_recovery.py::test_recovery_by_command_repairs_a_slot",
         "rm /boot/loader/entries/recovery.conf && sync",
-        r"not in recovery|PanicError|GuestError",
+        r"not in recovery|PanicError",
     ),
     Case(
         "recovery is not in the menu",
@@ -215,26 +215,26 @@ CASES: Final = (
         "a reset wipes nothing",
         "recovery/test_recovery.py::test_a_reset[the system]",
         "edit /usr/bin/skiff-recovery 's/touch .var.\\.skiff-reset/true/'",
-        r"/var/gone|known|HostKey",
+        r"test -e /var/gone' succeeded",
     ),
     Case(
         "a reset from recovery wipes nothing",
         "recovery/test_recovery.py::test_a_reset[recovery]",
         "edit /usr/bin/skiff-recovery 's/touch .run.skiff.var.\\.skiff-reset/true/'",
-        r"/var/gone|known|HostKey",
+        r"test -e /var/gone' succeeded",
         "recovery",
     ),
     Case(
         "a reset does not make another machine",
         "recovery/test_recovery.py::test_a_reset[recovery]",
         "edit /usr/bin/skiff-recovery 's/touch (.run.skiff.var).\\.skiff-reset/rm -f \\1\\/gone/'",
-        r"IDENTITY\) != identity",
+        r"assert '[0-9a-f]+\.\.\..* != '",
         "recovery",
     ),
     Case(
         "sync does not wait for the disk",
         "power/test_power_cut.py::test_a_plain_power_cut_while_the_system_writes",
         "mount --bind /usr/bin/true /usr/bin/sync",
-        r"cmp - /var/written|ended with status",
+        r"/var/written/.* ended with status 1",
     ),
 )
