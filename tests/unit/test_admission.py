@@ -71,6 +71,7 @@ class Other:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
+            bufsize=0,  # select would not see what a buffer has taken already
         )
 
     def ask(self, name: str, gib: float, cpus: float = 0) -> None:
