@@ -14,26 +14,35 @@ from bench.start import NO_PEER
 from bench.states import ACCEL
 from harness import paths
 
-SUITES = ("suites/boot", "suites/install")
-"""Those that run in a few minutes even where every test boots and installs by itself."""
+EVERY = 6
+"""Which tests are run: each sixth of the default sample, in the order they are collected.
+
+All of them take hours where each boots and installs by itself. Taken by their places, short and long
+scenarios of all suites come in as they are.
+"""
+
+EVERY_QUICK = 24
 
 BUDGET = Budget(1 / 3, Judged.RATIO)
 
 
 def run(context: Context) -> list[Result]:
-    """Run the suites three ways, and compare what each test came to."""
-    fresh, fresh_verdicts = _suites(context, "fresh", "--fresh")
+    """Run the same tests four ways, and compare what each came to."""
+    tests, of = _sample(context.pick(EVERY, EVERY_QUICK))
+    context.say(f"{len(tests)} of {of} tests: {' '.join(tests)}")
+    fresh, fresh_verdicts = _suites(context, tests, "fresh", "--fresh")
     states = paths.cache_dir() / "states"
     had = sum(1 for _ in (states / "entries").glob("*")) if states.exists() else 0
-    first, verdicts = _suites(context, "states")
-    warm, again = _suites(context, "states, -n 1", "-n", "1")
-    two, by_two = _suites(context, "states, -n 2", "-n", "2")
+    first, verdicts = _suites(context, tests, "states")
+    warm, again = _suites(context, tests, "states, -n 1", "-n", "1")
+    two, by_two = _suites(context, tests, "states, -n 2", "-n", "2")
     for found in (verdicts, again, by_two):
         if found != fresh_verdicts:
             differ = {name for name in found if found[name] != fresh_verdicts.get(name)}
             raise RuntimeError(f"verdicts differ from those of --fresh: {sorted(differ)}")
-    what = "suites boot and install"
-    told = f"{len(verdicts)} tests, the same verdicts all four times"
+    what = f"{len(tests)} acceptance tests of {of}"
+    passed = sum(end == "passed" for end in verdicts.values())
+    told = f"the same verdicts all four times, {passed} passed: {', '.join(tests)}"
     return [
         Result(what, "--fresh", "s", (fresh,), note=told),
         Result(what, "states", "s", (warm,), (fresh,), BUDGET, "beside --fresh, for x raw"),
@@ -49,14 +58,28 @@ def run(context: Context) -> list[Result]:
     ]
 
 
-def _suites(context: Context, name: str, *options: str) -> tuple[float, dict[str, str]]:
+def _sample(every: int) -> tuple[list[str], int]:
+    """Return the names of the tests that are run, and how many there are to choose from."""
+    told = subprocess.run(
+        [sys.executable, "-m", "pytest", "suites", *NO_PEER, "--collect-only", "-q"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    names = [line for line in told.splitlines() if line.startswith("suites/") and "::" in line]
+    return names[::every], len(names)
+
+
+def _suites(
+    context: Context, tests: list[str], name: str, *options: str
+) -> tuple[float, dict[str, str]]:
     """Run them; return the seconds and the outcome of each test."""
     report = context.folder / f"{name.replace(' ', '-')}.xml"
-    chosen = SUITES[:1] if context.quick else SUITES
     started = time.perf_counter()
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", *chosen, *NO_PEER, "-q"),
+            *(sys.executable, "-m", "pytest", *tests, *NO_PEER, "-q"),
             *("--accel", ACCEL, f"--junit-xml={report}", *options),
         ],
         cwd=ROOT,

@@ -23,6 +23,7 @@ class Case:
         command: What breaks it: for root's shell, after :data:`PRELUDE`.
         says: A regular expression for the line that says why the test failed.
         moment: When it is broken.
+        options: Of pytest, for the scenario.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Case:
     command: str
     says: str
     moment: Moment = "fork"
+    options: tuple[str, ...] = ("--all",)
 
 
 PRELUDE: Final = r"""
@@ -193,6 +195,15 @@ CASES: Final = (
         r"ailed'\) in \[",
     ),
     Case(
+        "a version that panics is tried for ever",
+        "fallback/test_fallback.py::test_a_broken_version_is_given_up[panic]",
+        "cd /boot/EFI/Linux && mv skiff_2*.efi skiff_2-panic.efi && sync",
+        r"WaitTimeoutError",
+        "upgrade",
+        # It has to be waited for to the end.
+        ("--timeout-scale=0.3",),
+    ),
+    Case(
         "repair writes nothing",
         "recovery/test_recovery.py::test_recovery_by_command_repairs_a_slot",
         """edit /usr/bin/skiff-recovery 's/^( *)say "writing .*/\\1say "done: lies"; exit 0/'""",
@@ -230,6 +241,23 @@ CASES: Final = (
         "edit /usr/bin/skiff-recovery 's/touch (.run.skiff.var).\\.skiff-reset/rm -f \\1\\/gone/'",
         r"assert '[0-9a-f]+\.\.\..* != '",
         "recovery",
+    ),
+    Case(
+        "the installer writes the settings last",
+        "power/test_power_install.py",
+        r"""cat > /etc/late << 'EOF'
+for n in $(seq 200); do
+    dd if=/dev/zero of=/dev/${disk}4 bs=4096 count=1 seek=$n conv=fsync,notrunc status=none
+done
+mkdir -p /run/late
+mount /dev/disk/by-partlabel/oem /run/late
+cp "$run/install.yaml" /run/late/
+umount /run/late
+EOF
+edit /usr/bin/skiff-install '/CopyFiles=.*install[.]yaml/d
+s/^ *rm -f .*install[.]yaml.$/. \/etc\/late/'""",
+        r"LoginError",
+        options=(),
     ),
     Case(
         "sync does not wait for the disk",

@@ -22,7 +22,7 @@ def test_a_broken_image_is_noticed(case: Case, pytestconfig: pytest.Config, tmp_
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "tests.broken.plugin", "--broken", case.name),
-            *(f"suites/{case.scenario}", "--all", "-q", f"--evidence={tmp_path}"),
+            *(f"suites/{case.scenario}", *case.options, "-q", f"--evidence={tmp_path}"),
             *(f"--image={pytestconfig.option.image}", "-p", "no:cacheprovider"),
         ],
         cwd=ROOT,
