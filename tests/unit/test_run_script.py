@@ -272,10 +272,11 @@ def test_the_cli_gets_its_arguments_as_they_are(host: Host) -> None:
 @pytest.mark.parametrize(
     ("arguments", "called"),
     [
-        (("acceptance",), "pytest suites"),
+        (("acceptance",), "pytest suites -n auto"),
         (("acceptance", "--image", "skiff"), "pytest suites --image skiff"),
         (("acceptance", "suites/boot", "-k", "ssh"), "pytest suites/boot -k ssh"),
-        (("unit",), "pytest tests/unit --junit-xml=.harness/unit.xml"),
+        (("unit",), "pytest tests/unit --junit-xml=.harness/unit.xml -n auto"),
+        (("integration", "-x"), "pytest tests/integration --junit-xml=.harness/integration.xml --im"),
         (
             ("unit", "./tests/unit/test_x.py"),
             "pytest --junit-xml=.harness/unit.xml ./tests/unit/te",
@@ -288,6 +289,7 @@ def test_a_phase_is_pytest_on_its_folder(
 ) -> None:
     last = host.run(*arguments).stdout.splitlines()[-1]
     assert last.startswith(called)
+    assert ("-n auto" in last) == (len(arguments) == 1), "the whole of a phase is shared by workers"
 
 
 def test_all_phases_run_in_order_and_pytest_has_the_last_word(host: Host) -> None:
@@ -299,7 +301,7 @@ def test_all_phases_run_in_order_and_pytest_has_the_last_word(host: Host) -> Non
         *("integration", "tests/integration", "acceptance", "suites"),
     ]
     assert "passed: lint" in lines[-2]
-    assert done.stdout.splitlines()[-1].startswith("pytest suites")
+    assert done.stdout.splitlines()[-1] == "pytest suites -n auto"
 
 
 @pytest.mark.parametrize(("fails", "after"), [("ruff", "type"), ("mypy", "unit")])
