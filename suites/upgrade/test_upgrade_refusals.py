@@ -34,9 +34,12 @@ def machine(fork_of: ForkOf, update_server: UpdateServer, ca: Ca) -> Iterator[Ma
     machine = fork_of(settled, services=[update_server])
     machine.os.trust(ca.pem)
     slots = machine.os.slots()
+    # Nothing in a fork. With --fresh the first boot, found good, has renamed its entry by now.
+    written = machine.os.slots_written()
+    assert written in ([], ["boot"])
     yield machine
     assert machine.os.slots() == slots
-    assert machine.os.slots_written() == []
+    assert machine.os.slots_written() == written
 
 
 def refused(machine: Machine, source: str) -> str:

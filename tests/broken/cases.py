@@ -61,7 +61,11 @@ WantedBy=sysinit.target
 
 UPGRADE = "/usr/bin/skiff-upgrade"
 TAKES = "upgrade/test_upgrade.py::test_an_upgrade_changes_version_and_slot_and_keeps_state"
+IMPATIENT = ("--timeout-scale=0.3",)
+"""For what has to be waited for to the end."""
 REFUSES = "upgrade/test_upgrade_refusals.py::"
+
+FORGETS = """edit /usr/lib/skiff/boot-record 's/(last" = failed \\]) \\|\\| note/\\1 || true/'"""
 
 CASES: Final = (
     Case(
@@ -129,6 +133,12 @@ CASES: Final = (
         r"DID NOT RAISE",
     ),
     Case(
+        "every upgrade goes to the same slot",
+        "upgrade/test_upgrade.py::test_two_upgrades_in_a_row_then_a_downgrade",
+        "edit /usr/lib/skiff/slots.sh 's/^other_slot.*/other_slot() { echo b; }/'",
+        r"PanicError|assert \('1', '\w+', .* == \('3', 'trying', 3\)|UpgradeRefusedError",
+    ),
+    Case(
         "digests are not compared before the slot is written",
         f"{REFUSES}test_a_faulty_server[flipped bit]",
         f"""edit {UPGRADE} 's/refuse "\\$name is not what was signed/true "/'""",
@@ -185,14 +195,34 @@ CASES: Final = (
     Case(
         "a version that panicked is not told of",
         "fallback/test_fallback.py::test_a_broken_version_is_given_up[panic]",
-        """edit /usr/lib/skiff/boot-record 's/(last" = failed \\]) \\|\\| note/\\1 || true/'""",
+        FORGETS,
         r"ailed'\) in \[",
     ),
     Case(
         "a version that was unhealthy is not told of",
         "fallback/test_fallback.py::test_a_broken_version_is_given_up[unhealthy]",
-        """edit /usr/lib/skiff/boot-record 's/(last" = failed \\]) \\|\\| note/\\1 || true/'""",
+        FORGETS,
         r"ailed'\) in \[",
+    ),
+    Case(
+        "a version that could not be verified is not told of",
+        "fallback/test_fallback.py::test_a_broken_version_is_given_up[verity]",
+        FORGETS,
+        r"ailed'\) in \[",
+    ),
+    Case(
+        "a version that is stuck is not told of",
+        "fallback/test_fallback.py::test_a_broken_version_is_given_up[stuck]",
+        FORGETS,
+        r"ailed'\) in \[",
+    ),
+    Case(
+        "a slot that cannot be verified is tried for ever",
+        "fallback/test_fallback.py::test_a_slot_that_cannot_be_verified_is_given_up",
+        "cd /boot/EFI/Linux && mv skiff_2*.efi skiff_2.efi && sync",
+        r"WaitTimeoutError",
+        "upgrade",
+        ("--all", *IMPATIENT),
     ),
     Case(
         "a version that panics is tried for ever",
@@ -200,8 +230,7 @@ CASES: Final = (
         "cd /boot/EFI/Linux && mv skiff_2*.efi skiff_2-panic.efi && sync",
         r"WaitTimeoutError",
         "upgrade",
-        # It has to be waited for to the end.
-        ("--timeout-scale=0.3",),
+        IMPATIENT,
     ),
     Case(
         "repair writes nothing",
@@ -221,6 +250,20 @@ CASES: Final = (
         "recovery/test_recovery.py::test_recovery_from_the_boot_menu",
         "rm /boot/loader/entries/recovery.conf && sync",
         r"the boot menu has no 'skiff recovery'",
+    ),
+    Case(
+        "there is no recovery entry when both slots are bad",
+        "recovery/test_recovery.py::test_recovery_by_itself_when_both_slots_are_bad",
+        "rm /boot/loader/entries/recovery.conf && sync",
+        r"WaitTimeoutError",
+        options=("--all", *IMPATIENT),
+    ),
+    Case(
+        "there is no recovery entry when the state is gone",
+        "recovery/test_recovery.py::test_recovery_by_itself_when_the_state_is_gone",
+        "rm /boot/loader/entries/recovery.conf && sync",
+        r"WaitTimeoutError",
+        options=("--all", *IMPATIENT),
     ),
     Case(
         "a reset wipes nothing",
@@ -258,6 +301,44 @@ edit /usr/bin/skiff-install '/CopyFiles=.*install[.]yaml/d
 s/^ *rm -f .*install[.]yaml.$/. \/etc\/late/'""",
         r"LoginError",
         options=(),
+    ),
+    Case(
+        "an upgrade writes the boot entry before the slot",
+        "power/test_power_upgrade.py",
+        r"""cat > /etc/early << 'EOF'
+cp "$stage/skiff_$version.efi" "/boot/EFI/Linux/skiff_$version+3-0.efi"
+sync
+EOF
+edit /usr/bin/skiff-upgrade 's/^empty_slot .*/&; . \/etc\/early/'""",
+        r"PanicError",
+        options=(),
+    ),
+    Case(
+        "a reset wipes bit by bit",
+        "power/test_power_reset.py",
+        r"""cat > /etc/half << 'EOF'
+cd /run/skiff/var
+rm -rf lib/skiff
+for n in $(seq 200); do dd if=/dev/zero of=half bs=4096 count=1 conv=fsync status=none; done
+rm -rf half kept
+cd /
+EOF
+edit /usr/bin/skiff-recovery 's/touch .run.skiff.var.\.skiff-reset/. \/etc\/half/'""",
+        r"half of the state is there",
+        "recovery",
+        (),
+    ),
+    Case(
+        "the installer does not mind a full disk",
+        "power/test_power_faults.py::test_an_installation_onto_a_disk_that_fails[full]",
+        """edit /usr/bin/skiff-install 's/fail "(systemd-repart|.dev)/true "/'""",
+        r"DID NOT RAISE",
+    ),
+    Case(
+        "the installer does not mind a disk that cannot flush",
+        "power/test_power_faults.py::test_an_installation_onto_a_disk_that_fails[flush]",
+        """edit /usr/bin/skiff-install 's/fail "(systemd-repart|.dev)/true "/'""",
+        r"DID NOT RAISE",
     ),
     Case(
         "sync does not wait for the disk",

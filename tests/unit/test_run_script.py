@@ -276,7 +276,10 @@ def test_the_cli_gets_its_arguments_as_they_are(host: Host) -> None:
         (("acceptance", "--image", "skiff"), "pytest suites --image skiff"),
         (("acceptance", "suites/boot", "-k", "ssh"), "pytest suites/boot -k ssh"),
         (("unit",), "pytest tests/unit --junit-xml=.harness/unit.xml -n auto"),
-        (("integration", "-x"), "pytest tests/integration --junit-xml=.harness/integration.xml --im"),
+        (
+            ("integration", "-x"),
+            "pytest tests/integration --junit-xml=.harness/integration.xml --im",
+        ),
         (
             ("unit", "./tests/unit/test_x.py"),
             "pytest --junit-xml=.harness/unit.xml ./tests/unit/te",
