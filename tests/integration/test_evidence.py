@@ -117,9 +117,12 @@ def test_workers_share_one_run(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["fixtures.plugin"]\n')
     (tmp_path / "test_it.py").write_text(
         "import pytest\n"
+        "@pytest.fixture(scope='module')\n"
+        "def shared(shared_boot): return shared_boot('micro', name='shared').wait_ready()\n"
         "@pytest.mark.parametrize('n', [1, 2])\n"
-        "def test_it(boot, n):\n"
-        "    assert boot('micro').wait_ready().succeed('echo up') == 'up\\n'\n"
+        "def test_it(boot, shared, n):\n"
+        "    for machine in (shared, boot('micro').wait_ready()):\n"
+        "        assert machine.succeed('echo up') == 'up\\n'\n"
     )
     subprocess.run(
         [
@@ -139,5 +142,9 @@ def test_workers_share_one_run(tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     (run,) = [path for path in (tmp_path / ".harness" / "runs").glob("2*")]
-    kept = sorted(each.name for each in run.iterdir() if each.is_dir())
-    assert kept == ["test_it-test_it-1", "test_it-test_it-2"]
+    kept = sorted(each.parent for each in run.glob("*/*/qemu.sh"))
+    # Each worker has its own of the machines that a module shares, and removes their evidence.
+    assert [str(each.relative_to(run)) for each in kept] == [
+        *("test_it-test_it-1/micro", "test_it-test_it-2/micro"),
+        *("test_it.py-gw0/shared", "test_it.py-gw1/shared"),
+    ]
