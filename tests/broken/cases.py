@@ -300,7 +300,8 @@ EOF
 edit /usr/bin/skiff-install '/CopyFiles=.*install[.]yaml/d
 s/^ *rm -f .*install[.]yaml.$/. \/etc\/late/'""",
         r"LoginError",
-        options=(),
+        # Between the two. Where power goes is a sample otherwise, and two points can miss it.
+        options=("--cut=w00450-clean",),
     ),
     Case(
         "an upgrade writes the boot entry before the slot",
@@ -311,7 +312,8 @@ sync
 EOF
 edit /usr/bin/skiff-upgrade 's/^empty_slot .*/&; . \/etc\/early/'""",
         r"PanicError",
-        options=(),
+        # While the slot is written; see above.
+        options=("--cut=w00150-clean", "--cut=w00175-clean"),
     ),
     Case(
         "a reset wipes bit by bit",
