@@ -304,18 +304,6 @@ s/^ *rm -f .*install[.]yaml.$/. \/etc\/late/'""",
         options=("--cut=w00450-clean",),
     ),
     Case(
-        "an upgrade writes the boot entry before the slot",
-        "power/test_power_upgrade.py",
-        r"""cat > /etc/early << 'EOF'
-cp "$stage/skiff_$version.efi" "/boot/EFI/Linux/skiff_$version+3-0.efi"
-sync
-EOF
-edit /usr/bin/skiff-upgrade 's/^empty_slot .*/&; . \/etc\/early/'""",
-        r"PanicError",
-        # While the slot is written; see above.
-        options=("--cut=w00150-clean", "--cut=w00175-clean"),
-    ),
-    Case(
         "a reset wipes bit by bit",
         "power/test_power_reset.py",
         r"""cat > /etc/half << 'EOF'
