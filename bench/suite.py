@@ -17,8 +17,8 @@ from harness import paths
 EVERY = 6
 """Which tests are run: each sixth of the default sample, in the order they are collected.
 
-All of them take more than an hour where each boots and installs by itself. Taken by their places, short and long
-scenarios of all suites come in as they are.
+All of them take more than an hour where each boots and installs by itself. Taken by their places,
+short and long scenarios of all suites come in as they are.
 """
 
 EVERY_QUICK = 24
