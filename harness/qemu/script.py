@@ -23,37 +23,43 @@ if [ "${{1:-}}" = --fresh ]; then disks=$(mktemp -d); fi
 
 _FORK = """\
 
-# It is a fork: this tells it, on its monitor, to go on from the saved machine. Where that had a
-# shell that takes Harness' commands, type 'q 0 ..' and Ctrl-J for a prompt.
-rm -f "$disks/qmp.sock"
-python3 - "$disks/qmp.sock" {state} <<'END' &
-import json, socket, sys, time
-monitor = socket.socket(socket.AF_UNIX)
-while True:
-    try:
-        monitor.connect(sys.argv[1])
-        break
-    except OSError:
-        time.sleep(0.1)
-lines = monitor.makefile("rw")
-lines.readline()
+# It is a fork: this tells it, on a monitor of its own, to go on from the saved machine. Where that had
+# a shell that takes Harness' commands, type 'q 0 ..' and Ctrl-J for a prompt.
+rm -f "$disks/restore.sock"
+python3 - "$disks/restore.sock" {state} $$ <<'END'
+import json, os, select, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen()
+if os.fork():
+    sys.exit()  # QEMU can be started: it connects
+qemu = os.pidfd_open(int(sys.argv[3]))
+if server not in select.select([server, qemu], [], [])[0]:
+    sys.exit("QEMU did not start")
+lines = server.accept()[0].makefile("rw")
+statuses = []
+
+def hear():
+    told = json.loads(lines.readline() or sys.exit("QEMU ended"))
+    statuses.append(told.get("data", {{}}).get("status"))
+    return told
 
 def tell(command, **arguments):
     lines.write(json.dumps({{"execute": command, "arguments": arguments}}) + "\\n")
     lines.flush()
-    while True:
-        told = json.loads(lines.readline())
+    while "return" not in (told := hear()):
         if "error" in told:
             sys.exit(told["error"]["desc"])
-        if "return" in told:
-            return told["return"]
 
+hear()
 tell("qmp_capabilities")
-ignore = {{"capability": "x-ignore-shared", "state": True}}
-tell("migrate-set-capabilities", capabilities=[ignore])
+names = "events", "x-ignore-shared"
+tell("migrate-set-capabilities", capabilities=[{{"capability": n, "state": True}} for n in names])
 tell("migrate-incoming", uri="file:" + sys.argv[2])
-while tell("query-status")["status"] == "inmigrate":
-    time.sleep(0.05)
+while "completed" not in statuses:
+    if "failed" in statuses:
+        sys.exit("QEMU does not take the saved machine")
+    hear()
 tell("cont")
 print("the fork runs", file=sys.stderr)
 END"""
@@ -96,7 +102,8 @@ def reproduce(spec: MachineSpec, given: Allocations, folder: Path, path: Path) -
     if given.incoming is not None:
         lines.append(_FORK.format(state=shlex.quote(str(given.incoming))))
     command = argv.render(argv.build(spec, argv.by_hand(given, folder)))
-    lines.append("\nexec " + _with_variable(command, folder) + "\n")
+    restore = ' \\\n  -qmp "unix:$disks/restore.sock"' if given.incoming is not None else ""
+    lines.append("\nexec " + _with_variable(command, folder) + restore + "\n")
     path.write_text("\n".join(lines))
     path.chmod(0o755)
     return path
