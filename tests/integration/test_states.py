@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,8 +113,19 @@ def mark(machine: Machine) -> tuple[str, str]:
 
 
 def another_run(states: States) -> States:
-    """Return states that know nothing of what this run has looked at."""
-    return States(states._told)
+    """Return states that know nothing of what this run has looked at, in the same cache."""
+    other = States(states._told)
+    other.cache = states.cache
+    return other
+
+
+@pytest.fixture
+def own(states: States, tmp_path: Path) -> Iterator[States]:
+    """States that a test may damage: no other worker has one of them in use."""
+    alone = another_run(states)
+    alone.cache = StateCache(tmp_path / "states")
+    yield alone
+    shutil.rmtree(tmp_path / "states")
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -278,37 +290,22 @@ def test_a_disk_written_in_place_cannot_be_saved(boot: Boot, tmp_path: Path) -> 
     machine.os.login()
 
 
-@state
-def in_bad_hands(boot: Boot) -> Machine:
-    """One that a single test damages: other workers have the others in use."""
-    machine = boot("micro")
-    machine.console.expect("login: ")
-    return machine
+@pytest.mark.parametrize("file", ["ram", "devices", "snapshot.json", "state.json"])
+def test_what_is_damaged_is_built_anew(fork_of: ForkOf, own: States, file: str) -> None:
+    lease = own.lease(at_the_login)
+    path = lease.snapshot.folder / file
+    path.chmod(0o600)
+    os.truncate(path, path.stat().st_size // 2)
+    assert own.cache.fault(lease.entry)
+    # Another run, while this one has a lease; what it finds wrong is no failure of its test.
+    others = another_run(own)
+    ForkOf(others, fork_of._boot, fresh=False)(at_the_login).os.login()
+    assert others.lease(at_the_login).record.created > lease.record.created
+    assert own.cache.fault(lease.entry) is None
 
 
-def test_what_is_damaged_is_built_anew(fork_of: ForkOf, states: States) -> None:
-    for file in ("ram", "devices", "snapshot.json", "state.json"):
-        lease = states.lease(in_bad_hands)
-        path = lease.snapshot.folder / file
-        path.chmod(0o600)
-        os.truncate(path, path.stat().st_size // 2)
-        assert states.cache.fault(lease.entry)
-        # Another run, while this one has a lease; what it finds wrong is no failure of its test.
-        states = another_run(states)
-        ForkOf(states, fork_of._boot, fresh=False)(in_bad_hands).os.login()
-        assert states.lease(in_bad_hands).record.created > lease.record.created
-        assert states.cache.fault(lease.entry) is None
-
-
-@state
-def in_other_bad_hands(boot: Boot) -> Machine:
-    machine = boot("micro")
-    machine.console.expect("login: ")
-    return machine
-
-
-def test_what_qemu_does_not_take_is_built_anew(fork_of: ForkOf, states: States) -> None:
-    lease = states.lease(in_other_bad_hands)
+def test_what_qemu_does_not_take_is_built_anew(fork_of: ForkOf, own: States) -> None:
+    lease = own.lease(at_the_login)
     path = lease.snapshot.devices
     path.chmod(0o600)
     path.write_bytes(b"nonsense" * 1000)
@@ -318,10 +315,10 @@ def test_what_qemu_does_not_take_is_built_anew(fork_of: ForkOf, states: States) 
     (lease.snapshot.folder / "state.json").unlink()
     replace(lease.snapshot, files=()).write()
     (lease.snapshot.folder / "state.json").write_text(record)
-    assert states.cache.fault(lease.entry) is None
-    others = another_run(states)
-    ForkOf(others, fork_of._boot, fresh=False)(in_other_bad_hands).os.login()
-    assert others.lease(in_other_bad_hands).record.created > lease.record.created
+    assert own.cache.fault(lease.entry) is None
+    others = another_run(own)
+    ForkOf(others, fork_of._boot, fresh=False)(at_the_login).os.login()
+    assert others.lease(at_the_login).record.created > lease.record.created
 
 
 def victim(
