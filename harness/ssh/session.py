@@ -95,7 +95,7 @@ class Ssh(Connection):
         Args:
             command: For the login shell of the user.
             deadline: 60 s on a good host by default; includes connecting.
-            stdin: What the command reads; nothing by default.
+            stdin: What the command reads, as much of it as it likes; nothing by default.
 
         Raises:
             ConnectionLostError: if the connection ends in the middle.
@@ -164,16 +164,16 @@ class Ssh(Connection):
         self, command: str, limit: Deadline, stdin: str | bytes | None
     ) -> Iterator[tuple[str, bytes]]:
         """Yield ``stdout`` and ``stderr`` chunks as they come, then one ``status``."""
-        with self._channel(limit) as channel:
+        with contextlib.ExitStack() as stack:
+            channel = stack.enter_context(self._channel(limit))
             seen = bytearray()
             try:
                 with _closed_at(limit, channel):
                     channel.exec_command(command)
-                if stdin is not None:
-                    channel.settimeout(limit.timeout())
-                    channel.sendall(stdin.encode() if isinstance(stdin, str) else stdin)
-                channel.shutdown_write()
-                channel.setblocking(False)
+                if stdin is None:
+                    channel.shutdown_write()
+                else:
+                    stack.enter_context(_fed(channel, stdin))
                 # paramiko's descriptor is readable when there is output, or the end of it.
                 poll = select.poll()
                 poll.register(channel.fileno(), select.POLLIN)
@@ -306,6 +306,31 @@ def _closed_at(limit: Deadline, channel: paramiko.Channel) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+@contextlib.contextmanager
+def _fed(channel: paramiko.Channel, stdin: str | bytes) -> Iterator[None]:
+    """Give a command its input, while its output is read; close the channel at the end.
+
+    Who does one after the other waits for ever for a command that prints as much as it reads.
+    """
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+
+    def feed() -> None:
+        # A command that ends without reading it all is no fault, as in a pipe of a shell. A connection
+        # that is lost is told by who reads.
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            channel.sendall(data)
+            channel.shutdown_write()
+
+    feeder = threading.Thread(target=feed, name="ssh-stdin", daemon=True)
+    feeder.start()
+    try:
+        yield
+    finally:
+        # A thread that waits for the guest to read is woken by it.
+        channel.close()
+        feeder.join()
 
 
 def _drain(ready: Any, receive: Any) -> Iterator[bytes]:

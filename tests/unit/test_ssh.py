@@ -54,6 +54,18 @@ class Guest(paramiko.ServerInterface):
 
     def serve(self, channel: paramiko.Channel, command: bytes) -> None:
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            if command == b"deaf":
+                # It answers the request before.
+                channel.recv(1)
+                channel.send_exit_status(3)
+                channel.close()
+                return
+            if command == b"echo":
+                while chunk := channel.recv(4096):
+                    channel.sendall(chunk)
+                channel.send_exit_status(0)
+                channel.close()
+                return
             # The transport answers the request in a thread of its own. A real server's answer comes
             # before all else of the command: Ssh ends its input when it has the answer.
             stdin = channel.makefile("rb").read()
@@ -170,6 +182,17 @@ def test_megabytes_on_both_streams_come_whole(ssh: Ssh) -> None:
 
 def test_stdin(ssh: Ssh) -> None:
     assert ssh.run("cat", stdin="hello").stdout == "hello"
+
+
+def test_a_command_that_leaves_its_input_unread_has_its_status(ssh: Ssh) -> None:
+    # More than the window of a channel, 2 MiB here: the rest is still to be sent when it ends.
+    assert ssh.run("deaf", stdin=b"x" * 20_000_000).status == 3
+    assert ssh.run("echo alive").ok
+
+
+def test_a_command_that_prints_as_much_as_it_reads(ssh: Ssh) -> None:
+    text = "0123456789abcdef" * 1_000_000
+    assert ssh.run("echo", stdin=text).stdout == text
 
 
 def test_stream_yields_lines_and_fails_at_the_end(ssh: Ssh) -> None:
