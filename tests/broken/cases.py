@@ -304,6 +304,20 @@ s/^ *rm -f .*install[.]yaml.$/. \/etc\/late/'""",
         options=("--cut=w00450-clean",),
     ),
     Case(
+        "an upgrade writes the boot entry before the slot",
+        "power/test_power_upgrade.py",
+        # systemd-sysupdate removes what is beyond InstancesMax before it writes: the early entry, too.
+        r"""cat > /etc/early << 'EOF'
+cp "$stage/skiff_$version.efi" "/boot/EFI/Linux/skiff_$version+3-0.efi"
+sync
+EOF
+edit /usr/bin/skiff-upgrade 's/^empty_slot .*/&; . \/etc\/early/'
+edit /usr/lib/sysupdate.d/30-uki.transfer 's/InstancesMax=2/InstancesMax=3/'""",
+        r"PanicError",
+        # While the slot is written; see above.
+        options=("--cut=w00150-clean",),
+    ),
+    Case(
         "a reset wipes bit by bit",
         "power/test_power_reset.py",
         r"""cat > /etc/half << 'EOF'
