@@ -206,9 +206,9 @@ settings_check() {
 
 # Print the settings in the form settings_read takes. They are kept in the OEM partition.
 settings_write() {
-    local key
+    local key disk=${settings_disk//\\/\\\\}
     printf '#cloud-config\nskiff:\n  install:\n'
-    printf '    %s: "%s"\n' disk "$settings_disk" hostname "$settings_hostname" user "$settings_user"
+    printf '    %s: "%s"\n' disk "${disk//\"/\\\"}" hostname "$settings_hostname" user "$settings_user"
     [ -z "$settings_password_hash" ] || printf '    password_hash: "%s"\n' "$settings_password_hash"
     [ ${#settings_keys[@]} -eq 0 ] || printf '    ssh_authorized_keys:\n'
     for key in "${settings_keys[@]}"; do

@@ -74,12 +74,17 @@ slot_state() {
     fi
 }
 
+# flush FILE_OR_FOLDER...: what has changed on the ESP is on its disk. syncfs(2) writes all of it, and sends
+# no flush to the disk, since FAT has no sync_fs (fs/fat/inode.c); fsync(2) sends one, and writes no more
+# than the one file.
+flush() { sync -f -- "$1" && sync -- "$@"; }
+
 # count VERSION SUFFIX: give its entry other counters: +3 is good, +3-0 on trial, +0 set aside.
 count() {
     local file
     file=$(entry_of "$1") || return 1
-    [ "$file" = "${file%/*}/skiff_$1$2.efi" ] || mv "$file" "${file%/*}/skiff_$1$2.efi"
-    sync -f "${file%/*}"
+    [ "$file" = "${file%/*}/skiff_$1$2.efi" ] || mv "$file" "${file%/*}/skiff_$1$2.efi" || return 1
+    flush "${file%/*}/skiff_$1$2.efi" "${file%/*}"
 }
 
 # empty_slot DISK SLOT: nothing boots from it any more. Entries go first, all but that of the other
@@ -89,11 +94,13 @@ empty_slot() {
     folder=$(entries)
     [ -d "$folder" ] || return 1
     keep=$(slot_version "$1" "$(other_slot "$2")")
+    # What runs is in the other slot, or in recovery, which repairs where nothing may be left.
+    [ -n "$keep" ] || [ "$(running_slot)" = recovery ] || return 1
     for file in "$folder"/skiff_*; do
         case ${file##*/} in "skiff_$keep.efi" | "skiff_$keep+"*.efi) continue ;; esac
         [ ! -e "$file" ] || rm -f "$file" || return 1
     done
-    sync -f "$folder" || return 1
+    flush "$folder" || return 1
     label "$1" "$number" _empty && label "$1" $((number + 1)) _empty && sync "$1"
 }
 
