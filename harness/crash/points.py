@@ -94,29 +94,38 @@ def places(log: WriteLog, start: int = 0, end: int | None = None) -> range:
     return range(start, (len(log.entries) if end is None else end) + 1)
 
 
-def pick(among: range, slot: int, slots: int, seed: int) -> Point:
-    """Return one point of a sample: one of the ``slot``-th of ``slots`` equal parts of the places.
+def pick(
+    among: range, slot: int, slots: int, seed: int, *, name: str = "", done: int | None = None
+) -> Point:
+    """Return one point of a sample: one of the ``slot``-th of as many equal parts of the places.
 
     So the points of a sample are spread over all places, whatever the seed, and four that follow
-    one another are of the four kinds.
+    one another are of the four kinds. The last one is where what was done said that it was done, with
+    all lost that no flush followed: of all places the one where the most is promised.
 
     Args:
         among: The places.
         slot: From 0.
         slots: How many points the sample has.
         seed: Another seed is another sample.
+        name: Of what was recorded: small samples of several recordings differ in their kinds.
+        done: The place where it was done; ``None`` if there is none, and with a sample of one.
 
     Raises:
         UsageError: if there is no such slot.
     """
     if not 0 <= slot < slots:
         raise UsageError(f"a sample of {slots} points has none numbered {slot}")
+    if done is not None and slots > 1:
+        if slot == slots - 1:
+            return Point(done, Kind.FLUSHED)
+        slots -= 1
     low = len(among) * slot // slots
     high = max(low + 1, len(among) * (slot + 1) // slots)
     # Strings: a tuple's hash is not for seeding, and Random takes none.
     draw = random.Random(f"{seed}/{slot}/{slots}")
     kinds = list(Kind)
-    random.Random(f"{seed}/{slot // len(kinds)}").shuffle(kinds)
+    random.Random(f"{seed}/{name}/{slot // len(kinds)}").shuffle(kinds)
     place = among[min(draw.randrange(low, high), len(among) - 1)]
     return Point(place, kinds[slot % len(kinds)], draw.randrange(1, 1000))
 

@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 
 from fixtures.machines import Boot
-from fixtures.points import TARGET, USER
+from fixtures.points import alone, system_disk
 from fixtures.states import ForkOf
 from harness.qemu.disk import qemu_img
 from harness.spec import Disk
-from suites.conftest import settled
+from suites.conftest import check_booted_once, settled
 
-pytestmark = pytest.mark.needs("install")
+pytestmark = pytest.mark.needs("persistence")
 
 # A file counts as written when a sync after its rename has returned.
 WRITER = (
-    "mkdir -p /var/written; i=0;"
-    " while :; do i=$((i+1)); seq $i 20000 > /var/written/new;"
-    " mv /var/written/new /var/written/$i; sync -f /var/written; echo $i > /run/written; done"
+    "mkdir -p {0}; i=0;"
+    " while :; do i=$((i+1)); seq $i 20000 > {0}/new;"
+    " mv {0}/new {0}/$i; sync -f {0}; echo $i > /run/written; done"
 )
-CHECK = "for i in $(seq {}); do seq $i 20000 | cmp - /var/written/$i || exit 1; done"
+CHECK = "for i in $(seq {1}); do seq $i 20000 | cmp - {0}/$i || exit 1; done"
 
 
 def test_a_plain_power_cut_while_the_system_writes(
@@ -30,24 +30,19 @@ def test_a_plain_power_cut_while_the_system_writes(
 ) -> None:
     """The system boots again, and each file that it had synced is there, whole."""
     machine = fork_of(settled)
-    machine.succeed(machine.os.as_root(f"({WRITER}) > /dev/null 2>&1 < /dev/null &"))
+    folder = f"{machine.os.state_folder}/written"
+    machine.succeed(machine.os.as_root(f"({WRITER.format(folder)}) > /dev/null 2>&1 < /dev/null &"))
     machine.wait_until_succeeds("test $(cat /run/written) -ge 10")
     written = int(machine.succeed("cat /run/written"))
     machine.power_cut()
-    file = machine.disk("target")
+    file = machine.disk(system_disk(boot.image))
     raw = boot.folder / "cut.raw"
     qemu_img("convert", "-f", file.format, "-O", "raw", str(file.path), str(raw))
     check_state(raw)
     raw.unlink()
-    again = boot(
-        name="again",
-        medium=False,
-        disks=[Disk("target", base=file.path, format=file.format, serial=TARGET)],
-        nics=(),
-        authorize=False,
-        account=USER,
-    )
+    disk = Disk(system_disk(boot.image), base=file.path, format=file.format)
+    again = alone(boot, disk, "again", network=False)
     again.os.login()
-    again.succeed(again.os.as_root(CHECK.format(written)), deadline=60)
-    assert again.os.verified()
+    again.succeed(again.os.as_root(CHECK.format(folder, written)), deadline=60)
     again.os.wait_good()
+    check_booted_once(again)

@@ -13,8 +13,9 @@ from fixtures.states import ForkOf
 from harness.crash import Recording
 from harness.errors import GuestError, LoginError
 from harness.machine import Machine
-from harness.profiles.base import Account, Install
+from harness.profiles import Install
 from harness.spec import Disk
+from suites.conftest import check_booted_once, check_verified
 
 pytestmark = [pytest.mark.needs("install"), pytest.mark.cuts(2)]
 
@@ -43,23 +44,17 @@ def install(boot: Boot, fork_of: ForkOf, folder: Path) -> Recording:
 
 def start(boot: Boot, disk: Disk, name: str) -> Machine:
     """Start a machine with this disk alone, and nothing else to boot from."""
-    return boot(
-        name=name,
-        medium=False,
-        disks=[disk],
-        nics=(),
-        authorize=False,
-        account=Account(ANSWERS.user, ANSWERS.password),
-    )
+    return points.alone(boot, disk, name, network=False)
 
 
 def check_whole(machine: Machine) -> None:
     """Check that a system in which somebody is logged in is the one that was asked for."""
     assert machine.succeed("hostname").strip() == ANSWERS.hostname
     assert machine.succeed(machine.os.as_root("id -u")).strip() == "0"
-    assert machine.os.slot() == "a"
+    assert machine.os.slot() == machine.os.slot_names[0]
     assert machine.os.version() == machine.os.selection.version
-    assert machine.os.verified()
+    check_verified(machine)
+    check_booted_once(machine)
 
 
 def test_power_goes_during_an_installation(cut: Cut, boot: Boot, fork_of: ForkOf) -> None:

@@ -9,16 +9,13 @@ import pytest
 
 from fixtures.cuts import Cut, Record
 from fixtures.machines import Boot
-from fixtures.points import USER
+from fixtures.points import alone, system_disk
 from fixtures.states import ForkOf
 from harness.crash import Recording
 from harness.machine import Machine
-from suites.conftest import settled
+from suites.conftest import check_booted_once, check_verified, settled
 
-pytestmark = [pytest.mark.needs("install", "recovery", "reset"), pytest.mark.cuts(1)]
-
-IDENTITY = "cat /etc/machine-id"
-HOSTNAME = "cat /etc/hostname"
+pytestmark = [pytest.mark.needs("recovery", "reset"), pytest.mark.cuts(2)]
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +26,13 @@ def recording(record: Record) -> Recording:
 
 def reset(boot: Boot, fork_of: ForkOf, folder: Path) -> Recording:
     """Reset from recovery; who the machine was is kept beside the recording."""
-    del boot
     machine = fork_of(settled)
-    machine.succeed(machine.os.as_root("echo kept > /var/kept && sync"))
-    before = {name: machine.succeed(name) for name in (IDENTITY, HOSTNAME)}
+    kept = f"{machine.os.state_folder}/kept"
+    machine.succeed(machine.os.as_root(f"echo kept > {kept} && sync"))
+    before = machine.os.identity()
     machine.os.boot_recovery()
-    with machine.recording("target", folder) as recording:
-        for number, name in enumerate(before):
-            (folder / f"before-{number}").write_text(before[name])
+    with machine.recording(system_disk(boot.image), folder) as recording:
+        (folder / "before").write_text(f"{before.hostname}\n{before.machine_id}\n")
         recording.mark("begin")
         machine.os.reset()
         recording.mark("done")
@@ -46,13 +42,12 @@ def reset(boot: Boot, fork_of: ForkOf, folder: Path) -> Recording:
 
 def was_reset(machine: Machine, recording: Recording) -> bool:
     """Return whether a machine is another one than before; check that all of it says so."""
-    identity, hostname = (
-        (recording.folder / f"before-{number}").read_text() for number in range(2)
-    )
-    assert machine.succeed(HOSTNAME) == hostname
+    hostname, machine_id = (recording.folder / "before").read_text().splitlines()
+    now = machine.os.identity()
+    assert now.hostname == hostname
     assert machine.succeed(machine.os.as_root("id -u")) == "0\n"
-    gone = machine.execute("test -e /var/kept").status != 0
-    assert (machine.succeed(IDENTITY) != identity) == gone, "half of the state is there"
+    gone = machine.execute(f"test -e {machine.os.state_folder}/kept").status != 0
+    assert (now.machine_id != machine_id) == gone, "half of the state is there"
     return gone
 
 
@@ -61,13 +56,12 @@ def test_power_goes_during_a_reset(
 ) -> None:
     """The machine is the old one with its state, or another that knows its user; reset again works."""
     check_state(cut.path)
-    machine = boot(
-        name="cut", medium=False, disks=[cut.disk()], nics=(), authorize=False, account=USER
-    )
+    machine = alone(boot, cut.disk(), "cut", network=False)
     machine.os.login()
-    assert machine.os.verified()
+    check_verified(machine)
     gone = was_reset(machine, cut.recording)
     machine.os.wait_good()
+    check_booted_once(machine)
     if cut.after("done"):
         assert gone, "the reset was done"
         return

@@ -9,35 +9,37 @@ import pytest
 
 from fixtures.cuts import Cut, Record
 from fixtures.machines import Boot
-from fixtures.points import USER
+from fixtures.points import alone, system_disk
+from fixtures.releases import Releases
 from fixtures.services import Services
 from fixtures.states import ForkOf
 from harness.crash import Recording
 from harness.services import UpdateServer
-from suites.conftest import settled
+from suites.conftest import check_booted_once, check_verified, settled
 
-pytestmark = [pytest.mark.needs("install", "upgrade"), pytest.mark.cuts(3)]
-
-OLD, NEW = "1", "2"
+pytestmark = [pytest.mark.needs("upgrade"), pytest.mark.cuts(4)]
 
 
 @pytest.fixture(scope="module")
 def recording(
-    record: Record, services: Services, update_set: Callable[[str], list[Path]]
+    record: Record,
+    services: Services,
+    update_set: Callable[[str], list[Path]],
+    releases: Releases,
 ) -> Recording:
     """All that is written to the disk during an upgrade."""
 
     def upgrade(boot: Boot, fork_of: ForkOf, folder: Path) -> Recording:
-        del boot
         server = services.get(UpdateServer)
-        for path in update_set(NEW):
-            server.publish(path, f"{NEW}/{path.name}")
+        for path in update_set(releases.new):
+            server.publish(path, f"{releases.new}/{path.name}")
         machine = fork_of(settled, services=[server])
         machine.os.trust(services.ca.pem)
-        machine.succeed(machine.os.as_root("echo kept > /var/kept && sync"))
-        with machine.recording("target", folder) as recording:
+        kept = f"{machine.os.state_folder}/kept"
+        machine.succeed(machine.os.as_root(f"echo kept > {kept} && sync"))
+        with machine.recording(system_disk(boot.image), folder) as recording:
             recording.mark("begin")
-            machine.os.upgrade(f"{server.url}/{NEW}/")
+            machine.os.upgrade(f"{server.url}/{releases.new}/")
             recording.mark("done")
             machine.power_cut()
         return recording
@@ -46,25 +48,25 @@ def recording(
 
 
 def test_power_goes_during_an_upgrade(
-    cut: Cut, boot: Boot, check_state: Callable[[Path], None]
+    cut: Cut, boot: Boot, check_state: Callable[[Path], None], releases: Releases
 ) -> None:
     """One version boots at once, as a whole; an entry never leads to a slot that is not.
 
     A version that needs its tries to be given up fails here, although the machine would come back.
     """
+    old, new = releases.old, releases.new
     check_state(cut.path)
-    machine = boot(
-        name="cut", medium=False, disks=[cut.disk()], nics=(), authorize=False, account=USER
-    )
+    machine = alone(boot, cut.disk(), "cut", network=False)
     machine.os.login()
     version = machine.os.version()
-    assert version == NEW if cut.after("done") else version in (OLD, NEW)
-    assert machine.os.verified()
-    assert machine.succeed("cat /var/kept") == "kept\n"
+    assert version == new if cut.after("done") else version in (old, new)
+    check_verified(machine)
+    assert machine.succeed(f"cat {machine.os.state_folder}/kept") == "kept\n"
     machine.os.wait_good()
+    check_booted_once(machine)
     states = {each.name: each for each in machine.os.slots()}
     running = states.pop(machine.os.slot())
     assert (running.version, running.state) == (version, "good")
     for other in states.values():
         # The newer one would have been booted, had it an entry.
-        assert other.state == "good" if version == NEW else other.state in ("empty", "bad")
+        assert other.state == "good" if version == new else other.state in ("empty", "bad")

@@ -37,6 +37,24 @@ def test_a_sample_is_spread_over_all_places(seed: int, total: int) -> None:
     assert {point.kind for point in points[:4]} == set(Kind)
 
 
+@pytest.mark.parametrize("slots", range(2, 9))
+def test_the_last_of_a_sample_is_where_most_is_promised(slots: int) -> None:
+    among = range(100, 201)
+    points = [pick(among, slot, slots, 1, done=180) for slot in range(slots)]
+    assert points[-1] == Point(180, Kind.FLUSHED)
+    for slot, point in enumerate(points[:-1]):
+        assert 101 * slot // (slots - 1) <= point.place - 100 < 101 * (slot + 1) // (slots - 1)
+    assert 100 <= pick(among, 0, 1, 1, done=180).place <= 200, "a sample of one is anywhere"
+
+
+def test_small_samples_of_several_recordings_are_of_other_kinds() -> None:
+    first = {
+        name: [pick(range(100), slot, 2, 1, name=name).kind for slot in range(2)]
+        for name in ("install", "upgrade", "reset", "repair")
+    }
+    assert len({tuple(kinds) for kinds in first.values()}) > 1
+
+
 def test_a_seed_is_a_sample_and_another_is_another() -> None:
     assert sample(range(1000), 20, 1) == sample(range(1000), 20, 1)
     assert sample(range(1000), 20, 1) != sample(range(1000), 20, 2)
