@@ -95,7 +95,7 @@ def micro() -> Micro:
     qemu = binary.find(ARCH)
     found = accel.probe(ACCELERATOR, ARCH, qemu=qemu.path, cache_dir=paths.cache_dir())
     deadline.set_scale(deadline.TCG_SCALE)
-    return Micro(selection, dict(files), profiles.find(selection.image.profile), found)
+    return Micro(selection, dict(files), profiles.of(selection.image), found)
 
 
 def command(spec: MachineSpec, console_fd: int, qmp_fd: int | None, *disks: Path) -> list[str]:

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from fixtures.machines import Boot
-from fixtures.points import TARGET, USER, answers_for, installed
+from fixtures.points import TARGET, alone, answers_for, installed
 from harness import profiles
 from harness.catalog import Selection
-from harness.crash.ext4 import check_ext4
 from harness.keys import KeyPair
 from harness.machine import Machine
-from harness.profiles.base import Install
+from harness.profiles import Install
 from harness.services import Registry, UpdateServer
 from harness.spec import Disk
 from harness.state import state
@@ -47,7 +46,7 @@ class Installed:
 
     def start(self, boot: Boot, name: str = "installed") -> Machine:
         """Start a machine with this disk alone: no medium, no seed, no credential."""
-        return boot(name=name, medium=False, disks=[self.disk], authorize=False, account=USER)
+        return alone(boot, self.disk, name)
 
 
 def installed_by(machine: Machine, answers: Install, disk: str = "target") -> Installed:
@@ -64,11 +63,21 @@ def settled(boot: Boot, machine: Machine) -> Machine:
     return machine
 
 
+def check_booted_once(machine: Machine) -> None:
+    """Check that a machine came up at its first try: nothing has restarted it by itself."""
+    assert not machine.qmp.seen(("RESET",)), "it was restarted before it came up"
+
+
+def check_verified(machine: Machine) -> None:
+    """Check that what is read from the root is checked, on an image that has it checked."""
+    if "verity" in machine.os.selection.image.capabilities:
+        assert machine.os.verified()
+
+
 @pytest.fixture
 def check_state(image: Selection) -> Callable[[Path], None]:
     """Check on the host that what a machine keeps is whole on its disk, given as a raw file."""
-    label = profiles.find(image.image.profile).state_partition
-    return lambda disk: check_ext4(disk, label)
+    return profiles.of(image.image).check_state
 
 
 @pytest.fixture(scope="session")

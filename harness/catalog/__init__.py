@@ -19,6 +19,7 @@ from harness.catalog.model import (
     Login,
     Machine,
     Selection,
+    is_capability,
 )
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "Login",
     "Machine",
     "Selection",
+    "is_capability",
     "load",
 ]

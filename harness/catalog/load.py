@@ -120,7 +120,11 @@ def _image(doc: Document, known_profiles: Collection[str] | None) -> Image:
         raise CatalogError("\n".join(told)) from error
     image._path = doc.path
     problems = []
-    if known_profiles is not None and image.profile not in known_profiles:
+    if image.profile_file is not None:
+        if not image.profile_file.is_file():
+            at = doc.where(("profile",))
+            problems.append(f"{at}: the profile {image.profile_file} does not exist")
+    elif known_profiles is not None and image.profile not in known_profiles:
         unknown = UnknownNameError("profile", image.profile, known_profiles)
         problems.append(f"{doc.where(('profile',))}: {unknown.what}; {unknown.hint}")
     if image.build is not None:

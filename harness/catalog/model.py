@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -68,6 +69,18 @@ def _one_of(kind: str, names: tuple[str, ...]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def is_capability(name: str) -> bool:
+    """Whether a capability is one of Harness', or of a project's own: ``x-`` and a name."""
+    return name in CAPABILITIES or re.fullmatch(r"x-[a-z0-9-]+", name) is not None
+
+
+def _capability(name: str) -> str:
+    if not is_capability(name):
+        error = UnknownNameError("capability", name, tuple(CAPABILITIES))
+        raise problem(f"{error.what}; {error.hint}; one of your own begins with x-")
+    return name
+
+
 def _inside(path: str) -> str:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts:
@@ -84,13 +97,24 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0, strict=True)]
 """Bytes; in the file ``4GiB``, ``512MiB``."""
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
+
+def _profile(name: str) -> str:
+    if not name.endswith(".py") and not re.fullmatch(NAME, name):
+        raise problem(f"the name of a profile, or the path of a Python file, not {name!r}")
+    if PurePosixPath(name).is_absolute():
+        raise problem(f"a path from the folder that it is in, not {name!r}")
+    return name
+
+
+NAME: Final = r"^[a-z][a-z0-9-]{0,30}$"
+
+Name = Annotated[str, Field(pattern=NAME)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=64)]
 """A version or a variant: it is part of file names and of references."""
 
 Labels = Annotated[tuple[Label, ...], Field(min_length=1), AfterValidator(_distinct)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Capability = Annotated[str, _one_of("capability", tuple(CAPABILITIES))]
+Capability = Annotated[str, AfterValidator(_capability)]
 
 
 class _Model(BaseModel):
@@ -220,7 +244,8 @@ class Image(_Model):
     Attributes:
         name: What options call it.
         summary: One line for people.
-        profile: The OS family, by its name in :mod:`harness.profiles`.
+        profile: The OS family: its name in :mod:`harness.profiles`, or the path of a Python file from
+            the folder of ``image.yaml``.
         build: How it is made; ``None`` if all is fetched.
         variants: In the order in which they are listed.
         versions: In the order in which they were released.
@@ -236,7 +261,7 @@ class Image(_Model):
 
     name: Name
     summary: Annotated[str, Field(min_length=1)]
-    profile: Name
+    profile: Annotated[str, AfterValidator(_profile)]
     build: Build | None = None
     variants: Labels = ("default",)
     versions: Labels = ("1",)
@@ -260,6 +285,11 @@ class Image(_Model):
     def path(self) -> Path:
         """The ``image.yaml`` that it was read from."""
         return self._path
+
+    @property
+    def profile_file(self) -> Path | None:
+        """The file of a profile that is not Harness' own."""
+        return self.folder / self.profile if self.profile.endswith(".py") else None
 
     @property
     def folder(self) -> Path:
@@ -305,6 +335,17 @@ class Image(_Model):
                 if artifact.url is None and self.build is None:
                     at = ("arches", arch, "artifacts", name)
                     raise problem("needs 'url' and 'sha256': the image has no 'build'", *at)
+            if "upgrade" in self.capabilities and "update" not in entry.artifacts:
+                raise problem(
+                    "needs 'update', a tar of what an update server holds: the image declares upgrade",
+                    *("arches", arch, "artifacts"),
+                )
+        if self.build is None and len(self.versions) > 1:
+            raise problem(
+                "without 'build' all versions would be the same files: give it a script that fetches"
+                " them, or make it an image for each",
+                "versions",
+            )
         return self
 
 

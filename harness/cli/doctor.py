@@ -195,7 +195,7 @@ def _boot(arch: str, choice: str) -> Finding:
         files = Store(paths.cache_dir()).artifacts(selection, progress=_say).files
         found = accel.probe(choice, arch, qemu=binary.find(arch).path, cache_dir=paths.cache_dir())
         turns = Turns(paths.cache_dir(), lambda _: found)
-        profile = profiles.find(selection.image.profile)
+        profile = profiles.of(selection.image)
         key = KeyPair.generate()
         spec = profile.spec(
             selection, files, name="doctor", credentials=profile.credentials(key.public)

@@ -60,10 +60,9 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace, catalog: Catalog, store: Store) -> int:
-    del options
     entries = {entry.path: entry for entry in store.list()}
     known = set()
-    print(f"{'IMAGE':22}{'ARCH':10}{'CACHE':12}{'SIZE':>10}  SUMMARY")
+    print(f"{'IMAGE':26}{'ARCH':10}{'CACHE':12}{'SIZE':>10}  SUMMARY")
     for selection in catalog.selections():
         where = store.where(selection)
         known.add(where)
@@ -71,11 +70,15 @@ def _list(options: argparse.Namespace, catalog: Catalog, store: Store) -> int:
         state = entry.state.value if entry is not None else "-"
         size = format_size(entry.bytes) if entry is not None else ""
         name = f"{selection.image.name}/{selection.variant}:{selection.version}"
-        print(f"{name:22}{selection.arch:10}{state:12}{size:>10}  {selection.image.summary}")
+        print(f"{name:26}{selection.arch:10}{state:12}{size:>10}  {selection.image.summary}")
     others = [entry for path, entry in entries.items() if path not in known]
     if others:
         total = format_size(sum(entry.bytes for entry in others))
-        print(f"and {len(others)} that no image.yaml names any more ({total}): harness images gc")
+        # Other projects may share the cache.
+        folders = ", ".join(map(str, paths.catalog_dirs(*options.images)))
+        print(
+            f"and {len(others)} ({total}) that no image.yaml in {folders} names: harness images gc"
+        )
     return 0
 
 

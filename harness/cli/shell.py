@@ -46,7 +46,7 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError("'harness shell' needs a terminal", hint="run it without a pipe")
     catalog = load(*paths.catalog_dirs(*options.images), known_profiles=profiles.names())
     selection = catalog.resolve(options.image, options.arch)
-    profile = profiles.find(selection.image.profile)
+    profile = profiles.of(selection.image)
     found = accel.probe(
         options.accel,
         selection.arch,

@@ -105,8 +105,13 @@ class Parts:
     @os.setter
     def os(self, profile: Profile) -> None:
         self._os = profile
-        if self._ssh is not None:
-            self._ssh.user = profile.account.user
+        self.log_in_as(profile.account.user)
+
+    def log_in_as(self, user: str) -> None:
+        """Let SSH log in as another user from the next command on; ``os.account`` says who else does."""
+        if self._ssh is not None and self._ssh.user != user:
+            self._ssh.disconnect()
+            self._ssh.user = user
 
     @property
     def _hot(self) -> bool:

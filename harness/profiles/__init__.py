@@ -1,57 +1,109 @@
-"""What Harness knows of each OS family: one module a family, registered by name."""
+"""What Harness knows of each OS family: one module a family, named by ``image.yaml``.
+
+Those of other projects lie beside their images: ``profile: kite.py``.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
+import inspect
 import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
 
+from harness.catalog import Image
 from harness.errors import UnknownNameError, UsageError
 from harness.profiles.base import Profile
+from harness.profiles.terms import (
+    Account,
+    BootRecord,
+    Identity,
+    Install,
+    Malformed,
+    Refusal,
+    Slot,
+    SlotPart,
+    SlotState,
+    UpdateFile,
+)
 
-_registered: dict[str, type[Profile]] = {}
-
-
-def register(profile: type[Profile]) -> type[Profile]:
-    """Add a profile that lies outside this package; also a class decorator.
-
-    Call it in the ``conftest.py`` of the project that has the profile.
-
-    Raises:
-        UsageError: if the name is empty or taken.
-    """
-    taken = _registered.get(profile.name)
-    if not profile.name or profile.name in _own() or taken not in (None, profile):
-        raise UsageError(
-            f"a profile called {profile.name!r} cannot be registered: no name, or taken"
-        )
-    _registered[profile.name] = profile
-    return profile
-
-
-def _own() -> set[str]:
-    return {module.name for module in pkgutil.iter_modules(__path__)} - {"base"}
+_PARTS = {"base", "capabilities", "terms"}
+"""Modules of this package that are no profiles."""
 
 
 def names() -> list[str]:
-    """Return the names of all profiles."""
-    return sorted(_own() | set(_registered))
+    """Return the names of the profiles that are Harness' own."""
+    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - _PARTS)
 
 
-def find(name: str) -> type[Profile]:
-    """Return the profile called ``name``: the class ``Profile`` subclass of its module.
+def of(image: Image) -> type[Profile]:
+    """Return the profile of an image: the one ``Profile`` subclass that its module defines.
 
     Raises:
-        UnknownNameError: if there is none; lists the near ones.
+        UnknownNameError: if it names none of Harness' own; lists the near ones.
+        UsageError: if its file cannot be loaded, or does not have one profile.
     """
-    if name in _registered:
-        return _registered[name]
-    if name not in names():
-        raise UnknownNameError("profile", name, names())
-    module = importlib.import_module(f"{__name__}.{name}")
-    for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, Profile) and value.name == name:
-            return value
-    raise UnknownNameError("profile", name, names())
+    if image.profile_file is not None:
+        return _only(_load(image.profile_file), str(image.profile_file))
+    if image.profile not in names():
+        raise UnknownNameError("profile", image.profile, names())
+    return _only(importlib.import_module(f"{__name__}.{image.profile}"), image.profile)
 
 
-__all__ = ["Profile", "find", "names", "register"]
+def _only(module: ModuleType, where: str) -> type[Profile]:
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, Profile)
+        and value.__module__ == module.__name__
+        and not value.__name__.startswith("_")
+    ]
+    if len(found) != 1:
+        told = ", ".join(value.__name__ for value in found) or "none"
+        raise UsageError(
+            f"{where} has to define one profile, and has: {told}",
+            hint="a class whose base is harness.profiles.Profile; helpers' names begin with _",
+        )
+    return found[0]
+
+
+def _load(path: Path) -> ModuleType:
+    """Import a file under a name of its own, once per process."""
+    path = path.resolve()
+    # Two projects may call theirs the same. No part of it is below "harness": its code counts for the
+    # keys of states as that of tests does.
+    name = f"profile_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is no Python module", hint="call it NAME.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UsageError(f"the profile {path} cannot be loaded: {error!r}") from error
+    return module
+
+
+__all__ = [
+    "Account",
+    "BootRecord",
+    "Identity",
+    "Install",
+    "Malformed",
+    "Profile",
+    "Refusal",
+    "Slot",
+    "SlotPart",
+    "SlotState",
+    "UpdateFile",
+    "names",
+    "of",
+]

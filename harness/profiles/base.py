@@ -6,103 +6,31 @@ nowhere else. What a family cannot do keeps the default below, which says so.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn
 
 from harness.catalog import Selection
+from harness.crash.ext4 import check_ext4
 from harness.deadline import Deadline, of
 from harness.errors import UsageError
+from harness.profiles.terms import (
+    Account,
+    BootRecord,
+    Identity,
+    Install,
+    Malformed,
+    Refusal,
+    Slot,
+    SlotPart,
+    UpdateFile,
+)
 from harness.spec import ConsoleDevice, Disk, Firmware, FirmwareKind, MachineSpec, Nic, Tpm
 
 if TYPE_CHECKING:
     from harness.machine import Machine
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """Who logs in.
-
-    Attributes:
-        user: The name.
-        password: The password on the console; empty if there is none.
-    """
-
-    user: str
-    password: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Install:
-    """What a user tells an installer.
-
-    Attributes:
-        disk: The target, by serial or by path in the guest.
-        hostname: The installed system's name.
-        user: The account to make; it may become root by sudo.
-        key: The account's SSH public key; empty for none.
-        password: The account's password on the console; empty for none.
-    """
-
-    disk: str
-    hostname: str = "harbour"
-    user: str = "admin"
-    key: str = ""
-    password: str = ""
-
-
-SlotState = Literal["good", "trying", "bad", "empty"]
-"""What a boot loader makes of a slot.
-
-``good`` had a good boot last; ``trying`` is new, or booting and not found good yet, with tries left;
-``bad`` gets booted no more by itself: out of tries, set aside, or not whole; ``empty`` holds nothing.
-"""
-
-SlotPart = Literal["root", "hashes"]
-"""A part of a slot: its root file system, or the data that this is verified by."""
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """What a slot holds, and whether it gets booted.
-
-    Attributes:
-        name: Such as ``a``.
-        version: The version in it; empty if there is none.
-        state: See :data:`SlotState`.
-        tries_left: How many boots it may still fail; ``None`` where none are counted.
-        tries_done: How many boots were tried; ``None`` where none are counted.
-    """
-
-    name: str
-    version: str
-    state: SlotState
-    tries_left: int | None = None
-    tries_done: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BootRecord:
-    """One line of what a system remembers of its boots.
-
-    Attributes:
-        time: As the guest wrote it, in UTC (ISO 8601).
-        boot_id: The boot, as 32 digits; empty for what is no boot, such as an upgrade.
-        version: The version it is about.
-        slot: The slot of that.
-        tries_left: Tries left then; ``None`` where none were counted.
-        outcome: ``started`` (and never heard of again), ``good``, ``unhealthy``; of what is no boot
-            ``installed``, ``failed`` (no tries left), ``chosen`` (by a rollback).
-    """
-
-    time: str
-    boot_id: str
-    version: str
-    slot: str
-    tries_left: int | None
-    outcome: str
 
 
 class Profile:
@@ -117,8 +45,20 @@ class Profile:
     name: ClassVar[str] = ""
     keeps_host_key: ClassVar[bool] = True
     """Whether the SSH host key outlives a reboot."""
+    slot_names: ClassVar[tuple[str, ...]] = ("a", "b")
+    """The slots; the first is the one that a fresh system runs from."""
+    tries: ClassVar[int | None] = None
+    """How many boots a new version may fail; ``None`` where the system does not count them."""
+    state_folder: ClassVar[str] = "/var"
+    """A folder, below which root can write, that outlives reboots and upgrades but no reset."""
     state_partition: ClassVar[str] = ""
     """Name, in the partition table, of the ext4 file system with what a machine keeps."""
+    update_files: ClassVar[Mapping[UpdateFile, str]] = {}
+    """The names of an update's files, as shell patterns. An update that is one file has its name
+    for each of them; what it does not have is left out."""
+    refusals: ClassVar[Mapping[Refusal, str]] = {}
+    """What the system's words say of each reason, as regular expressions; those left out are not
+    looked for, so that any refusal will do."""
 
     def __init__(
         self, machine: Machine, selection: Selection, account: Account | None = None
@@ -126,7 +66,17 @@ class Profile:
         self.machine = machine
         self.selection = selection
         login = selection.image.login
-        self.account = account or Account(login.user, login.password)
+        self._account = account or Account(login.user, login.password)
+
+    @property
+    def account(self) -> Account:
+        """Who logs in, on the console and over SSH; a word that changes that sets it."""
+        return self._account
+
+    @account.setter
+    def account(self, account: Account) -> None:
+        self._account = account
+        self.machine.log_in_as(account.user)
 
     # --- before a machine exists --------------------------------------------------------------
 
@@ -239,6 +189,53 @@ class Profile:
         """Return the command that prints ``active`` or ``failed`` for a service."""
         return f"systemctl show -P ActiveState -- {unit}"
 
+    def identity(self) -> Identity:
+        """Return who the running system is."""
+        told = self.machine.succeed(
+            "cat /etc/machine-id; uname -n;"
+            " cat /etc/ssh/ssh_host_*_key.pub 2>/dev/null | cut -d ' ' -f 2 | sort"
+        )
+        machine_id, hostname, *keys = told.splitlines()
+        return Identity(machine_id, hostname, " ".join(keys))
+
+    def wait_running(self, deadline: Deadline | float | None = None) -> None:
+        """Wait until the system has started as a whole, with nothing failed.
+
+        Args:
+            deadline: 60 s on a good host by default.
+
+        Raises:
+            CommandError: if something has failed.
+        """
+        self.machine.succeed("systemctl --wait is-system-running", deadline=of(deadline, 60))
+
+    @classmethod
+    def says(cls, reason: Refusal, words: str) -> bool:
+        """Whether the system's words about a refusal give this reason; see :attr:`refusals`."""
+        return re.search(cls.refusals.get(reason, ""), words) is not None
+
+    def other_slot(self) -> str:
+        """Return the slot that does not run: where an upgrade goes."""
+        (other,) = set(self.slot_names) - {self.slot()}
+        return other
+
+    @classmethod
+    def check_state(cls, disk: Path) -> None:
+        """Check on the host that what a machine keeps is whole on its disk after a power cut.
+
+        Args:
+            disk: The disk, raw; nobody writes to it.
+
+        Raises:
+            GuestError: if it is damaged.
+        """
+        if not cls.state_partition:
+            raise UsageError(
+                f"profile {cls.name!r} does not say where its state is",
+                hint="set state_partition, or override check_state() if it is not ext4",
+            )
+        check_ext4(disk, cls.state_partition)
+
     # --- what some families can do ------------------------------------------------------------
 
     def version(self) -> str:
@@ -272,6 +269,11 @@ class Profile:
     def install_credentials(cls, answers: Install) -> dict[str, str]:
         """Return the systemd credentials that install unattended and power off."""
         raise cls._unable("install by credentials")
+
+    @classmethod
+    def malformed_seed(cls, answers: Install, how: Malformed) -> tuple[str, str]:
+        """Return the ``user-data`` of a seed that is spoilt, and a regular expression for the reason."""
+        raise cls._unable("spoil a seed")
 
     def install_from(self, user_data: str, deadline: Deadline | float | None = None) -> None:
         """Install from settings, as a seed has them, that lie in a file of the running system."""
@@ -314,10 +316,12 @@ class Profile:
     def wait_good(self, deadline: Deadline | float | None = None) -> None:
         """Wait until the running version has shown that it boots and is on trial no more.
 
+        Where no boots are counted that is when the system has started as a whole.
+
         Args:
             deadline: 60 s on a good host by default.
         """
-        self._cannot("wait for the end of a trial")
+        self.wait_running(deadline)
 
     def fall_back(self, deadline: Deadline | float | None = None) -> None:
         """Reboot into a version that fails, and wait until the machine has given it up by itself.
@@ -367,7 +371,7 @@ class Profile:
         self._cannot("tell that it is in recovery")
 
     def repair(self, slot: str) -> None:
-        """Write a slot anew, from recovery; a reboot then runs it.
+        """Write the version that was installed first into a slot, from recovery; a reboot runs it.
 
         Raises:
             RecoveryRefusedError: if the system refuses or fails; its own words.
@@ -375,7 +379,10 @@ class Profile:
         self._cannot("repair a slot")
 
     def reset(self) -> None:
-        """Bring the machine back to how it was after installation, and wait until it is ready.
+        """Bring the machine back to how it was after installation, from the system or from recovery.
+
+        The state is gone and the system has another identity, but for the hostname and the account. It
+        returns when that is logged in on the console, in the slot that was last good.
 
         Raises:
             RecoveryRefusedError: if the system refuses or fails; its own words.
@@ -385,9 +392,10 @@ class Profile:
     # --- what tests do to a system ------------------------------------------------------------
 
     def slots_written(self) -> list[str]:
-        """Return what was written to since the machine started: slots, and ``boot`` for what boots them.
+        """Return what was written to since the machine started, in the order of the disk.
 
-        Empty if each of their bytes is as it was then.
+        Slots by their names, ``boot`` for what boots them and names them, ``recovery``, and whatever
+        else outlives a reset; not the state. Empty if each of their bytes is as it was then.
         """
         self._cannot("tell what of its slots was written")
 

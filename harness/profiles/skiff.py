@@ -9,7 +9,7 @@ import base64
 import json
 import re
 import shlex
-from typing import Final, cast
+from typing import ClassVar, Final, cast
 
 from harness.deadline import Deadline, of
 from harness.errors import (
@@ -18,11 +18,12 @@ from harness.errors import (
     RecoveryRefusedError,
     UpgradeRefusedError,
 )
-from harness.profiles.base import (
+from harness.profiles.base import Profile
+from harness.profiles.terms import (
     Account,
     BootRecord,
     Install,
-    Profile,
+    Malformed,
     Slot,
     SlotPart,
     SlotState,
@@ -31,11 +32,9 @@ from harness.profiles.base import (
 CONFIRMATION: Final = "INSTALL"
 """What the installer wants typed before it writes."""
 
-TRIES: Final = 3
-"""How often systemd-boot tries a version that was installed or upgraded to."""
-
-_PARTITIONS: Final = ("boot", "a", "a", "b", "b")
-"""What the disk's first partitions belong to: the ESP, then root and verity of each slot."""
+_PARTITIONS: Final = ("boot", "a", "a", "b", "b", "oem", "recovery", "recovery")
+"""What the disk's partitions belong to, all but the last, ``var``: the ESP, then root and verity of each
+slot, what the installer recorded, root and verity of recovery."""
 
 _OUTCOME: Final = re.compile(r"skiff-[a-z]+: (done|already|refused|failed): ([^\r\n]*)")
 _REFUSED: Final = r"skiff-install: (refused|failed): ([^\r\n]*)\r?\n"
@@ -46,7 +45,22 @@ class Skiff(Profile):
     """The words for skiff."""
 
     name = "skiff"
+    tries: ClassVar[int] = 3
     state_partition = "var"
+    update_files: ClassVar = {
+        "root": "*.root.raw",
+        "kernel": "*.efi",
+        "signature": "SHA256SUMS.gpg",
+    }
+    refusals: ClassVar = {
+        "signature": "the signature of SHA256SUMS is wrong",
+        "space": "no space left",
+        "older": "is older than",
+        "too small": r"is too small: 2\.5 GiB needed, 0\.5 GiB found",
+        "no such disk": r"^no disk .*; disks here: ",
+        "not confirmed": "^not confirmed$",
+        "the medium": "is the medium this system runs from",
+    }
 
     @classmethod
     def credentials(cls, authorized_key: str) -> dict[str, str]:
@@ -61,6 +75,16 @@ class Skiff(Profile):
     def seed(cls, answers: Install) -> dict[str, str]:
         """Return the NoCloud seed that installs unattended and powers off."""
         return {"user-data": _settings(answers)}
+
+    @classmethod
+    def malformed_seed(cls, answers: Install, how: Malformed) -> tuple[str, str]:
+        """Return a seed that is spoilt, and the line and the reason that the installer names."""
+        lines = _settings(answers).splitlines(keepends=True)
+        if how == "unknown key":
+            return "".join(lines).replace("disk:", "disc:"), r":4: unknown key 'disc'"
+        if how == "no header":
+            return "".join(lines[1:]), r":1: .*#cloud-config"
+        return "".join(lines[:4]), r":4: .*hostname"
 
     @classmethod
     def install_credentials(cls, answers: Install) -> dict[str, str]:
@@ -133,15 +157,16 @@ class Skiff(Profile):
         """Reboot, see the version restart once a try, and wait for what comes after it."""
         limit = of(deadline, 400)
         machine = self.machine
-        with (
-            machine.timeline.step("fall back", machine=machine.name),
-            machine.expecting(GuestError),
-        ):
-            mark = self._restart("systemctl reboot")
-            # The reboot that was asked for, and one restart a try.
-            for _ in range(1 + TRIES):
-                mark = self._wait_for_reset(limit, mark)
+        with machine.timeline.step("fall back", machine=machine.name):
+            with machine.expecting(GuestError):
+                mark = self._restart("systemctl reboot")
+                # The reboot that was asked for, and one restart a try.
+                for _ in range(1 + self.tries):
+                    mark = self._wait_for_reset(limit, mark)
+            # No more failures are expected: a version that is tried once more ends the wait.
             self._arrive(limit)
+            if machine.qmp.seen(("RESET",), mark):
+                raise GuestError(f"{machine.name} was restarted more often than {self.tries} tries")
 
     def choose_entry(self, entry: str, deadline: Deadline | float | None = None) -> None:
         """Have systemd-boot show its menu, and choose by the number of the line."""
@@ -196,7 +221,7 @@ class Skiff(Profile):
             self.as_root(
                 "sync; d=$(skiff-status | sed -n 's/^ROOT=//p'); d=${d#/dev/}; d=${d%?};"
                 " cd /sys/class/block; echo $(cat $d/serial);"
-                " for n in 1 2 3 4 5; do cat $d$n/start $d$n/size; done"
+                " for n in 1 2 3 4 5 6 7 8; do cat $d$n/start $d$n/size; done"
             )
         ).split()
         sectors = [int(each) for each in numbers]
@@ -204,11 +229,13 @@ class Skiff(Profile):
             range(512 * start, 512 * (start + size))
             for start, size in zip(sectors[::2], sectors[1::2], strict=True)
         ]
+        # The partition table leads to what boots: slots have their names there.
+        named = [("boot", range(places[0].start)), *zip(_PARTITIONS, places, strict=True)]
         (disk,) = [each for each in self.machine.spec.disks if each.guest_serial == serial]
         written = self.machine.written(disk.name)
         found = [
             name
-            for name, place in zip(_PARTITIONS, places, strict=True)
+            for name, place in named
             if any(each.start < place.stop and place.start < each.stop for each in written)
         ]
         return list(dict.fromkeys(found))
@@ -326,9 +353,13 @@ class Skiff(Profile):
         """Run one of the image's own commands and return what it says that it did."""
         told = self.machine.execute(self.as_root(f"{command} 2>&1"), deadline=deadline)
         found = _OUTCOME.findall(told.output)
-        if not found or found[-1][0] in ("refused", "failed"):
-            words = found[-1][1] if found else f"status {told.status} and no outcome"
-            raise refusal(words, evidence=told.output[-1500:])
+        if not found:
+            raise GuestError(
+                f"{command!r} ended with status {told.status} and told no outcome",
+                evidence=told.output[-1500:],
+            )
+        if found[-1][0] in ("refused", "failed"):
+            raise refusal(found[-1][1], evidence=told.output[-1500:])
         return str(found[-1][1])
 
     def _restart(self, command: str) -> int:

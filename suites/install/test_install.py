@@ -8,7 +8,7 @@ from fixtures.machines import Boot
 from harness import profiles
 from harness.catalog import Selection
 from harness.machine import Machine
-from harness.profiles.base import Install
+from harness.profiles import Install
 from harness.qemu.disk import digest
 from suites.conftest import Installed, installed_by, target_disk
 
@@ -22,8 +22,8 @@ def check_accepted(boot: Boot, installed: Installed) -> Machine:
     answers = installed.answers
     assert machine.console.run("id -un").stdout.strip() == answers.user
     assert machine.ssh.run("hostname").check().stdout.strip() == answers.hostname
-    assert machine.ssh.run("sudo -n id -u").check().stdout.strip() == "0"
-    assert machine.os.slot() == "a"
+    assert machine.ssh.run(machine.os.as_root("id -u")).check().stdout.strip() == "0"
+    assert machine.os.slot() == machine.os.slot_names[0]
     assert machine.os.version() == machine.os.selection.version
     return machine
 
@@ -41,7 +41,7 @@ def test_unattended_from_a_nocloud_seed(boot: Boot, image: Selection, answers: I
     machine = boot(
         name="live",
         disks=[target_disk(image)],
-        seed_files=profiles.find(image.image.profile).seed(answers),
+        seed_files=profiles.of(image.image).seed(answers),
         authorize=False,
     )
     machine.os.wait_installed()
@@ -61,7 +61,7 @@ def test_unattended_from_smbios_onto_the_named_one_of_two_disks(
     machine = boot(
         name="live",
         disks=disks,
-        credentials=profiles.find(image.image.profile).install_credentials(answers),
+        credentials=profiles.of(image.image).install_credentials(answers),
         authorize=False,
     )
     before = digest(machine.disk("bystander"))

@@ -151,6 +151,33 @@ def test_models_are_frozen(write: Write) -> None:
             " did you mean install",
         ),
         (
+            "[install, ssh]",
+            "[x-Omaha, ssh]",
+            "skiff/image.yaml:21: capabilities.0: unknown capability 'x-Omaha'; known: ",
+        ),
+        (
+            "[install, ssh]",
+            "[upgrade, ssh]",
+            "skiff/image.yaml:11: arches.x86_64.artifacts: needs 'update', a tar of what an update"
+            " server holds",
+        ),
+        (
+            "profile: skiff",
+            "profile: Skiff!",
+            "skiff/image.yaml:3: profile: the name of a profile, or the path of a Python file, not"
+            " 'Skiff!'",
+        ),
+        (
+            "profile: skiff",
+            "profile: /srv/skiff.py",
+            "skiff/image.yaml:3: profile: a path from the folder that it is in, not",
+        ),
+        (
+            "profile: skiff",
+            "profile: ../kite.py",
+            "skiff/image.yaml:3: the profile skiff/../kite.py does not exist",
+        ),
+        (
             "{login: 60}",
             "{login: 0}",
             "skiff/image.yaml:22: deadlines.login: input should be greater than 0, not 0",
@@ -222,6 +249,33 @@ def test_a_fault_is_told_with_file_and_line(write: Write, old: str, new: str, to
     assert any(line.startswith(told) for line in lines), lines
     # Whoever reads the first line finds the file.
     assert all(line.startswith("skiff/image.yaml:") for line in lines), lines
+
+
+def test_an_image_may_have_a_profile_and_capabilities_of_its_own(write: Write) -> None:
+    text = GOOD.replace("profile: skiff", "profile: ../kite.py").replace("[install", "[x-omaha")
+    root = write(text)
+    (root / "kite.py").touch()
+    image = load(root, known_profiles=["skiff"]).get("skiff")
+    assert image.profile_file == root / "skiff" / ".." / "kite.py"
+    assert image.capabilities == ("x-omaha", "ssh")
+
+
+def test_what_is_only_fetched_has_one_version(write: Write) -> None:
+    digest = "f" * 64
+    text = f"""\
+name: tiny
+summary: fetched
+profile: micro
+versions: ["1", "2"]
+arches:
+  x86_64:
+    firmware: uefi
+    artifacts: {{live: {{url: "file:///live.raw", sha256: {digest}}}}}
+"""
+    assert refused(write(text, "tiny"))[0].startswith(
+        "tiny/image.yaml:4: versions: without 'build' all versions would be the same files"
+    )
+    assert load(write(text.replace('"1", "2"', '"1"'), "tiny")).get("tiny").versions == ("1",)
 
 
 def test_every_fault_of_every_file_is_told_at_once(write: Write) -> None:

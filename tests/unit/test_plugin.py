@@ -24,10 +24,10 @@ def test_at_night(): ...
 """
 
 
-def collected(folder: Path, *options: str) -> list[str]:
+def collect(folder: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
     suite = folder / "test_suite.py"
-    suite.write_text(SUITE)
-    done = subprocess.run(
+    suite.write_text(text)
+    return subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:labgrid"),
             *("--rootdir", str(folder), "-p", "fixtures.plugin", f"--evidence={folder}/runs"),
@@ -38,6 +38,10 @@ def collected(folder: Path, *options: str) -> list[str]:
         text=True,
         check=False,
     )
+
+
+def collected(folder: Path, *options: str) -> list[str]:
+    done = collect(folder, SUITE, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     return [line.split("::")[1] for line in done.stdout.splitlines() if "::" in line]
 
@@ -45,6 +49,32 @@ def collected(folder: Path, *options: str) -> list[str]:
 def test_nightly_scenarios_are_left_out_unless_all_are_wanted(tmp_path: Path) -> None:
     assert collected(tmp_path) == ["test_each_time"]
     assert collected(tmp_path, "--all") == ["test_each_time", "test_at_night"]
+
+
+NEEDS = """
+import pytest
+
+@pytest.mark.needs({!r})
+def test_it(): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("needed", "says"),
+    [
+        ("verify", "needs 'verify', which is no capability: ssh, seed"),
+        ("x_omaha", "one of your own begins with x-"),
+    ],
+)
+def test_what_is_no_capability_is_refused(tmp_path: Path, needed: str, says: str) -> None:
+    done = collect(tmp_path, NEEDS.format(needed))
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert says in done.stdout + done.stderr
+
+
+def test_a_capability_of_a_project_s_own_is_one(tmp_path: Path) -> None:
+    done = collect(tmp_path, NEEDS.format("x-omaha"), "--image", "micro")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
