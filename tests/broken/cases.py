@@ -61,8 +61,9 @@ WantedBy=sysinit.target
 
 UPGRADE = "/usr/bin/skiff-upgrade"
 TAKES = "upgrade/test_upgrade.py::test_an_upgrade_changes_version_and_slot_and_keeps_state"
-IMPATIENT = ("--timeout-scale=0.3",)
+IMPATIENT = ("--timeout-scale=0.15",)
 """For what has to be waited for to the end."""
+DOWN = "upgrade/test_upgrade.py::test_an_upgrade_from_a_registry_and_a_downgrade"
 REFUSES = "upgrade/test_upgrade_refusals.py::"
 
 FORGETS = """edit /usr/lib/skiff/boot-record 's/(last" = failed \\]) \\|\\| note/\\1 || true/'"""
@@ -70,13 +71,13 @@ FORGETS = """edit /usr/lib/skiff/boot-record 's/(last" = failed \\]) \\|\\| note
 CASES: Final = (
     Case(
         "upgrade writes nothing",
-        f"{TAKES}[https]",
+        TAKES,
         f"""edit {UPGRADE} 's/^empty_slot .*/say "done: nothing at all"; exit 0/'""",
         r"assert \('.*', 'empty', .* == \('2', 'trying', 3\)",
     ),
     Case(
         "upgrade from a registry writes nothing",
-        f"{TAKES}[registry]",
+        DOWN,
         f"""edit {UPGRADE} 's/^empty_slot .*/say "done: nothing at all"; exit 0/'""",
         r"assert \('.*', 'empty', .* == \('2', 'trying', 3\)",
     ),
@@ -88,23 +89,23 @@ CASES: Final = (
     ),
     Case(
         "upgrade writes to the slot that runs",
-        f"{TAKES}[https]",
+        TAKES,
         "dd if=/dev/vda2 of=/dev/vda2 bs=64K count=1 conv=fsync,notrunc",
         r"\['boot', 'a', 'b'\] == \['boot', 'b'\]",
         "upgrade",
     ),
     Case(
         "upgrade loses what is in /var",
-        f"{TAKES}[https]",
+        TAKES,
         "touch /var/.skiff-reset",
         r"HostKeyChangedError|cat /var/kept.* ended with status",
         "upgrade",
     ),
     Case(
         "upgrade makes another machine id",
-        f"{TAKES}[https]",
+        TAKES,
         "cat /proc/sys/kernel/random/uuid | tr -d - > /etc/machine-id",
-        r"assert '[0-9a-f]+\.\.\..* == '",
+        r"assert Identity\(.* == Identity\(",
         "upgrade",
     ),
     Case(
@@ -128,7 +129,7 @@ CASES: Final = (
     ),
     Case(
         "a downgrade happens unasked",
-        "upgrade/test_upgrade.py::test_two_upgrades_in_a_row_then_a_downgrade",
+        DOWN,
         f"""edit {UPGRADE} 's/\\[ "\\$downgrade" -eq 1 \\]/true/'""",
         r"DID NOT RAISE",
     ),
@@ -178,13 +179,19 @@ CASES: Final = (
         "signatures are not checked before the slot is written",
         f"{REFUSES}test_a_wrong_signature",
         f"""edit {UPGRADE} 's/refuse "the signature/true "/'""",
-        r"assert \[(Slot|'(boot|a|b)')|assert 'signature' in",
+        r"assert \[(Slot|'(boot|a|b)')|where False = .*\('signature'",
+    ),
+    Case(
+        "a stranger's signature is looked at after the slot is written",
+        f"{REFUSES}test_a_signature_by_a_stranger",
+        f"""edit {UPGRADE} 's/refuse "the signature/true "/'""",
+        r"assert \[(Slot|'(boot|a|b)')|where False = .*\('signature'",
     ),
     Case(
         "a full disk is not noticed",
         f"{REFUSES}test_no_space",
         f"""edit {UPGRADE} 's/refuse "(no space left in .var for|cannot fetch)/true "/'""",
-        r"assert 'space' in",
+        r"where False = .*\('space'",
     ),
     Case(
         "a policy is not obeyed",
@@ -228,9 +235,8 @@ CASES: Final = (
         "a version that panics is tried for ever",
         "fallback/test_fallback.py::test_a_broken_version_is_given_up[panic]",
         "cd /boot/EFI/Linux && mv skiff_2*.efi skiff_2-panic.efi && sync",
-        r"WaitTimeoutError",
+        r"PanicError",
         "upgrade",
-        IMPATIENT,
     ),
     Case(
         "repair writes nothing",
@@ -313,9 +319,9 @@ sync
 EOF
 edit /usr/bin/skiff-upgrade 's/^empty_slot .*/&; . \/etc\/early/'
 edit /usr/lib/sysupdate.d/30-uki.transfer 's/InstancesMax=2/InstancesMax=3/'""",
-        r"PanicError",
-        # While the slot is written; see above.
-        options=("--cut=w00150-clean",),
+        r"it was restarted before it came up",
+        # While the slot is written, which is at other places each time.
+        options=("--cut=w00140-clean", "--cut=w00155-clean", "--cut=w00170-clean"),
     ),
     Case(
         "a reset wipes bit by bit",
@@ -330,7 +336,8 @@ EOF
 edit /usr/bin/skiff-recovery 's/touch .run.skiff.var.\.skiff-reset/. \/etc\/half/'""",
         r"half of the state is there",
         "recovery",
-        (),
+        # In the middle of the 200 writes.
+        ("--cut=w00500-clean",),
     ),
     Case(
         "the installer does not mind a full disk",
@@ -342,6 +349,12 @@ edit /usr/bin/skiff-recovery 's/touch .run.skiff.var.\.skiff-reset/. \/etc\/half
         "the installer does not mind a disk that cannot flush",
         "power/test_power_faults.py::test_an_installation_onto_a_disk_that_fails[flush]",
         """edit /usr/bin/skiff-install 's/fail "(systemd-repart|.dev)/true "/'""",
+        r"DID NOT RAISE",
+    ),
+    Case(
+        "an upgrade does not mind a disk that fails",
+        "power/test_power_faults.py::test_an_upgrade_onto_a_disk_that_fails[full]",
+        f"""edit {UPGRADE} 's/ fail "/ true "/'""",
         r"DID NOT RAISE",
     ),
     Case(

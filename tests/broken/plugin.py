@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from harness import profiles
 from harness.machine import Machine
 from tests.broken.cases import CASES, PRELUDE, UNIT, Case
 
@@ -23,17 +22,18 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let what hands machines over break them."""
     # Not earlier: pytest rewrites the assertions of what it loads first.
     from fixtures.states import ForkOf
+    from harness.profiles.skiff import Skiff
 
     (case,) = [case for case in CASES if case.name == config.option.broken]
     patch = pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)
-    words = profiles.find("skiff")
+
     if case.moment == "fork":
         _after(patch, ForkOf, "__call__", lambda _, machine: break_(machine, case))
     elif case.moment == "upgrade":
-        _after(patch, words, "upgrade", lambda self, _: break_(self.machine, case))
+        _after(patch, Skiff, "upgrade", lambda self, _: break_(self.machine, case))
     else:
-        _after(patch, words, "wait_recovery", lambda self, _: break_(self.machine, case))
+        _after(patch, Skiff, "wait_recovery", lambda self, _: break_(self.machine, case))
 
 
 def _after(
