@@ -192,7 +192,7 @@ class Profile:
     def identity(self) -> Identity:
         """Return who the running system is."""
         told = self.machine.succeed(
-            "cat /etc/machine-id; uname -n;"
+            "cat /etc/machine-id; cat /etc/hostname 2>/dev/null || uname -n;"
             " cat /etc/ssh/ssh_host_*_key.pub 2>/dev/null | cut -d ' ' -f 2 | sort"
         )
         machine_id, hostname, *keys = told.splitlines()

@@ -97,7 +97,7 @@ class Identity:
     Attributes:
         machine_id: As ``machine-id(5)`` has it, or what the family has in its place.
         hostname: The system's own name.
-        host_key: The fingerprint of the SSH host key; empty where there is none.
+        host_key: The SSH server's public keys, sorted; empty where there are none.
     """
 
     machine_id: str

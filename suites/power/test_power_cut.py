@@ -12,7 +12,7 @@ from fixtures.points import alone, system_disk
 from fixtures.states import ForkOf
 from harness.qemu.disk import qemu_img
 from harness.spec import Disk
-from suites.conftest import check_booted_once, settled
+from suites.conftest import check_booted_once, check_verified, settled
 
 pytestmark = pytest.mark.needs("persistence")
 
@@ -44,5 +44,6 @@ def test_a_plain_power_cut_while_the_system_writes(
     again = alone(boot, disk, "again", network=False)
     again.os.login()
     again.succeed(again.os.as_root(CHECK.format(folder, written)), deadline=60)
+    check_verified(again)
     again.os.wait_good()
     check_booted_once(again)

@@ -77,8 +77,9 @@ def test_recovery_by_itself_when_both_slots_are_bad(
         machine.qmp.execute("system_reset")
         machine.console.skip()
         machine.os.wait_recovery(400)
-    assert {each.state for each in machine.os.slots()} == {"bad"}
-    first = machine.os.slot_names[0]
+    names = machine.os.slot_names
+    assert [(each.name, each.state) for each in machine.os.slots()] == [(n, "bad") for n in names]
+    first = names[0]
     machine.os.repair(first)
     machine.reboot()
     assert (machine.os.version(), machine.os.slot()) == (releases.old, first)

@@ -112,9 +112,13 @@ def test_two_upgrades_in_a_row_then_a_downgrade(
 ) -> None:
     """Each goes to the slot that does not run."""
     newest = releases.newest
+    first, second = machine.os.slot(), machine.os.other_slot()
     run(machine, publish(releases.new), releases.new)
+    assert machine.os.slot() == second
     run(machine, publish(newest), newest)
+    assert machine.os.slot() == first
     run(machine, publish(releases.old), releases.old, older=True)
+    assert machine.os.slot() == second
 
 
 @pytest.mark.nightly
