@@ -31,12 +31,13 @@ from harness.profiles.terms import (
 )
 
 _PARTS = {"base", "capabilities", "terms"}
-"""Modules of this package that are no profiles."""
+"""Modules of this package that are no profiles; what begins with ``_`` is part of one."""
 
 
 def names() -> list[str]:
     """Return the names of the profiles that are Harness' own."""
-    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - _PARTS)
+    found = {module.name for module in pkgutil.iter_modules(__path__)}
+    return sorted(name for name in found - _PARTS if not name.startswith("_"))
 
 
 def of(image: Image) -> type[Profile]:

@@ -6,10 +6,9 @@ What its installer asks and says is documented in ``images/skiff/README.md``.
 from __future__ import annotations
 
 import base64
-import json
 import re
 import shlex
-from typing import ClassVar, Final, cast
+from typing import ClassVar, Final
 
 from harness.deadline import Deadline, of
 from harness.errors import (
@@ -18,6 +17,7 @@ from harness.errors import (
     RecoveryRefusedError,
     UpgradeRefusedError,
 )
+from harness.profiles import _skiff
 from harness.profiles.base import Profile
 from harness.profiles.terms import (
     Account,
@@ -26,7 +26,6 @@ from harness.profiles.terms import (
     Malformed,
     Slot,
     SlotPart,
-    SlotState,
 )
 
 CONFIRMATION: Final = "INSTALL"
@@ -74,22 +73,17 @@ class Skiff(Profile):
     @classmethod
     def seed(cls, answers: Install) -> dict[str, str]:
         """Return the NoCloud seed that installs unattended and powers off."""
-        return {"user-data": _settings(answers)}
+        return {"user-data": _skiff.settings(answers)}
 
     @classmethod
     def malformed_seed(cls, answers: Install, how: Malformed) -> tuple[str, str]:
         """Return a seed that is spoilt, and the line and the reason that the installer names."""
-        lines = _settings(answers).splitlines(keepends=True)
-        if how == "unknown key":
-            return "".join(lines).replace("disk:", "disc:"), r":4: unknown key 'disc'"
-        if how == "no header":
-            return "".join(lines[1:]), r":1: .*#cloud-config"
-        return "".join(lines[:4]), r":4: .*hostname"
+        return _skiff.malformed(answers, how)
 
     @classmethod
     def install_credentials(cls, answers: Install) -> dict[str, str]:
         """Return the credential that installs unattended and powers off."""
-        return {"skiff.install": _settings(answers)}
+        return {"skiff.install": _skiff.settings(answers)}
 
     def status(self) -> dict[str, str]:
         """Return what ``skiff-status`` prints, by name: IMAGE, VERSION, SLOT, ROOT, VERITY."""
@@ -111,12 +105,12 @@ class Skiff(Profile):
     def slots(self) -> list[Slot]:
         """Return the slots a and b."""
         told = self.status()
-        return [_slot(name, told[f"SLOT_{name.upper()}"]) for name in ("a", "b")]
+        return [_skiff.slot(name, told[f"SLOT_{name.upper()}"]) for name in ("a", "b")]
 
     def boot_record(self) -> list[BootRecord]:
         """Return what ``/var/lib/skiff/boots`` holds."""
         lines = self.machine.succeed(self.as_root("cat /var/lib/skiff/boots")).splitlines()
-        return [_record(line) for line in lines if line.count(" ") == 5]
+        return [_skiff.record(line) for line in lines if line.count(" ") == 5]
 
     def trust(self, ca_pem: str) -> None:
         """Put a CA into ``/etc/skiff/ca``."""
@@ -178,7 +172,7 @@ class Skiff(Profile):
             console = self.machine.console
             begin = console.mark()
             console.expect(r"Boot in \d+ s\.", limit)
-            lines = _menu(console.since(begin))
+            lines = _skiff.menu(console.since(begin))
             if title not in lines:
                 raise GuestError(f"the boot menu has no {title!r}: {', '.join(lines)}")
             # A digit goes to that line of the menu, systemd-boot(7).
@@ -410,48 +404,3 @@ class Skiff(Profile):
                 found.group(2),
                 evidence=str(self.machine.evidence / "serial.log"),
             )
-
-
-def _menu(shown: str) -> list[str]:
-    """Return the lines of systemd-boot's menu, from the output that drew it.
-
-    It puts them where the firmware's largest text mode has its middle, which may be below the last
-    line of the console's screen: so they are told apart by the moves of the cursor.
-    """
-    drawn = shown.rpartition("\x1b[2J")[2].partition("Boot in ")[0]
-    pieces = re.split(r"\x1b\[\d+;\d+H", drawn)
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", piece).strip() for piece in pieces]
-    return [line for line in lines if line]
-
-
-def _number(word: str) -> int | None:
-    return int(word) if word.isdigit() else None
-
-
-def _slot(name: str, told: str) -> Slot:
-    version, state, left, done = told.split(" ")
-    return Slot(
-        name,
-        "" if version == "-" else version,
-        cast(SlotState, state),
-        _number(left),
-        _number(done),
-    )
-
-
-def _record(line: str) -> BootRecord:
-    time, boot, version, slot, tries, outcome = line.split(" ")
-    return BootRecord(time, boot.replace("-", ""), version, slot, _number(tries), outcome)
-
-
-def _settings(answers: Install) -> str:
-    """Return the answers as the file that an unattended installation reads."""
-    # JSON strings are YAML's double-quoted ones, which is what the installer's subset takes.
-    lines = ["#cloud-config", "skiff:", "  install:"]
-    for name in ("disk", "hostname", "user", "password"):
-        if value := getattr(answers, name):
-            lines.append(f"    {name}: {json.dumps(value)}")
-    if answers.key:
-        lines += ["    ssh_authorized_keys:", f"      - {json.dumps(answers.key)}"]
-    lines.append("    finally: poweroff")
-    return "\n".join(lines) + "\n"

@@ -12,7 +12,7 @@ import pytest
 from harness import paths, profiles
 from harness.catalog import CAPABILITIES, Image, load
 from harness.errors import UnknownNameError, UsageError
-from harness.profiles import Account, BootRecord, Profile, Slot, capabilities, skiff
+from harness.profiles import Account, BootRecord, Profile, Slot, _skiff, capabilities, skiff
 from harness.profiles.micro import Micro
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,15 +240,15 @@ def test_the_suites_name_no_operating_system(path: Path) -> None:
     ],
 )
 def test_skiff_reads_what_its_status_says_of_a_slot(told: str, slot: Slot) -> None:
-    assert skiff._slot("a", told) == slot
+    assert _skiff.slot("a", told) == slot
 
 
 def test_skiff_reads_a_line_of_its_boot_record() -> None:
     boot = "0" * 31 + "1"
-    assert skiff._record(f"2026-01-01T00:00:00Z {boot} 2 b 2 good") == BootRecord(
+    assert _skiff.record(f"2026-01-01T00:00:00Z {boot} 2 b 2 good") == BootRecord(
         "2026-01-01T00:00:00Z", boot, "2", "b", 2, "good"
     )
-    assert skiff._record("2026-01-01T00:00:00Z - 2 b 0 failed").boot_id == ""
+    assert _skiff.record("2026-01-01T00:00:00Z - 2 b 0 failed").boot_id == ""
 
 
 def test_skiff_reads_the_boot_menu_from_the_moves_of_the_cursor() -> None:
@@ -258,4 +258,4 @@ def test_skiff_reads_the_boot_menu_from_the_moves_of_the_cursor() -> None:
         "\x1b[25;23H\x1b[0m\x1b[37m\x1b[40m     skiff 1    \x1b[26;23H  skiff recovery  "
         "\x1b[29;01H         Boot in 60 s.     "
     )
-    assert skiff._menu(shown) == ["skiff 2", "skiff 1", "skiff recovery"]
+    assert _skiff.menu(shown) == ["skiff 2", "skiff 1", "skiff recovery"]
