@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures import session
 from tests.broken.cases import CASES, Case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +24,7 @@ def test_a_broken_image_is_noticed(case: Case, pytestconfig: pytest.Config, tmp_
         [
             *(sys.executable, "-m", "pytest", "-p", "tests.broken.plugin", "--broken", case.name),
             *(f"suites/{case.scenario}", *case.options, "-q", f"--evidence={tmp_path}"),
-            *(f"--image={pytestconfig.option.image}", "-p", "no:cacheprovider"),
+            *(f"--image={session.of(pytestconfig).reference}", "-p", "no:cacheprovider"),
         ],
         cwd=ROOT,
         capture_output=True,
