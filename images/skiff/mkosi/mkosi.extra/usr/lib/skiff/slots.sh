@@ -108,8 +108,15 @@ label() { sfdisk --quiet --no-reread --no-tell-kernel --part-label "$1" "$2" "$3
 
 newer() { systemd-analyze compare-versions "$1" gt "$2" > /dev/null; }
 
+# own_slots [FLOCK-OPTION...]: have the slots and their entries to oneself until the end; status 1 if not.
+own_slots() { mkdir -p /run/skiff && exec 9> /run/skiff/slots.lock && flock "$@" 9; }
+
+# recording COMMAND...: run it while nobody else writes to the boot record.
+recording() { ( flock 8 && "$@" ) 8> /run/skiff-boots.lock; }
+
 # note VERSION SLOT TRIES WHAT [BOOT]: a line for the boot record.
 note() {
-    printf '%s %s %s %s %s %s\n' "$(date -u +%FT%TZ)" "${5:--}" "$1" "$2" "$3" "$4" >> "$boots"
-    sync "$boots"
+    recording append "$(date -u +%FT%TZ) ${5:--} $1 $2 $3 $4"
 }
+
+append() { printf '%s\n' "$1" >> "$boots" && sync "$boots"; }
