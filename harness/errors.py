@@ -43,6 +43,7 @@ The verdict says whose fault it is, so that a red run can be read without openin
     │   ├── HostKeyChangedError
     │   └── ConnectionLostError                  in the middle of a command
     └── WaitTimeoutError                timeout  says what for, the last output, how long silent
+        └── GuestIdleError                       came up no further, and did nothing: before the deadline
 """
 
 from __future__ import annotations
@@ -300,6 +301,14 @@ class WaitTimeoutError(HarnessError):
         if last_output:
             what += "\n" + _indent("last output", last_output)
         super().__init__(what, evidence=evidence, hint=hint)
+
+
+class GuestIdleError(WaitTimeoutError):
+    """A guest that was to come up neither printed nor computed for minutes: it will not.
+
+    Nobody can tell yet whose fault that is: an image may wait for a key, an emulator may have lost an
+    interrupt.
+    """
 
 
 def verdict_of(error: BaseException | None) -> Verdict:

@@ -36,7 +36,7 @@ class Commanded(Powered):
             deadline: From power on; the image's own, or 60 s on a good host, by default.
         """
         limit = self.os.limit("ready", deadline, 60)
-        with self.timeline.step("wait until ready", machine=self.name):
+        with self.timeline.step("wait until ready", machine=self.name), self.coming_up():
             if self.use_console_shell:
                 self.os.login(limit)
             else:

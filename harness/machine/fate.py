@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from harness.console import Console
@@ -40,6 +42,7 @@ class Fate:
         self._stopped = False
         self._end_expected = False
         self._waits: list[Waits] = []
+        self._checks: list[Callable[[], HarnessError | None]] = []
         self.console: Console | None = None
         self.process: OwnedProcess | None = None
 
@@ -65,6 +68,21 @@ class Fate:
         """Take note that the machine's end is wanted from now on: it is no failure of the guest."""
         with self._lock:
             self._end_expected = True
+
+    @contextlib.contextmanager
+    def checking(self, check: Callable[[], HarnessError | None]) -> Iterator[None]:
+        """In the block, let the machine fail with what a check returns after a reset, if anything.
+
+        Args:
+            check: Asked from the loop's thread; must not block.
+        """
+        with self._lock:
+            self._checks.append(check)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._checks.remove(check)
 
     def on_exit(self, process: OwnedProcess) -> None:
         """Take note that QEMU has ended; called in the loop's thread."""
@@ -125,6 +143,11 @@ class Fate:
                 )
         elif event.name == "RESET":
             self.console.forget_login()
+            with self._lock:
+                checks = tuple(self._checks)
+            for check in checks:
+                if (error := check()) is not None:
+                    self.fail(error)
 
     def fail(self, error: HarnessError) -> None:
         """Let the machine have failed, and end the waits on its parts; the first failure stays."""

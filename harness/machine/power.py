@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.console import Expected
 from harness.deadline import Deadline, of
-from harness.errors import GuestError, UsageError, WaitTimeoutError
+from harness.errors import (
+    GuestError,
+    GuestIdleError,
+    GuestStoppedError,
+    HarnessError,
+    UsageError,
+    WaitTimeoutError,
+)
+from harness.machine.pulse import Pulse
 from harness.machine.start import Startable
 from harness.qemu.qmp import Event
 
@@ -42,6 +51,77 @@ class Powered(Startable):
         """
         with self.timeline.step("wait for reset", machine=self.name):
             self._await("the guest to reset", ("RESET",), of(deadline, 60), since=since)
+
+    @contextlib.contextmanager
+    def coming_up(self) -> Iterator[None]:
+        """Let the machine fail in the block once its guest has been silent and idle for minutes.
+
+        For what waits until a guest has booted; how long is the profile's ``idle_seconds``.
+
+        Raises:
+            GuestIdleError: out of whatever waits on the machine.
+        """
+        with self._pulse.watched(self.os.idle_seconds):
+            yield
+
+    @functools.cached_property
+    def _pulse(self) -> Pulse:
+        assert self._process is not None
+        return Pulse(self._process.activity, self.console.silent_for, self._hang)
+
+    def _hang(self, seconds: float) -> None:
+        """Let the machine fail: its guest was silent and idle for so long while it came up."""
+        told = self.evidence / "cpus.txt"
+        try:
+            if not self.qmp.execute("query-status")["running"]:
+                return  # Somebody has paused it.
+            told.write_text(self.qmp.human("info registers -a"))
+        except (HarnessError, OSError):
+            return  # It has just ended, which is told of by itself.
+        self._fate.fail(
+            GuestIdleError(
+                f"{self.name} to come up, and it did nothing",
+                seconds,
+                last_output=self.console.last_output(),
+                silent=self.console.silent_for(),
+                evidence=str(self.evidence / "serial.log"),
+                hint=f"what its CPUs were at is in {told}; does it wait for a key? If not, run it again:"
+                " emulation loses an interrupt now and then",
+            )
+        )
+
+    @contextlib.contextmanager
+    def restarting_at_most(self, times: int, *, since: int | None = None) -> Iterator[None]:
+        """Let the machine fail in the block as soon as it is reset more often than that.
+
+        Args:
+            times: How many resets are fine; 0 where it has to come up at its first try.
+            since: A :meth:`Qmp.mark <harness.qemu.qmp.Qmp.mark>`; resets before it do not count. The
+                block's beginning by default.
+
+        Raises:
+            GuestStoppedError: if it is reset once more, out of whatever waits on the machine.
+        """
+        start = self.qmp.mark() if since is None else since
+
+        def too_often() -> GuestStoppedError | None:
+            if len(self.qmp.seen(("RESET",), start)) <= times:
+                return None
+            return GuestStoppedError(
+                f"machine {self.name} was restarted before it came up"
+                if times == 0
+                else f"machine {self.name} was restarted more often than {times} times",
+                evidence=f"{self.evidence / 'serial.log'}\n{self.console.last_output()}",
+            )
+
+        def check() -> None:
+            if (error := too_often()) is not None:
+                raise error
+
+        with self._fate.checking(too_often):
+            check()
+            yield
+        check()
 
     def _await(self, what: str, names: Sequence[str], limit: Deadline, *, since: int) -> Event:
         try:

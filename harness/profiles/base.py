@@ -59,6 +59,9 @@ class Profile:
     refusals: ClassVar[Mapping[Refusal, str]] = {}
     """What the system's words say of each reason, as regular expressions; those left out are not
     looked for, so that any refusal will do."""
+    idle_seconds: ClassVar[float] = 300.0
+    """How long a guest that comes up may neither print nor compute, in seconds of its own clock. No boot
+    that goes on does so: systemd gives up a device after 90 s, and DHCP clients print or try again."""
 
     def __init__(
         self, machine: Machine, selection: Selection, account: Account | None = None
@@ -168,12 +171,13 @@ class Profile:
         Args:
             deadline: The image's own, or 120 s on a good host, by default.
         """
-        self.machine.console.login(
-            self.account.user,
-            self.account.password or None,
-            prompt=self.selection.image.login.shell_prompt,
-            deadline=self.limit("login", deadline, 120),
-        )
+        with self.machine.coming_up():
+            self.machine.console.login(
+                self.account.user,
+                self.account.password or None,
+                prompt=self.selection.image.login.shell_prompt,
+                deadline=self.limit("login", deadline, 120),
+            )
 
     def as_root(self, command: str) -> str:
         """Return the command that does ``command`` as root for this account."""

@@ -158,9 +158,8 @@ class Skiff(Profile):
                 for _ in range(1 + self.tries):
                     mark = self._wait_for_reset(limit, mark)
             # No more failures are expected: a version that is tried once more ends the wait.
-            self._arrive(limit)
-            if machine.qmp.seen(("RESET",), mark):
-                raise GuestError(f"{machine.name} was restarted more often than {self.tries} tries")
+            with machine.restarting_at_most(0, since=mark):
+                self._arrive(limit)
 
     def choose_entry(self, entry: str, deadline: Deadline | float | None = None) -> None:
         """Have systemd-boot show its menu, and choose by the number of the line."""
@@ -178,19 +177,26 @@ class Skiff(Profile):
             # A digit goes to that line of the menu, systemd-boot(7).
             console.send(str(lines.index(title) + 1))
             console.press("enter")
-            self._arrive(limit)
+            with self.machine.restarting_at_most(0):
+                self._arrive(limit)
 
     def boot_recovery(self, deadline: Deadline | float | None = None) -> None:
         """Choose the recovery entry for the next boot alone, and reboot."""
         limit = of(deadline, 180)
         with self.machine.timeline.step("boot into recovery", machine=self.machine.name):
             mark = self._restart("bootctl set-oneshot recovery.conf && systemctl reboot")
-            self._wait_for_reset(limit, mark)
-            self.wait_recovery(limit)
+            mark = self._wait_for_reset(limit, mark)
+            with self.machine.restarting_at_most(0, since=mark):
+                self.wait_recovery(limit)
 
     def wait_recovery(self, deadline: Deadline | float | None = None) -> None:
-        """Wait for the prompt of recovery, which has the live medium's login."""
-        self._arrive(of(deadline, 180))
+        """Wait for the prompt of recovery, which has the live medium's login.
+
+        It has to come up when the tries of both slots are used up; the reset that begins it may not have
+        been told of yet.
+        """
+        with self.machine.restarting_at_most(1 + self.tries * len(self.slot_names)):
+            self._arrive(of(deadline, 180))
         if (slot := self.slot()) != "recovery":
             raise GuestError(f"machine {self.machine.name} is in slot {slot}, not in recovery")
 
@@ -204,10 +210,11 @@ class Skiff(Profile):
         with self.machine.timeline.step("reset", machine=self.machine.name):
             self._tell("skiff-recovery reset", RecoveryRefusedError)
             mark = self._restart("systemctl reboot")
-            self._wait_for_reset(limit, mark)
+            mark = self._wait_for_reset(limit, mark)
             if self._has_ssh:
                 self.machine.ssh.forget_host_key()
-            self._arrive(limit)
+            with self.machine.restarting_at_most(0, since=mark):
+                self._arrive(limit)
 
     def slots_written(self) -> list[str]:
         """Compare what was written to the disk with where its partitions lie."""
@@ -379,7 +386,10 @@ class Skiff(Profile):
 
     def _arrive(self, limit: Deadline) -> None:
         """Wait for the login prompt of whatever was booted, and log in."""
-        found = self.machine.console.expect([r"skiff-recovery login: ", r"[\w-]+ login: "], limit)
+        with self.machine.coming_up():
+            found = self.machine.console.expect(
+                [r"skiff-recovery login: ", r"[\w-]+ login: "], limit
+            )
         if self._has_ssh:
             self.machine.ssh.disconnect()
         if found.index == 0:

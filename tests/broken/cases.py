@@ -61,8 +61,6 @@ WantedBy=sysinit.target
 
 UPGRADE = "/usr/bin/skiff-upgrade"
 TAKES = "upgrade/test_upgrade.py::test_an_upgrade_changes_version_and_slot_and_keeps_state"
-IMPATIENT = ("--timeout-scale=0.15",)
-"""For what has to be waited for to the end."""
 DOWN = "upgrade/test_upgrade.py::test_an_upgrade_from_a_registry_and_a_downgrade"
 REFUSES = "upgrade/test_upgrade_refusals.py::"
 
@@ -227,9 +225,8 @@ CASES: Final = (
         "a slot that cannot be verified is tried for ever",
         "fallback/test_fallback.py::test_a_slot_that_cannot_be_verified_is_given_up",
         "cd /boot/EFI/Linux && mv skiff_2*.efi skiff_2.efi && sync",
-        r"WaitTimeoutError",
+        r"was restarted before it came up",
         "upgrade",
-        ("--all", *IMPATIENT),
     ),
     Case(
         "a version that panics is tried for ever",
@@ -261,15 +258,13 @@ CASES: Final = (
         "there is no recovery entry when both slots are bad",
         "recovery/test_recovery.py::test_recovery_by_itself_when_both_slots_are_bad",
         "rm /boot/loader/entries/recovery.conf && sync",
-        r"WaitTimeoutError",
-        options=("--all", *IMPATIENT),
+        r"was restarted more often than 7 times",
     ),
     Case(
         "there is no recovery entry when the state is gone",
         "recovery/test_recovery.py::test_recovery_by_itself_when_the_state_is_gone",
         "rm /boot/loader/entries/recovery.conf && sync",
-        r"WaitTimeoutError",
-        options=("--all", *IMPATIENT),
+        r"was restarted more often than 7 times",
     ),
     Case(
         "a reset wipes nothing",
@@ -319,7 +314,7 @@ sync
 EOF
 edit /usr/bin/skiff-upgrade 's/^empty_slot .*/&; . \/etc\/early/'
 edit /usr/lib/sysupdate.d/30-uki.transfer 's/InstancesMax=2/InstancesMax=3/'""",
-        r"it was restarted before it came up",
+        r"was restarted before it came up",
         # While the slot is written: seen to be noticed at w00140 and w00155.
         options=("--cut=w00150-clean",),
     ),

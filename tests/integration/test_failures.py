@@ -19,6 +19,7 @@ from harness.errors import (
     ConnectionLostError,
     DiskFullError,
     FirmwareShellError,
+    GuestIdleError,
     GuestStoppedError,
     HarnessError,
     NoBootDeviceError,
@@ -99,6 +100,50 @@ def test_a_panic_that_is_provoked_on_purpose_is_none(boot: Boot) -> None:
     assert seen
     machine.os.login()
     assert machine.console.run("echo back").stdout == "back\n"
+
+
+def test_one_restart_too_many_ends_every_wait(boot: Boot) -> None:
+    machine = boot("micro")
+    mark = machine.qmp.mark()
+    with machine.restarting_at_most(1):
+        machine.qmp.execute("system_reset")
+        machine.wait_for_reset(since=mark)
+        machine.os.login()
+    with (
+        pytest.raises(GuestStoppedError, match="restarted before it came up"),
+        machine.restarting_at_most(0, since=mark),
+    ):
+        pytest.fail("it has been restarted already")
+    again = boot("micro", name="again")
+    with (
+        pytest.raises(GuestStoppedError, match="more often than 1 times"),
+        again.restarting_at_most(1),
+    ):
+        again.qmp.execute("system_reset")
+        raised = caught_by(again, lambda: again.qmp.execute("system_reset"))
+    assert raised == everywhere(GuestStoppedError)
+
+
+@pytest.mark.parametrize("over", ["console", "ssh"])
+def test_a_guest_that_hangs_while_it_boots_ends_the_wait_for_it(
+    boot: Boot, over: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What should start the system sleeps instead, and says nothing.
+    machine = boot("micro", cmdline="rdinit=/bin/sleep -- 100000")
+    monkeypatch.setattr(type(machine.os), "idle_seconds", 10.0)
+    wait = machine.os.login if over == "console" else machine.wait_ready
+    with pytest.raises(GuestIdleError, match="to come up, and it did nothing") as caught:
+        wait(after(FOREVER))
+    assert caught.value.verdict is Verdict.TIMEOUT
+    assert "RIP=" in (machine.evidence / "cpus.txt").read_text()
+
+
+def test_a_guest_that_computes_does_not_hang(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = boot("micro", cmdline="rdinit=/bin/sh -- -c 'while :; do :; done'")
+    monkeypatch.setattr(type(machine.os), "idle_seconds", 2.0)
+    with pytest.raises(WaitTimeoutError) as caught:
+        machine.os.login(after(15, scaled=False))
+    assert not isinstance(caught.value, GuestIdleError)
 
 
 def test_qemu_s_death_ends_every_wait(boot: Boot) -> None:
