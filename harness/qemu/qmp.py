@@ -47,6 +47,12 @@ class Event(dict[str, Any]):
         """The event's members."""
         return cast("dict[str, Any]", self.get("data", {}))
 
+    @property
+    def seconds(self) -> float:
+        """When it happened, in seconds of the host's clock since the epoch."""
+        when = self["timestamp"]
+        return float(when["seconds"]) + float(when["microseconds"]) / 1e6
+
 
 class _LoggedClient(QMPClient):
     """The protocol, with each message written to a log as it passes."""

@@ -103,7 +103,8 @@ def test_a_panic_that_is_provoked_on_purpose_is_none(boot: Boot) -> None:
 
 
 def test_one_restart_too_many_ends_every_wait(boot: Boot) -> None:
-    machine = boot("micro")
+    # Up first: SeaBIOS spins for ever when it is reset in its first milliseconds (seen: QEMU 10.0).
+    machine = boot("micro").wait_ready()
     mark = machine.qmp.mark()
     with machine.restarting_at_most(1):
         machine.qmp.execute("system_reset")
@@ -114,13 +115,11 @@ def test_one_restart_too_many_ends_every_wait(boot: Boot) -> None:
         machine.restarting_at_most(0, since=mark),
     ):
         pytest.fail("it has been restarted already")
-    again = boot("micro", name="again")
     with (
         pytest.raises(GuestStoppedError, match="more often than 1 times"),
-        again.restarting_at_most(1),
+        machine.restarting_at_most(1, since=mark),
     ):
-        again.qmp.execute("system_reset")
-        raised = caught_by(again, lambda: again.qmp.execute("system_reset"))
+        raised = caught_by(machine, lambda: machine.qmp.execute("system_reset"))
     assert raised == everywhere(GuestStoppedError)
 
 
@@ -129,7 +128,7 @@ def test_a_guest_that_hangs_while_it_boots_ends_the_wait_for_it(
     boot: Boot, over: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What should start the system sleeps instead, and says nothing.
-    machine = boot("micro", cmdline="rdinit=/bin/sleep -- 100000")
+    machine = boot("micro", cmdline="rdinit=/bin/busybox -- sleep 100000")
     monkeypatch.setattr(type(machine.os), "idle_seconds", 10.0)
     wait = machine.os.login if over == "console" else machine.wait_ready
     with pytest.raises(GuestIdleError, match="to come up, and it did nothing") as caught:
@@ -139,7 +138,7 @@ def test_a_guest_that_hangs_while_it_boots_ends_the_wait_for_it(
 
 
 def test_a_guest_that_computes_does_not_hang(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = boot("micro", cmdline="rdinit=/bin/sh -- -c 'while :; do :; done'")
+    machine = boot("micro", cmdline='rdinit=/bin/busybox -- sh -c "while :; do :; done"')
     monkeypatch.setattr(type(machine.os), "idle_seconds", 2.0)
     with pytest.raises(WaitTimeoutError) as caught:
         machine.os.login(after(15, scaled=False))
