@@ -177,6 +177,9 @@ class Nic:
 
     def __post_init__(self) -> None:
         _check_name("nic", self.name)
+        for port in self.forward:
+            if not 0 < port < 65536:
+                raise UsageError(f"nic {self.name}: a port is 1 to 65535, not {port}")
         places = [(each.address, each.port) for each in self.reach]
         if twice := {place for place in places if places.count(place) > 1}:
             where = ", ".join(f"{address}:{port}" for address, port in sorted(twice))

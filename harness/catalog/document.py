@@ -7,7 +7,7 @@ word. So the node tree is read first: it gives the lines, and finds the duplicat
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,13 @@ class Document:
         path: The file.
         data: What it says.
         lines: The line, from 1, of each key and of each item of a list.
+        texts: How each scalar stands in the file: 1.10 is another number's text than 1.1.
     """
 
     path: Path
     data: Any
     lines: dict[Location, int]
+    texts: dict[Location, str] = field(default_factory=dict)
 
     def where(self, location: Location) -> str:
         """Return ``file:line`` of a value; of the nearest one around it if it is not there."""
@@ -63,7 +65,7 @@ def read(path: Path) -> Document:
                     f" the first is on line {lines[location]}"
                 )
             lines[location] = line
-        return Document(path, loader.construct_document(node), lines)
+        return Document(path, loader.construct_document(node), lines, dict(_texts(node, ())))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -85,3 +87,14 @@ def _walk(node: yaml.Node, location: Location) -> Iterator[tuple[Location, int]]
             here = (*location, index)
             yield here, value.start_mark.line + 1
             yield from _walk(value, here)
+
+
+def _texts(node: yaml.Node, location: Location) -> Iterator[tuple[Location, str]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _texts(value, (*location, str(key.value)))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _texts(value, (*location, index))
+    elif isinstance(node, yaml.ScalarNode):
+        yield location, str(node.value)

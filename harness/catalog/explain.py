@@ -34,7 +34,7 @@ def explain(doc: Document, detail: dict[str, Any]) -> str:
         message = message[:1].lower() + message[1:]
         message += f", not {given if len(given) <= 60 else given[:57] + '...'}"
         if kind == "string_type" and isinstance(detail["input"], (int, float)):
-            message += f'; quote it: "{detail["input"]}"'
+            message += f'; quote it: "{doc.texts.get(location, detail["input"])}"'
     return f"{doc.where(location)}: {_dotted(location)}{message}"
 
 

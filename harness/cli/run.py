@@ -8,6 +8,10 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Final
+
+_FOLDERS: Final = ("--evidence", "--images", "--recording")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -16,13 +20,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("arguments", nargs="*", metavar="PYTEST-ARGUMENT")
 
 
+def joined(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with each folder that one of Harness' options names joined to it.
+
+    pytest looks for its configuration beside all paths that are given, before it knows what is an
+    option's value.
+    """
+    words: list[str] = []
+    for word in arguments:
+        if words and words[-1] in _FOLDERS:
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
 def main(options: argparse.Namespace) -> int:
     """Run pytest and return its exit status."""
-    given = list(options.arguments)
-    if not given or given[0].startswith("-"):
-        given.insert(0, "suites")
+    given = joined(options.arguments)
+    # Harness' options are known from the first. Which of the arguments are paths pytest decides itself;
+    # where there is none, these are.
+    known = ["-p", "fixtures.plugin", "-o", "testpaths=suites"]
     # pytest in a process of its own: it takes over signals, capture and the exit status.
-    command = [sys.executable, "-m", "pytest", *given]
+    command = [sys.executable, "-m", "pytest", *known, *given]
     with subprocess.Popen(command) as process:
         while True:
             try:

@@ -23,6 +23,7 @@ from harness.errors import StoreError
 RUNS_KEPT: Final = 30
 """Runs whose evidence is kept; older ones go when a new run begins."""
 
+_NAME: Final = re.compile(r"\d{8}-\d{6}-\d+(-\d+)?")
 _LOCK: Final = "run.lock"
 _USED: Final = ".used"
 
@@ -103,18 +104,22 @@ class Run:
 def slug(test: str) -> str:
     """Return a node id as a folder's name, unique and at most 120 characters.
 
-    ``suites/boot/test_boot.py::test_login[x]`` becomes ``boot-test_boot-test_login-x``.
+    ``suites/boot/test_boot.py::test_login[x]`` becomes ``boot-test_boot-test_login-x``. One with
+    characters that no name has here gets a digest: ``[a b]`` and ``[a-b]`` are two tests.
     """
     short = re.sub(r"^(suites|tests)/", "", test).replace(".py::", "-")
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", short).strip("-")
-    if len(name) > 120:
+    if len(name) > 120 or not re.fullmatch(r"[\w./-]+(::\w+)*(\[[\w.-]+\])?", test, re.ASCII):
         name = f"{name[:110]}-{hashlib.sha256(test.encode()).hexdigest()[:9]}"
     return name
 
 
 def sweep(root: Path) -> None:
-    """Tidy after runs that ended: disks of the dead, whole folders of the old."""
-    runs = sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink())
+    """Tidy after runs that ended: disks of the dead, whole folders of the old.
+
+    ``root`` may be anybody's folder: only what a run has made there, and nobody has renamed, is one.
+    """
+    runs = sorted(path for path in root.iterdir() if _is_run(path))
     for number, path in enumerate(reversed(runs)):
         if _alive(path):
             continue
@@ -124,6 +129,16 @@ def sweep(root: Path) -> None:
             for disks in path.glob("**/disks"):
                 shutil.rmtree(disks, ignore_errors=True)
             (path / _LOCK).unlink(missing_ok=True)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a run made this folder: each that has not been removed has one of these files."""
+    return (
+        _NAME.fullmatch(path.name) is not None
+        and path.is_dir()
+        and not path.is_symlink()
+        and ((path / _USED).exists() or (path / _LOCK).exists())
+    )
 
 
 def _alive(path: Path) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from harness.deadline import Deadline, of
-from harness.errors import CommandError, ConnectionLostError, WaitTimeoutError
+from harness.errors import CommandError, ConnectionLostError, UsageError, WaitTimeoutError
 from harness.machine.power import Powered
 from harness.ssh import SshResult
 
@@ -142,6 +142,8 @@ class Commanded(Powered):
 
     def wait_for_port(self, number: int, deadline: Deadline | float | None = None) -> None:
         """Wait until something in the guest listens on a TCP port."""
+        if not 0 < number < 65536:
+            raise UsageError(f"a port is 1 to 65535, not {number}")
         digits = f"{number:04X}"
         self.wait_until_succeeds(
             f"cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -Eq ': [0-9A-F]+:{digits} "

@@ -48,11 +48,8 @@ class Disks:
             HostError: if its file cannot be read.
         """
         # QEMU writes what it caches of the disk's file when it stops the guest.
-        self._qmp.execute("stop")
-        try:
+        with self._qmp.standing_still():
             return disks.written(file)
-        finally:
-            self._qmp.execute("cont")
 
     def check_recordable(self, disk: Disk, file: DiskFile) -> None:
         """Do nothing if a disk can be recorded now.
@@ -80,19 +77,17 @@ class Disks:
             DiskFullError, StoreError: if the recording cannot be written.
         """
         # QEMU writes what it caches of the disk's file when it stops the guest.
-        self._qmp.execute("stop")
-        try:
-            made.folder.mkdir(parents=True)
-            with file.path.open("rb") as source, made.base.open("xb") as target:
-                copy_data(source.fileno(), target.fileno())
-            made.path.touch()
-            made.save()
-            options = filters.recorder(self._filters.top(made.disk), made.path)
-            self._filters.insert(made.disk, _RECORD, options)
-        except OSError as error:
-            raise disks.disk_full(error, made.folder) from error
-        finally:
-            self._qmp.execute("cont")
+        with self._qmp.standing_still():
+            try:
+                made.folder.mkdir(parents=True)
+                with file.path.open("rb") as source, made.base.open("xb") as target:
+                    copy_data(source.fileno(), target.fileno())
+                made.path.touch()
+                made.save()
+                options = filters.recorder(self._filters.top(made.disk), made.path)
+                self._filters.insert(made.disk, _RECORD, options)
+            except OSError as error:
+                raise disks.disk_full(error, made.folder) from error
 
     def end_recording(self, name: str) -> None:
         """Record a disk no longer.

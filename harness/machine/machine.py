@@ -156,7 +156,7 @@ class Machine(Commanded):
     def save(self, folder: Path, *, final: bool = False, inside: Path | None = None) -> Snapshot:
         """Save the machine as it is now: RAM, devices, disks.
 
-        It stands still meanwhile, then runs on, unless ``final``.
+        It stands still meanwhile, then runs on, unless ``final`` or it was paused before.
 
         Args:
             folder: A new folder.
@@ -178,13 +178,14 @@ class Machine(Commanded):
             self._ssh.disconnect()
         with self.timeline.step("save", machine=self.name, folder=str(folder)):
             draft = self._draft(folder, given)
+            ran = self.qmp.execute("query-status")["running"]
             try:
                 with saving.hot(self.qmp, draft, given, memory):
                     if final:
                         self.stop()
                 return saving.finish(draft, given, inside=inside or folder, move=final)
             finally:
-                if self.running:
+                if ran and self.running:
                     self.qmp.execute("cont")
 
     def save_disks(self, folder: Path, why: str, *, inside: Path | None = None) -> Snapshot:

@@ -69,6 +69,11 @@ def _only(module: ModuleType, where: str) -> type[Profile]:
             f"{where} has to define one profile, and has: {told}",
             hint="a class whose base is harness.profiles.Profile; helpers' names begin with _",
         )
+    if not found[0].name:
+        raise UsageError(
+            f"the profile {found[0].__name__} in {where} has no name",
+            hint='a class attribute: name = "..."',
+        )
     return found[0]
 
 

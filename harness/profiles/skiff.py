@@ -332,9 +332,7 @@ class Skiff(Profile):
         """
         limit = self.limit("install", deadline, 60)
         self.machine.ssh.put(user_data, "/run/settings.yaml")
-        told = self.machine.execute("skiff-install --settings /run/settings.yaml", deadline=limit)
-        if found := re.search(_REFUSED, told.output):
-            raise InstallRefusedError(found[2], evidence=told.output)
+        self._tell("skiff-install --settings /run/settings.yaml", InstallRefusedError, limit)
 
     def wait_installed(self, deadline: Deadline | float | None = None) -> None:
         """Wait until an unattended installation says on the console that it is done.

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Final, TextIO, cast
 
@@ -169,6 +169,17 @@ class Qmp:
     def human(self, command: str) -> str:
         """Run a command of the human monitor, for what QMP does not tell."""
         return str(self.execute("human-monitor-command", {"command-line": command}))
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Stop the guest's CPUs in the block; after it they run again, if they did before."""
+        ran = self.execute("query-status")["running"]
+        self.execute("stop")
+        try:
+            yield
+        finally:
+            if ran:
+                self.execute("cont")
 
     def mark(self) -> int:
         """Return the point in the stream of events from which a later wait can look."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Final
 
 from harness.qemu import argv, tpm
 from harness.qemu.argv import Allocations
@@ -12,21 +13,26 @@ from harness.spec import MachineSpec
 _HEAD = """\
 #!/bin/sh
 # Machine {name}, as Harness started it. Run by hand, its console is this terminal (end it with
-# 'poweroff' in the guest, or kill QEMU) and its monitor listens on $disks/qmp.sock.
+# 'poweroff' in the guest, or kill QEMU); its monitor listens on the socket that it names.
 # Disks that were kept are used as the run left them; '--fresh' makes them again from their bases.
 set -eu
 disks=${{HARNESS_DISKS:-$(dirname "$(readlink -f "$0")")/disks}}
 mkdir -p "$disks"
 if [ "${{1:-}}" = --fresh ]; then disks=$(mktemp -d); fi
+# Elsewhere: a socket's path has at most 107 bytes (unix(7)), and that of the disks may have more.
+sockets=$(mktemp -d)
+echo "monitor: $sockets/qmp.sock" >&2
 """
+
+_SOCKETS: Final = Path("/sockets-of-this-machine")
+"""Stands for the folder of the sockets until the script has made it."""
 
 
 _FORK = """\
 
 # It is a fork: this tells it, on a monitor of its own, to go on from the saved machine. Where that had
 # a shell that takes Harness' commands, type 'q 0 ..' and Ctrl-J for a prompt.
-rm -f "$disks/restore.sock"
-python3 - "$disks/restore.sock" {state} $$ <<'END'
+python3 - "$sockets/restore.sock" {state} $$ <<'END'
 import json, os, select, socket, sys
 server = socket.socket(socket.AF_UNIX)
 server.bind(sys.argv[1])
@@ -101,8 +107,8 @@ def reproduce(spec: MachineSpec, given: Allocations, folder: Path, path: Path) -
         lines.append(_tpm(spec, given.tpm_state, folder))
     if given.incoming is not None:
         lines.append(_FORK.format(state=shlex.quote(str(given.incoming))))
-    command = argv.render(argv.build(spec, argv.by_hand(given, folder)))
-    restore = ' \\\n  -qmp "unix:$disks/restore.sock"' if given.incoming is not None else ""
+    command = argv.render(argv.build(spec, argv.by_hand(given, _SOCKETS)))
+    restore = ' \\\n  -qmp "unix:$sockets/restore.sock"' if given.incoming is not None else ""
     lines.append("\nexec " + _with_variable(command, folder) + restore + "\n")
     path.write_text("\n".join(lines))
     path.chmod(0o755)
@@ -113,7 +119,7 @@ def _tpm(spec: MachineSpec, state: Path, folder: Path) -> str:
     began = spec.tpm.state if spec.tpm is not None else None
     make = f"cp -r {shlex.quote(str(began))} " if began is not None else "mkdir "
     place = f'"$disks/{state.relative_to(folder)}"'
-    start = tpm.command("swtpm", place, 'path="$disks/swtpm.sock"')
+    start = tpm.command("swtpm", place, 'path="$sockets/swtpm.sock"')
     # It goes into the background when it listens, and ends with QEMU.
     return _unless_there(state, folder, make) + "\n" + " ".join((*start, "--daemon"))
 
@@ -124,11 +130,11 @@ def _unless_there(path: Path, folder: Path, command: str, tail: str = "") -> str
 
 
 def _with_variable(command: str, folder: Path) -> str:
-    """Return the command with the folder's path as ``$disks``, which the shell expands."""
-    prefix = str(folder) + "/"
+    """Return the command with ``$disks`` and ``$sockets``, which the shell expands."""
+    names = {f"{folder}/": "$disks/", f"{_SOCKETS}/": "$sockets/"}
     words = []
     for line in command.split("\n"):
-        if prefix not in line:
+        if not any(prefix in line for prefix in names):
             words.append(line)
             continue
         option, _, value = line.strip().partition(" ")
@@ -137,6 +143,7 @@ def _with_variable(command: str, folder: Path) -> str:
         safe = (
             plain.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("`", "\\`")
         )
-        safe = safe.replace(prefix, "$disks/")
+        for prefix, name in names.items():
+            safe = safe.replace(prefix, name)
         words.append(f'  {option} "{safe}"{tail}')
     return "\n".join(words)

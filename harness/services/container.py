@@ -32,6 +32,9 @@ from harness.services.software import Places, Program
 if TYPE_CHECKING:
     from docker import DockerClient
 
+CLOSE: Final = 30.0
+"""Seconds that a container's output may take to end when it is stopped: the engine kills it after 10."""
+
 HOST: Final = "org.harness.host"
 OWNER: Final = "org.harness.owner"
 """Labels of a container: the host, as :func:`host_label` names it, and the process that it is for."""
@@ -240,7 +243,9 @@ class ContainerServer:
         with contextlib.suppress(DockerException, OSError):
             self._container.stop()
         if self._lines is not None:
-            self._lines.join()
+            # An engine that does not end the container does not end its output either; the guard, which
+            # is next, tries again.
+            self._lines.join(CLOSE)
         if self._guard is not None:
             self._guard.close()
 

@@ -154,8 +154,8 @@ class Front:
                 with self._lock:
                     self._open.add(secure)
                 _Handler(secure, self)
-        except OSError:
-            pass  # The client has gone, or this was closed; the log has what it got.
+        except (OSError, http.client.HTTPException, ValueError):
+            pass  # The client has gone or sent nonsense, or this was closed; the log has what it got.
         finally:
             for each in (secure, connection):
                 if each is not None:
@@ -182,6 +182,25 @@ class Front:
             self.log.begin(began)
             self.log.end(began)
             return None
+
+
+class _MalformedError(Exception):
+    """What a client sent is no HTTP."""
+
+
+def _number(text: str, base: int) -> int:
+    """Return a size that a client has sent.
+
+    Raises:
+        _MalformedError: if it is none: digits alone, RFC 9110 section 8.6, RFC 9112 section 7.1.
+    """
+    digits = text.strip()
+    if not digits.isalnum() or not digits.isascii():
+        raise _MalformedError(f"{text!r} is no size")
+    try:
+        return int(digits, base)
+    except ValueError:
+        raise _MalformedError(f"{text!r} is no size") from None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -232,6 +251,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _forward(self, told: Request, found: tuple[Active, ...]) -> None:
         try:
             answer = self._ask()
+        except _MalformedError as error:
+            self._upstream.close()
+            told.fault = f"the client: {error}"
+            self._refuse(told, 400, str(error))
+            return
         except (OSError, http.client.HTTPException) as error:
             told.fault = f"the server behind it: {error!r}"
             self._refuse(told, 502, "the server does not answer")
@@ -255,6 +279,10 @@ class _Handler(BaseHTTPRequestHandler):
                 for part in body:
                     told.bytes += len(part)
                     self.wfile.write(part)
+                if not found and told.bytes < int(announced):
+                    # The client waits for the rest, which will not come.
+                    told.fault = f"the server behind it: {told.bytes} of {announced} bytes came"
+                    self.close_connection = True
             else:
                 for part in body:
                     told.bytes += len(part)
@@ -266,7 +294,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
         headers["X-Forwarded-Proto"] = "https"
         chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
-        size = int(self.headers.get("Content-Length") or 0)
+        size = _number(self.headers.get("Content-Length") or "0", 10)
         body = self._chunks() if chunked else self._parts(size) if size else None
         try:
             self._upstream.request(self.command, self.path, body, headers, encode_chunked=chunked)
@@ -286,7 +314,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _chunks(self) -> Iterator[bytes]:
         """Yield the parts of a chunked body, RFC 9112 section 7.1."""
-        while size := int(self.rfile.readline(1024).partition(b";")[0] or b"0", 16):
+        while size := _number(self.rfile.readline(1024).partition(b";")[0].decode("latin-1"), 16):
             yield from self._parts(size)
             self.rfile.readline(8)
         while self.rfile.readline(65536).strip():

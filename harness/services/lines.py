@@ -90,6 +90,10 @@ class Lines:
             f"{what} to be ready", deadline.seconds, last_output=shown, evidence=str(self._path)
         )
 
-    def join(self) -> None:
-        """Wait until the output has ended: its server has been ended before."""
-        self._thread.join()
+    def join(self, seconds: float | None = None) -> None:
+        """Wait until the output has ended: its server has been ended before.
+
+        Args:
+            seconds: How long at most, where it is somebody else who ends the server.
+        """
+        self._thread.join(seconds)

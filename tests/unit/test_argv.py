@@ -55,7 +55,7 @@ def test_a_tpm_is_reached_by_a_descriptor_and_by_hand_by_a_path(tmp_path: Path) 
     start = 'swtpm socket --tpm2 --terminate --tpmstate dir="$disks/tpm" --ctrl type=unixio,path='
     assert start in script
     assert script.index(start) < script.index("exec ")
-    assert 'socket,id=tpm,path=$disks/swtpm.sock"' in script
+    assert 'socket,id=tpm,path=$sockets/swtpm.sock"' in script
 
 
 def test_user_network_has_no_way_out_unless_asked_and_qemu_picks_the_port() -> None:

@@ -126,6 +126,11 @@ def test_models_are_frozen(write: Write) -> None:
             'skiff/image.yaml:6: versions.1: input should be a valid string, not 2; quote it: "2"',
         ),
         (
+            'versions: ["1", "2"]',
+            'versions: ["1", 1.10]',
+            'skiff/image.yaml:6: versions.1: input should be a valid string, not 1.1; quote it: "1.10"',
+        ),
+        (
             "memory: 1GiB",
             "memory: 1GB",
             "skiff/image.yaml:18: machine.memory: a size is a whole number and KiB, MiB or GiB,"

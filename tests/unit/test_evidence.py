@@ -41,10 +41,12 @@ def test_timeline_says_what_goes_on_before_it_ends(tmp_path: Path) -> None:
 
 
 def test_slug_is_a_folder_name_and_stays_unique_when_cut() -> None:
-    assert slug("suites/boot/test_boot.py::test_login[x/y]") == "boot-test_boot-test_login-x-y"
+    assert slug("suites/boot/test_boot.py::test_login[x-y]") == "boot-test_boot-test_login-x-y"
     long = [slug("suites/a.py::test_" + "x" * 300 + end) for end in "ab"]
     assert long[0] != long[1]
     assert all(len(name) <= 120 for name in long)
+    ids = ["a b", "a-b", "a_b", "\u00e4", "\u00f6", "a", "", " "]
+    assert len({slug(f"suites/t.py::test[{each}]") for each in ids}) == len(ids)
 
 
 def test_a_run_has_a_folder_and_is_the_latest(tmp_path: Path) -> None:
@@ -71,6 +73,7 @@ def test_a_run_without_a_machine_leaves_nothing(tmp_path: Path) -> None:
 def test_disks_of_a_killed_run_go_and_its_logs_stay(tmp_path: Path) -> None:
     for name in ("20200101-000000-1", "20200101-000000-2"):
         (tmp_path / name / "test" / "m" / "disks").mkdir(parents=True)
+        (tmp_path / name / ".used").touch()
         (tmp_path / name / "test" / "m" / "serial.log").touch()
     # The first was killed: its lock file is there and nobody holds it. The second ended in order.
     (tmp_path / "20200101-000000-1" / "run.lock").touch()
@@ -87,12 +90,26 @@ def test_disks_of_a_killed_run_go_and_its_logs_stay(tmp_path: Path) -> None:
 def test_old_runs_go(tmp_path: Path) -> None:
     for number in range(RUNS_KEPT + 5):
         (tmp_path / f"20200101-0000{number:02d}-1").mkdir()
+        (tmp_path / f"20200101-0000{number:02d}-1" / ".used").touch()
     run = Run.create(tmp_path)
     run.folder("a")
     run.close()
     left = sorted(path.name for path in tmp_path.iterdir() if path.name != "latest")
     assert len(left) == RUNS_KEPT
     assert left[-1] == run.path.name
+
+
+def test_what_no_run_has_made_is_left_alone(tmp_path: Path) -> None:
+    foreign = [f"project-{number:02d}" for number in range(RUNS_KEPT + 5)]
+    foreign += [f"20200101-0000{number:02d}-1" for number in range(RUNS_KEPT + 5)]
+    foreign += ["latest-work", "runs.old"]
+    for name in foreign:
+        (tmp_path / name / "disks").mkdir(parents=True)
+    # Somebody's own name for a run that is worth keeping.
+    (tmp_path / "runs.old" / ".used").touch()
+    Run.create(tmp_path).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(foreign)
+    assert all((tmp_path / name / "disks").exists() for name in foreign)
 
 
 def test_unwritable_evidence_says_what_to_do(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ class Monitor:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.runs = True
+        self.asked: list[str] = []
         self.thread = threading.Thread(target=self.serve, daemon=True)
 
     def say(self, message: dict[str, Any]) -> None:
@@ -45,7 +47,9 @@ class Monitor:
         version = {"qemu": {"major": 10, "minor": 0, "micro": 0}, "package": ""}
         self.say({"QMP": {"version": version, "capabilities": []}})
         for asked in self.commands():
-            reply: dict[str, Any] = {"return": {"asked": asked["execute"]}, "id": asked.get("id")}
+            self.asked.append(asked["execute"])
+            told = {"asked": asked["execute"], "running": self.runs}
+            reply: dict[str, Any] = {"return": told, "id": asked.get("id")}
             if asked["execute"] == "refused":
                 error = {"class": "GenericError", "desc": "not today"}
                 reply = {"error": error, "id": asked.get("id")}
@@ -72,9 +76,20 @@ def pair(tmp_path: Path) -> Iterator[tuple[Qmp, Monitor]]:
 
 def test_commands_and_refusals(pair: tuple[Qmp, Monitor]) -> None:
     qmp, _ = pair
-    assert qmp.execute("query-status") == {"asked": "query-status"}
+    assert qmp.execute("query-status")["asked"] == "query-status"
     with pytest.raises(QmpError, match=r"refused.*not today"):
         qmp.execute("refused")
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_guest_that_stood_still_before_does_so_afterwards(
+    pair: tuple[Qmp, Monitor], runs: bool
+) -> None:
+    qmp, monitor = pair
+    monitor.runs = runs
+    with qmp.standing_still():
+        assert monitor.asked[-1] == "stop"
+    assert ("cont" in monitor.asked) == runs
 
 
 def test_everything_is_logged(pair: tuple[Qmp, Monitor], tmp_path: Path) -> None:

@@ -269,42 +269,52 @@ def test_the_cli_gets_its_arguments_as_they_are(host: Host) -> None:
     assert done.stdout.splitlines()[-1] == "cli shell a b --x=*"
 
 
+PYTEST = "pytest -c pyproject.toml -p fixtures.plugin"
+"""How it is called, whatever comes then: it finds its configuration and knows Harness' options from the
+first, so that it takes no value of theirs for a path."""
+
+
 @pytest.mark.parametrize(
     ("arguments", "called"),
     [
-        (("acceptance",), "pytest suites -n auto"),
-        (("acceptance", "--image", "skiff"), "pytest suites --image skiff"),
-        (("acceptance", "suites/boot", "-k", "ssh"), "pytest suites/boot -k ssh"),
-        (("unit",), "pytest tests/unit --junit-xml=.harness/unit.xml -n auto"),
+        (("acceptance",), "testpaths=suites -n auto"),
+        (("acceptance", "--image", "skiff"), "testpaths=suites --image skiff"),
+        (("acceptance", "suites/boot", "-k", "ssh"), "testpaths=suites suites/boot -k ssh"),
+        (("acceptance", "--evidence", "/tmp"), "testpaths=suites --evidence /tmp"),
+        (("unit",), "testpaths=tests/unit --junit-xml=.harness/unit.xml -n auto"),
         (
             ("integration", "-x"),
-            "pytest tests/integration --junit-xml=.harness/integration.xml --im",
+            "testpaths=tests/integration --junit-xml=.harness/integration.xml --im",
         ),
         (
             ("unit", "./tests/unit/test_x.py"),
-            "pytest --junit-xml=.harness/unit.xml ./tests/unit/te",
+            "testpaths=tests/unit --junit-xml=.harness/unit.xml ./tests/unit/te",
         ),
-        (("pytest", "-k", "x"), "pytest -k x"),
     ],
 )
 def test_a_phase_is_pytest_on_its_folder(
     host: Host, arguments: tuple[str, ...], called: str
 ) -> None:
     last = host.run(*arguments).stdout.splitlines()[-1]
-    assert last.startswith(called)
+    assert last.startswith(f"{PYTEST} -o {called}")
     assert ("-n auto" in last) == (len(arguments) == 1), "the whole of a phase is shared by workers"
+
+
+def test_pytest_has_its_arguments_as_they_are(host: Host) -> None:
+    assert host.run("pytest", "-k", "x").stdout.splitlines()[-1] == f"{PYTEST} -k x"
 
 
 def test_all_phases_run_in_order_and_pytest_has_the_last_word(host: Host) -> None:
     done = host.run("test")
     assert done.returncode == 0
     lines = [line for line in done.stdout.splitlines() if line.startswith(("== ", "pytest"))]
-    assert [line.split()[1].rstrip(";") for line in lines] == [
+    told = [line.removeprefix(f"{PYTEST} -o testpaths=").removeprefix("== ") for line in lines]
+    assert [line.split()[0].rstrip(";") for line in told] == [
         *("lint", "type", "unit", "tests/unit"),
         *("integration", "tests/integration", "acceptance", "suites"),
     ]
     assert "passed: lint" in lines[-2]
-    assert done.stdout.splitlines()[-1] == "pytest suites -n auto"
+    assert done.stdout.splitlines()[-1] == f"{PYTEST} -o testpaths=suites -n auto"
 
 
 @pytest.mark.parametrize(("fails", "after"), [("ruff", "type"), ("mypy", "unit")])

@@ -37,6 +37,13 @@ class Upstream(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.path == "/short":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"0123456789")
+            self.close_connection = True
+            return
         if self.path == "/chunked":
             self.send_response(200)
             self.send_header("Transfer-Encoding", "chunked")
@@ -289,6 +296,35 @@ def test_a_dead_server_is_a_bad_gateway(site: Site) -> None:
         site.front.upstream = ("127.0.0.1", nobody.getsockname()[1])
     assert site.get().status == 502
     assert "ConnectionRefused" in site.log.requests[0].fault
+
+
+def test_a_body_that_the_server_cuts_short_is_cut_short_and_told_of(site: Site) -> None:
+    with pytest.raises(http.client.IncompleteRead):
+        site.get("/short").read()
+    [told] = site.log.requests
+    assert (told.status, told.bytes) == (200, 10)
+    assert told.fault == "the server behind it: 10 of 1000 bytes came"
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Content-Length: abc\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"Content-Length: -5\r\n\r\n",
+    ],
+    ids=["length", "chunk", "negative"],
+)
+def test_a_client_that_sends_nonsense_is_told_so(site: Site, rest: bytes) -> None:
+    connection = site.connect()
+    connection.connect()
+    connection.sock.sendall(b"PUT /up HTTP/1.1\r\nHost: x\r\n" + rest)
+    answer = http.client.HTTPResponse(connection.sock, method="PUT")
+    answer.begin()
+    assert (answer.status, "is no size" in answer.read().decode()) == (400, True)
+    [told] = site.log.requests
+    assert (told.method, told.status) == ("PUT", 400)
+    assert "is no size" in told.fault
 
 
 def test_closing_ends_connections_and_the_port(site: Site) -> None:
