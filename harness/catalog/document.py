@@ -37,9 +37,13 @@ class Document:
 
     def where(self, location: Location) -> str:
         """Return ``file:line`` of a value; of the nearest one around it if it is not there."""
+        return f"{self.path}:{self.line(location)}"
+
+    def line(self, location: Location) -> int:
+        """Return the line of a value; of the nearest one around it if it is not there."""
         while location and location not in self.lines:
             location = location[:-1]
-        return f"{self.path}:{self.lines.get(location, 1)}"
+        return self.lines.get(location, 1)
 
 
 def read(path: Path) -> Document:

@@ -86,13 +86,14 @@ def load(*roots: Path, known_profiles: Collection[str] | None = None) -> Catalog
         known_profiles: The profiles that an image may name; ``None`` checks none.
 
     Raises:
-        CatalogError: if a root is no folder, or a file is wrong; begins with ``file:line``.
+        CatalogError: if a root is no folder, or a file is wrong: each fault begins with
+            ``file:line``, in the order of the lines.
     """
     images: dict[str, Image] = {}
     problems: list[str] = []
     for root in roots:
         if not root.is_dir():
-            raise CatalogError(f"{root}:1: no such folder of images")
+            raise CatalogError(f"{root}: no such folder of images")
         for path in sorted(root.glob(f"*/{FILE}")):
             try:
                 doc = document.read(path)
@@ -116,7 +117,8 @@ def _image(doc: Document, known_profiles: Collection[str] | None) -> Image:
     try:
         image = Image.model_validate(doc.data)
     except ValidationError as error:
-        told = [explain(doc, dict(detail)) for detail in error.errors(include_url=False)]
+        details = sorted(error.errors(include_url=False), key=lambda each: doc.line(each["loc"]))
+        told = [explain(doc, dict(detail)) for detail in details]
         raise CatalogError("\n".join(told)) from error
     image._path = doc.path
     problems = []

@@ -75,7 +75,7 @@ def _list(options: argparse.Namespace, catalog: Catalog, store: Store) -> int:
     if others:
         total = format_size(sum(entry.bytes for entry in others))
         # Other projects may share the cache.
-        folders = ", ".join(map(str, paths.catalog_dirs(*options.images)))
+        folders = ", ".join(map(str, paths.catalog_dirs(*options.images))) or "no folder"
         print(
             f"and {len(others)} ({total}) that no image.yaml in {folders} names: harness images gc"
         )

@@ -284,12 +284,17 @@ arches:
 
 
 def test_every_fault_of_every_file_is_told_at_once(write: Write) -> None:
-    write(GOOD.replace("cpus: 4", "cpus: x").replace("uefi", "efi"))
+    write(
+        GOOD.replace("cpus: 4", "cpus: x")
+        .replace("uefi", "efi")
+        .replace("skiff\n", "skiff\nodd: 1\n", 1)
+    )
     root = write(GOOD.replace("name: skiff", "name: other").replace("[install", "[fly"), "other")
     assert [line.split(": ")[0] for line in refused(root)] == [
         "other/image.yaml:21",
-        "skiff/image.yaml:10",
-        "skiff/image.yaml:18",
+        "skiff/image.yaml:2",
+        "skiff/image.yaml:11",
+        "skiff/image.yaml:19",
     ]
 
 
