@@ -31,7 +31,9 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
 def _check_name(kind: str, name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise UsageError(f"a {kind} name is lower-case letters, digits and '-', not {name!r}")
+        raise UsageError(
+            f"a {kind} name is at most 31 lower-case letters, digits and '-', not {name!r}"
+        )
 
 
 class FirmwareKind(StrEnum):

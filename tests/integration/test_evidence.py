@@ -44,7 +44,7 @@ def test_every_file_says_what_happened(boot: Boot) -> None:
 @pytest.mark.parametrize("options", [(), ("--fresh",)], ids=["as it was", "fresh"])
 def test_the_command_runs_by_hand(boot: Boot, options: tuple[str, ...]) -> None:
     # As long as a test's name can be: sockets would not fit into the folder of the disks.
-    machine = boot("micro", name="micro-" + 100 * "x")
+    machine = boot("micro", name="micro-" + 25 * "x")
     machine.os.login()
     machine.power_cut()
     by_hand = subprocess.Popen(
