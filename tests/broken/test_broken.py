@@ -1,6 +1,6 @@
 """Each scenario fails where the image is broken in its way: ``./run pytest tests/broken -n auto``.
 
-Not part of ``./run test``: it takes about a minute for each case under TCG.
+Not part of ``./run test``: it takes one to seven minutes for each case under TCG.
 """
 
 from __future__ import annotations
