@@ -47,6 +47,7 @@ class Log:
         self.path = path
         self._lock = threading.Lock()
         self._requests: list[Request] = []
+        self._since = 0.0
 
     @property
     def requests(self) -> list[Request]:
@@ -55,9 +56,14 @@ class Log:
             return list(self._requests)
 
     def begin(self, request: Request) -> None:
-        """Record a request that is about to be answered."""
+        """Record a request that is about to be answered.
+
+        One that a client made before :meth:`forget` is not remembered: TLS that a client broke off is told
+        of when the client has long gone on.
+        """
         with self._lock:
-            self._requests.append(request)
+            if request.when >= self._since:
+                self._requests.append(request)
 
     def end(self, request: Request) -> None:
         """Record that it has been."""
@@ -71,3 +77,4 @@ class Log:
         """Begin anew in memory; the file keeps all."""
         with self._lock:
             self._requests.clear()
+            self._since = time.time()

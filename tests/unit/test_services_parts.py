@@ -24,6 +24,7 @@ from harness.qemu.argv import Allocations
 from harness.qemu.script import reproduce
 from harness.services.faults import CutOff
 from harness.services.lines import Lines
+from harness.services.log import Log, Request
 from harness.services.software import NGINX, REGISTRY, Places
 from harness.spec import Firmware, FirmwareKind, MachineSpec, Nic, Reach, reaching
 from harness.state.codec import spec_from_json, to_json
@@ -36,6 +37,17 @@ GIVEN = Allocations(Path("/usr/bin/qemu"), "tcg", "max", services={"updates": ("
 
 def netdev(words: tuple[str, ...]) -> str:
     return words[words.index("-netdev") + 1]
+
+
+def test_what_was_asked_before_the_log_was_forgotten_is_in_the_file_alone(tmp_path: Path) -> None:
+    log = Log(tmp_path / "requests.jsonl")
+    late = Request("", "")
+    log.forget()
+    log.begin(late)
+    log.end(late)
+    log.begin(Request("GET", "/next"))
+    assert [each.path for each in log.requests] == ["/next"]
+    assert len(log.path.read_text().splitlines()) == 1
 
 
 def test_a_guest_that_reaches_a_service_is_still_restricted() -> None:
