@@ -58,8 +58,8 @@ class Log:
     def begin(self, request: Request) -> None:
         """Record a request that is about to be answered.
 
-        One that a client made before :meth:`forget` is not remembered: TLS that a client broke off is told
-        of when the client has long gone on.
+        One that a client made before :meth:`forget` is not remembered: TLS that a client broke off
+        is told of when the client has long gone on.
         """
         with self._lock:
             if request.when >= self._since:
