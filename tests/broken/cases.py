@@ -188,7 +188,7 @@ CASES: Final = (
     Case(
         "a full disk is not noticed",
         f"{REFUSES}test_no_space",
-        f"""edit {UPGRADE} 's/refuse "(no space left in .var for|cannot fetch)/true "/'""",
+        f"""edit {UPGRADE} 's/refuse "(no space left in|cannot fetch)/true "/'""",
         r"where False = .*\('space'",
     ),
     Case(
