@@ -89,11 +89,11 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _disk(number: int, text: str) -> Disk:
-    if "/" in text and not Path(text).is_file():
-        raise UsageError(f"there is no file {text} to make a disk of", hint="a file, or a size")
     if Path(text).is_file():
         format_ = "qcow2" if text.endswith(".qcow2") else "raw"
         return Disk(f"disk{number}", base=Path(text), format=format_)
+    if "/" in text:
+        raise UsageError(f"there is no file {text} to make a disk of", hint="a file, or a size")
     return Disk(f"disk{number}", size=parse_size(text))
 
 

@@ -71,8 +71,9 @@ class Powered(Startable):
 
     @functools.cached_property
     def _pulse(self) -> Pulse:
+        silent = self.console.silent_for  # says so of a machine that has not been started
         assert self._process is not None
-        return Pulse(self._process.activity, self.console.silent_for, self._hang)
+        return Pulse(self._process.activity, silent, self._hang)
 
     def _hang(self, seconds: float) -> None:
         """Let the machine fail: its guest was silent and idle for so long while it came up."""

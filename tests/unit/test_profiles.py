@@ -12,8 +12,11 @@ import pytest
 from harness import paths, profiles
 from harness.catalog import CAPABILITIES, Image, load
 from harness.errors import UnknownNameError, UsageError
+from harness.keys import KeyPair
+from harness.machine import Machine
 from harness.profiles import Account, BootRecord, Profile, Slot, _skiff, capabilities, skiff
 from harness.profiles.micro import Micro
+from harness.spec import Firmware, FirmwareKind, MachineSpec, Nic
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,6 +90,23 @@ def test_an_account_that_changes_is_who_ssh_logs_in_as() -> None:
     words = Micro(cast(Any, machine), selection, Account("mate"))
     words.account = Account("root", "secret")
     assert (words.account.password, seen) == ("secret", ["root"])
+
+
+@pytest.mark.parametrize("over", ["console", "ssh"])
+def test_who_waits_for_a_machine_that_nobody_has_started_is_told_so(
+    tmp_path: Path, over: str
+) -> None:
+    firmware = Firmware(FirmwareKind.KERNEL, kernel=Path("/kernel"))
+    nics = (Nic(),) if over == "ssh" else ()
+    machine = Machine(
+        MachineSpec("m", "x86_64", firmware, nics=nics),
+        accel=lambda arch: pytest.fail(f"nothing of {arch} is started"),
+        key=KeyPair.generate(),
+        evidence=tmp_path,
+    )
+    machine.os = Micro(machine, image("micro").select())
+    with pytest.raises(UsageError, match="has not been started"):
+        machine.wait_ready()
 
 
 class _Half(Profile):
