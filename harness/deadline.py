@@ -1,8 +1,8 @@
-"""Deadlines on the monotonic clock, stretched to what this host can do.
+"""Deadlines on the monotonic clock, stretched to what one guest needs.
 
-Every wait of Harness takes a deadline. A caller writes what a good host under KVM needs; the
-*scale* stretches it: emulation is slower by an order of magnitude, and a loaded host by more. A
-deadline is made once and handed down, so that the parts of a wait share one budget.
+Every wait of Harness takes a deadline. A caller writes the seconds that a good host under KVM needs; the
+*scale* of a machine stretches them: emulation is slower by an order of magnitude, and a loaded host by
+more. A deadline is created once and handed down, so that the parts of a wait share one budget.
 """
 
 from __future__ import annotations
@@ -17,32 +17,13 @@ TCG_SCALE: Final = 8.0
 
 _LONGEST_POLL: Final = 2.0**31 - 1
 
-_scale = 1.0
-
-
-def set_scale(scale: float) -> None:
-    """Set what all later :func:`after` calls multiply their seconds by.
-
-    Raises:
-        ValueError: if ``scale`` is not a positive finite number.
-    """
-    global _scale
-    if not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(f"a scale is a positive number, not {scale!r}")
-    _scale = scale
-
-
-def scale() -> float:
-    """Return the scale in force."""
-    return _scale
-
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """A point on the monotonic clock.
 
     Attributes:
-        seconds: The length it was made with, after scaling; for messages.
+        seconds: Its length when it was created, after scaling; for messages.
         at: The point, on the clock of :func:`time.monotonic`; ``inf`` for never.
     """
 
@@ -68,26 +49,46 @@ class Deadline:
 
     @property
     def elapsed(self) -> float:
-        """The seconds since it was made."""
+        """The seconds since it was created."""
         return self.seconds - (self.at - time.monotonic())
 
 
 NEVER: Final = Deadline(math.inf, math.inf)
 
+Limit = Deadline | float | None
+"""A deadline; or seconds on a good host, which a scale stretches; or ``None`` for the default."""
 
-def after(seconds: float, *, scaled: bool = True) -> Deadline:
-    """Return the deadline ``seconds`` from now.
 
-    Args:
-        seconds: Seconds on a good host with KVM.
-        scaled: False for what does not run in a guest: the host's own time.
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How many times as long one guest takes as the same guest on a good host under KVM.
+
+    Each machine has its own: an emulated arm64 guest is slower than the x86-64 one beside it.
+
+    Attributes:
+        factor: The factor; 1.0 on a good host.
+
+    Raises:
+        ValueError: The factor is not a positive finite number.
     """
-    length = seconds * _scale if scaled else seconds
-    return Deadline(length, time.monotonic() + length)
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.factor > 0 and math.isfinite(self.factor)):
+            raise ValueError(f"a scale is a positive finite number, not {self.factor!r}")
+
+    def after(self, seconds: float) -> Deadline:
+        """Return the deadline that is ``seconds`` of a good host from now."""
+        length = seconds * self.factor
+        return Deadline(length, time.monotonic() + length)
+
+    def limit(self, limit: Limit, default: float) -> Deadline:
+        """Return ``limit`` as a deadline: unchanged, or from seconds, or from the default seconds."""
+        if isinstance(limit, Deadline):
+            return limit
+        return self.after(default if limit is None else limit)
 
 
-def of(limit: Deadline | float | None, default: float) -> Deadline:
-    """Return ``limit`` as a deadline: as it is, from seconds, or from the default seconds."""
-    if isinstance(limit, Deadline):
-        return limit
-    return after(default if limit is None else limit)
+UNSCALED: Final = Scale()
+"""The scale of the host's own work."""

@@ -1,8 +1,8 @@
-"""Every error Harness raises, and the verdict each one carries.
+"""Every error that Harness raises, with its verdict.
 
-The verdict says whose fault it is, so that a red run can be read without opening a log:
-``product`` the image, ``test`` the scenario or its options, ``infra`` the host or Harness itself,
-``timeout`` nobody can tell yet. The tree::
+The verdict names the cause, so that a red run can be read without opening a log: ``product`` is the
+image, ``test`` the scenario or its options, ``infra`` the host or Harness itself; with ``timeout`` the
+cause is still unclear. The tree::
 
     HarnessError                        infra
     ├── UsageError                      test     bad option, bad file; exit status 2
@@ -21,7 +21,7 @@ The verdict says whose fault it is, so that a red run can be read without openin
     │   │   └── SnapshotError                    a machine cannot be saved while it runs
     │   ├── StoreError
     │   │   ├── BuildError                       an image's build script failed
-    │   │   ├── ChecksumError                    both digests
+    │   │   ├── ChecksumError                    both checksums
     │   │   └── DiskFullError
     │   └── CancelledError                       Ctrl-C
     ├── GuestError                      product  the image did something it must not
@@ -32,9 +32,9 @@ The verdict says whose fault it is, so that a red run can be read without openin
     │   ├── NoBootDeviceError
     │   ├── OomKillError
     │   ├── FirstBootWizardError
-    │   ├── GuestStoppedError                    powered off or reset when nobody asked
+    │   ├── GuestStoppedError                    powered off or reset without being asked to
     │   ├── LoginError
-    │   ├── CommandError                         a command's exit status was not the wanted one
+    │   ├── CommandError                         a command's exit status was not as required
     │   ├── InstallRefusedError                  the image's installer refused; its own words
     │   ├── UpgradeRefusedError                  the image's upgrade refused or failed; its own words
     │   └── RecoveryRefusedError                 a rollback, repair or reset was refused; its own words
@@ -42,8 +42,8 @@ The verdict says whose fault it is, so that a red run can be read without openin
     │   ├── SshKeyRefusedError
     │   ├── HostKeyChangedError
     │   └── ConnectionLostError                  in the middle of a command
-    └── WaitTimeoutError                timeout  says what for, the last output, how long silent
-        └── GuestIdleError                       came up no further, and did nothing: before the deadline
+    └── WaitTimeoutError                timeout  names the event, the last output, the silence
+        └── GuestIdleError                       hangs while it comes up: before the deadline
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from typing import ClassVar
 
 
 class Verdict(StrEnum):
-    """Whose fault an outcome is."""
+    """The cause of an outcome: see the module."""
 
     PASSED = "passed"
     PRODUCT = "product"
@@ -66,12 +66,12 @@ class Verdict(StrEnum):
 
 
 class HarnessError(Exception):
-    """Base of all errors; its text says what happened, where the evidence is, what to try next.
+    """Base of all errors; its text has three parts: the event, the evidence, a hint.
 
     Args:
-        what: One sentence: what happened.
-        evidence: Where the evidence is: a path, or the text itself (a stderr, the last output).
-        hint: What to try next.
+        what: The event, in one sentence.
+        evidence: The path of the evidence, or its text (a stderr, the last output).
+        hint: The next thing to try.
     """
 
     verdict: ClassVar[Verdict] = Verdict.INFRA
@@ -99,27 +99,27 @@ def _indent(label: str, text: str) -> str:
 
 
 class UsageError(HarnessError):
-    """An option, a name or a file given by the user is wrong."""
+    """An option, a name or a file that the user chose is wrong."""
 
     verdict = Verdict.TEST
 
 
 class UnknownNameError(UsageError):
-    """A name is not among the known ones; the message lists the near ones, or all if few.
+    """A name does not exist; the message lists all that do, and the near ones first.
 
     Args:
-        kind: What is named: ``image``, ``arch``, ``profile``.
-        name: The name that was given.
-        known: The names there are.
+        kind: The kind of thing: ``image``, ``arch``, ``profile``.
+        name: The unknown name.
+        names: The names that exist.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, names: Iterable[str]) -> None:
         self.kind = kind
         self.name = name
-        self.known = sorted(known)
-        near = difflib.get_close_matches(name, self.known, n=3, cutoff=0.5)
+        self.names = sorted(names)
+        near = difflib.get_close_matches(name, self.names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        listed = ", ".join(self.known) if self.known else "none"
+        listed = ", ".join(self.names) if self.names else "none"
         super().__init__(f"unknown {kind} {name!r}", hint=f"{hint}known: {listed}")
 
 
@@ -128,7 +128,7 @@ class CatalogError(UsageError):
 
 
 class HostError(HarnessError):
-    """The host lacks something, or something of it broke."""
+    """The host lacks something, or a part of it broke."""
 
 
 class QemuMissingError(HostError):
@@ -144,7 +144,7 @@ class QemuStartError(HostError):
 
 
 class QemuExitedError(HostError):
-    """QEMU ended under a running guest that nobody had asked to stop."""
+    """QEMU ended under a running guest, without being asked to."""
 
 
 class QmpError(HostError):
@@ -180,7 +180,7 @@ class BuildError(StoreError):
 
 
 class ChecksumError(StoreError):
-    """A fetched file is not the one that was asked for; carries both digests."""
+    """A fetched file is not the expected one; carries both checksums."""
 
 
 class DiskFullError(StoreError):
@@ -188,7 +188,7 @@ class DiskFullError(StoreError):
 
 
 class CancelledError(HostError):
-    """The run was interrupted by its user."""
+    """The user interrupted the run."""
 
 
 class GuestError(HarnessError):
@@ -218,15 +218,15 @@ class NoBootDeviceError(GuestError):
 
 
 class OomKillError(GuestError):
-    """The guest's kernel killed a process for want of memory."""
+    """The guest's kernel killed a process because memory ran out."""
 
 
 class FirstBootWizardError(GuestError):
-    """systemd-firstboot waits for a key on the console; it would for ever."""
+    """systemd-firstboot waits for a key on the console, without end."""
 
 
 class GuestStoppedError(GuestError):
-    """The guest powered off or rebooted when nobody had asked it to."""
+    """The guest powered off or rebooted without being asked to, or was stopped under a wait."""
 
 
 class LoginError(GuestError):
@@ -234,7 +234,7 @@ class LoginError(GuestError):
 
 
 class CommandError(GuestError):
-    """A command in the guest ended with another status than the wanted one."""
+    """A command in the guest ended with a status that the scenario does not allow."""
 
 
 class InstallRefusedError(GuestError):
@@ -242,15 +242,15 @@ class InstallRefusedError(GuestError):
 
 
 class UpgradeRefusedError(GuestError):
-    """The image refused an upgrade, or gave it up; carries its own words."""
+    """The image refused an upgrade, or abandoned it; carries its own words."""
 
 
 class RecoveryRefusedError(GuestError):
-    """The image refused a rollback, a repair or a reset, or gave it up; carries its own words."""
+    """The image refused a rollback, a repair or a reset, or abandoned it; carries its own words."""
 
 
 class SshError(HarnessError):
-    """The guest's SSH server did not do what it must."""
+    """The guest's SSH server misbehaved."""
 
     verdict = Verdict.PRODUCT
 
@@ -260,7 +260,7 @@ class SshKeyRefusedError(SshError):
 
 
 class HostKeyChangedError(SshError):
-    """The guest shows another host key than the one pinned at the first connection."""
+    """The guest's host key is not the one that was pinned at the first connection."""
 
 
 class ConnectionLostError(SshError):
@@ -271,12 +271,12 @@ class WaitTimeoutError(HarnessError):
     """A wait reached its deadline.
 
     Args:
-        waited_for: What was waited for.
-        seconds: How long.
-        last_output: The last that the guest printed.
-        silent: For how many seconds the guest had printed nothing, if known.
-        evidence: Where the whole log is.
-        hint: What to try next.
+        waited_for: The event that did not come.
+        seconds: The length of the wait.
+        last_output: The end of the guest's output.
+        silent: For how many seconds the guest had printed nothing; ``None`` if unknown.
+        evidence: The path of the whole log.
+        hint: The next thing to try.
     """
 
     verdict = Verdict.TIMEOUT
@@ -304,18 +304,17 @@ class WaitTimeoutError(HarnessError):
 
 
 class GuestIdleError(WaitTimeoutError):
-    """A guest that was to come up neither printed nor computed for minutes: it will not.
+    """A guest hangs while it comes up: it neither printed nor computed for minutes.
 
-    Nobody can tell yet whose fault that is: an image may wait for a key, an emulator may have lost an
-    interrupt.
+    The cause is unclear: an image may wait for a key, an emulator may have lost an interrupt.
     """
 
 
 def verdict_of(error: BaseException | None) -> Verdict:
-    """Return the verdict of an outcome: of no error, one of ours, or anybody else's.
+    """Return the verdict of an outcome: of no error, an error of Harness, or any other exception.
 
-    An ``AssertionError`` in a scenario is the product's: the scenario said what must hold and it
-    did not. Any other foreign exception is a fault of the test.
+    An ``AssertionError`` in a scenario is the product's fault: a condition of the scenario did not hold.
+    An error of the operating system is the host's; any other exception is a fault of the test.
     """
     if error is None:
         return Verdict.PASSED

@@ -1,43 +1,61 @@
-"""Where Harness keeps things on the host, and every environment variable that it reads.
+"""The folders that Harness uses on the host, and every environment variable that it reads.
 
-This is the only module that reads the environment; everything else is told by files and options.
+This is the only module that reads the environment; files and options configure everything else.
 
 ===================  ==============================================================
 ``HARNESS_CACHE``    Folder of the cache of artifacts, states and logs.
-``XDG_CACHE_HOME``   Base of the cache where ``HARNESS_CACHE`` is not set
+``XDG_CACHE_HOME``   Base of the cache if ``HARNESS_CACHE`` is not set
                      (XDG Base Directory Specification 0.8); ``~/.cache`` by default.
 ===================  ==============================================================
 
-Build scripts of images are programs of their own and may read more: those here read
-``HARNESS_DEBIAN_MIRROR``, the address of a Debian archive where the host's apt knows none.
+The build scripts of images are separate programs and may read more. Those of this project read
+``HARNESS_DEBIAN_MIRROR``, the address of a Debian archive, where the host's apt is configured for none.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
+
+from harness.errors import UsageError
+
+_PACKAGE: Final = Path(__file__).resolve().parent
 
 
 def cache_dir() -> Path:
     """Return the folder of the cache; it may not exist yet.
 
-    A relative path is taken from the working folder for ``HARNESS_CACHE``, and ignored for
-    ``XDG_CACHE_HOME``, as its specification wants it.
+    A relative ``HARNESS_CACHE`` starts at the working folder. A relative ``XDG_CACHE_HOME`` is
+    ignored, as its specification requires.
+
+    Raises:
+        UsageError: The path starts at the home folder, and this user has none.
     """
-    if own := os.environ.get("HARNESS_CACHE"):
-        return Path(own).expanduser().absolute()
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():
-        base = Path.home() / ".cache"
+    try:
+        if own := os.environ.get("HARNESS_CACHE"):
+            return Path(own).expanduser().absolute()
+        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        if not base.is_absolute():
+            base = Path.home() / ".cache"
+    except RuntimeError as error:
+        raise UsageError(
+            f"no folder for the cache: user {os.getuid()} has no HOME and no passwd entry",
+            hint="set HARNESS_CACHE to a folder that this user can write to",
+        ) from error
     return base / "harness"
 
 
 def catalog_dirs(*further: str | Path) -> tuple[Path, ...]:
-    """Return the folders of images: the checkout's own, where there is one, and further ones."""
-    own = images_dir()
-    return (*((own,) if own.is_dir() else ()), *(Path(each).absolute() for each in further))
+    """Return the folders of images: Harness' own, if there is one, and further ones."""
+    own = bundled("images")
+    return (*((own,) if own.is_dir() else ()), *(Path(folder).absolute() for folder in further))
 
 
-def images_dir() -> Path:
-    """Return the catalogue of the checkout that this module lies in; it may not exist."""
-    return Path(__file__).resolve().parent.parent / "images"
+def bundled(name: str) -> Path:
+    """Return a folder that belongs to Harness itself: ``images`` or ``suites``; it may not exist.
+
+    In an installed wheel that is ``harness/_bundled/NAME``, in a checkout the top-level folder.
+    """
+    installed = _PACKAGE / "_bundled"
+    return (installed if installed.is_dir() else _PACKAGE.parent) / name

@@ -1,7 +1,7 @@
-"""What is being done and for how long, told to a person while it is done.
+"""The current activities and their durations, shown to a person.
 
-In a terminal each machine has one line that counts its seconds; elsewhere a step that lasts gets a
-plain line now and then. One thread wakes when something begins or ends, or a line is due.
+In a terminal each machine has one line that counts its seconds; elsewhere a long step prints a plain
+line now and then. One thread wakes when a step begins or ends, or when a line is due.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 FIRST_LINE: Final = 5.0
-"""Seconds after which a step is worth a plain line; each further line comes after twice the time."""
+"""Seconds until a step prints its first plain line; the time doubles for each further line."""
 
 
 @dataclass(slots=True)
@@ -33,8 +33,8 @@ class Progress:
     """Shows activities.
 
     Args:
-        stream: Where to; a terminal gets live lines.
-        live: Whether to draw live lines; as the stream is, by default.
+        stream: The output; a terminal gets live lines.
+        live: Whether to draw live lines; by default, whether the stream is a terminal.
     """
 
     def __init__(self, stream: TextIO, live: bool | None = None) -> None:
@@ -47,21 +47,21 @@ class Progress:
         self._closed = False
 
     @contextlib.contextmanager
-    def doing(self, owner: str, what: str) -> Iterator[None]:
-        """Show ``owner: what`` while the block runs."""
-        self.begin(owner, what)
+    def doing(self, owner: str, activity: str) -> Iterator[None]:
+        """Show ``owner: activity`` while the block runs."""
+        self.begin(owner, activity)
         try:
             yield
         finally:
             self.end(owner)
 
-    def begin(self, owner: str, what: str) -> None:
-        """Show that ``owner`` does ``what``; a step inside one that goes on is shown in its place."""
+    def begin(self, owner: str, activity: str) -> None:
+        """Show a step of ``owner``; a step inside another one is shown in its place."""
         with self._changed:
-            activity = self._activities.setdefault(owner, _Activity(owner))
-            activity.stack.append(what)
-            if len(activity.stack) == 1:
-                activity.started = time.monotonic()
+            steps = self._activities.setdefault(owner, _Activity(owner))
+            steps.stack.append(activity)
+            if len(steps.stack) == 1:
+                steps.started = time.monotonic()
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(
                     target=self._serve, name="harness-progress", daemon=True
@@ -85,7 +85,7 @@ class Progress:
             self._terminal.print(Text(line))
 
     def close(self) -> None:
-        """Stop showing."""
+        """Erase the live lines and end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -105,7 +105,8 @@ class Progress:
                 self._drawing = None
 
     def _draw(self) -> None:
-        long = [each for each in self._activities.values() if time.monotonic() - each.started > 1]
+        now = time.monotonic()
+        long = [activity for activity in self._activities.values() if now - activity.started > 1]
         if not long:
             if self._drawing is not None:
                 self._drawing.stop()
@@ -114,7 +115,7 @@ class Progress:
         if self._drawing is None:
             self._drawing = Live(console=self._terminal, auto_refresh=False, transient=True)
             self._drawing.start()
-        text = Text("\n").join(Text(self._line(each), style="dim") for each in long)
+        text = Text("\n").join(Text(self._line(activity), style="dim") for activity in long)
         self._drawing.update(text, refresh=True)
 
     def _print_due(self) -> None:
@@ -126,8 +127,8 @@ class Progress:
 
     def _next_due(self) -> float | None:
         now = time.monotonic()
-        waits = [each.started + each.due - now for each in self._activities.values()]
-        # No activity: wait for one. The wait is for the clock, since a line is due at a time.
+        waits = [activity.started + activity.due - now for activity in self._activities.values()]
+        # Without an activity, wait until one begins; otherwise until the next line is due.
         return max(0.01, min(waits)) if waits else None
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""Seeds: what a machine is told before it first boots.
+"""Writes NoCloud seeds: the configuration that a machine reads at its first boot.
 
-A NoCloud seed is an ISO 9660 volume labelled ``cidata`` with the files ``user-data`` and
-``meta-data`` (cloud-init's documentation, data source NoCloud). systemd credentials need no file:
-they are part of the spec (:attr:`harness.spec.MachineSpec.credentials`).
+A NoCloud seed is an ISO 9660 volume labelled ``cidata`` with the files ``user-data`` and ``meta-data``
+(cloud-init's documentation, data source NoCloud). systemd credentials need no file: they are part of
+the spec (:attr:`harness.spec.MachineSpec.credentials`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def write_nocloud(path: Path, files: Mapping[str, str | bytes]) -> Path:
 
     Args:
         path: The ISO image to write.
-        files: Contents by name; ``meta-data`` is added, empty, when absent.
+        files: Contents by file name; an empty ``meta-data`` is added if there is none.
 
     Returns:
         ``path``.
 
     Raises:
-        UsageError: if a name holds a slash.
+        UsageError: A file name is empty or contains a slash.
     """
     contents = {"meta-data": "", **files}
     iso = pycdlib.PyCdlib()
@@ -38,12 +38,15 @@ def write_nocloud(path: Path, files: Mapping[str, str | bytes]) -> Path:
     try:
         for number, (name, content) in enumerate(sorted(contents.items())):
             if not name or "/" in name:
-                raise UsageError(f"a seed holds files without folders, not {name!r}")
+                raise UsageError(
+                    f"{name!r} is not a file name: a seed has no folders",
+                    hint="name files such as user-data, meta-data, network-config",
+                )
             data = content.encode() if isinstance(content, str) else content
             iso.add_fp(
                 io.BytesIO(data),
                 len(data),
-                # The ISO 9660 name is a stand-in: Linux reads the Rock Ridge one.
+                # A placeholder for the ISO 9660 name: Linux reads the Rock Ridge name.
                 f"/FILE{number:04d}.;1",
                 rr_name=name,
                 joliet_path=f"/{name}",
@@ -55,5 +58,10 @@ def write_nocloud(path: Path, files: Mapping[str, str | bytes]) -> Path:
 
 
 def seed_disk(path: Path, name: str = "seed") -> Disk:
-    """Return the read-only disk that hands a seed to a machine."""
+    """Return a read-only disk that holds a seed.
+
+    Args:
+        path: The seed's ISO image.
+        name: The disk's name.
+    """
     return Disk(name, base=path, format="raw", readonly=True)

@@ -1,7 +1,7 @@
 """The frozen description that a machine is started from.
 
-A spec holds what the guest can see and nothing of where things lie on the host: equal specs start
-equal machines. Paths of overlays, sockets and ports are allocations, made when a machine starts
+A spec describes only the parts of a machine that its guest can see: equal specs start equal machines.
+Paths of overlays, sockets and ports on the host are allocations, which belong to one start of a machine
 (:mod:`harness.qemu.argv`).
 """
 
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from harness.errors import UnknownNameError, UsageError
+from harness import arch as arches
+from harness.errors import UsageError
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -24,20 +26,18 @@ GIB: Final = 1024 * MIB
 SERIAL_LENGTH: Final = 20
 """Longest serial of a virtio-blk disk: VIRTIO_BLK_ID_BYTES, virtio 1.2 section 5.2.6.1."""
 
-ARCHES: Final = ("x86_64", "aarch64")
-
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
 
 def _check_name(kind: str, name: str) -> None:
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"a {kind} name is at most 31 lower-case letters, digits and '-', not {name!r}"
+            f"{name!r} is not a valid {kind} name (at most 31 lower-case letters, digits and '-')"
         )
 
 
 class FirmwareKind(StrEnum):
-    """What runs before the guest's kernel."""
+    """The firmware that starts the guest's kernel."""
 
     UEFI = "uefi"
     UEFI_SECURE = "uefi-secure"
@@ -53,13 +53,26 @@ class ConsoleDevice(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Account:
+    """A user account of the guest, for logging in.
+
+    Attributes:
+        user: The user's name.
+        password: The password on the console; empty if the account has none.
+    """
+
+    user: str
+    password: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Firmware:
     """How a machine boots.
 
     Attributes:
         kind: The firmware, or ``kernel`` for QEMU's direct boot of a Linux kernel.
-        kernel: The kernel's path; only with ``kernel``.
-        initrd: The initramfs' path; only with ``kernel``.
+        kernel: The path of the kernel; only with ``kernel``.
+        initrd: The path of the initramfs; only with ``kernel``.
         cmdline: The kernel's command line; only with ``kernel``.
     """
 
@@ -70,24 +83,25 @@ class Firmware:
 
     def __post_init__(self) -> None:
         if (self.kind is FirmwareKind.KERNEL) != (self.kernel is not None):
-            raise UsageError("firmware 'kernel' and a kernel's path go together")
+            raise UsageError("firmware 'kernel' needs the path of a kernel, and only it takes one")
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
     """A disk of a machine.
 
-    The machine writes to an overlay of its own; ``base`` is never changed, unless ``in_place``.
+    The machine writes to its own overlay; ``base`` never changes, unless ``in_place`` is set.
 
     Attributes:
-        name: Its name among the machine's disks.
-        base: What it starts with; ``None`` is a blank disk.
+        name: The name among the machine's disks.
+        base: The file with the initial content; ``None`` for a blank disk.
         format: The format of ``base``: ``raw`` or ``qcow2``.
-        size: Bytes; required for a blank disk, otherwise grows the overlay.
-        serial: What the guest sees as its serial; the name if empty.
-        readonly: Whether the guest can write to it.
-        in_place: Write to ``base`` itself, which must be given.
-        boot_index: Order in which the firmware tries it, 0 first; ``None`` is not tried by request.
+        size: Bytes; required for a blank disk, otherwise the overlay grows to this size.
+        serial: The serial that the guest sees; the name if empty.
+        readonly: Whether the guest can only read it.
+        in_place: Write to ``base`` itself, which is then required.
+        boot_index: The order in which the firmware tries disks, 0 first; ``None`` leaves the disk to
+            the firmware.
     """
 
     name: str
@@ -102,15 +116,19 @@ class Disk:
     def __post_init__(self) -> None:
         _check_name("disk", self.name)
         if self.format not in ("raw", "qcow2"):
-            raise UsageError(f"disk {self.name}: format is raw or qcow2, not {self.format!r}")
+            raise UsageError(
+                f"disk {self.name}: unknown format {self.format!r} (choose raw, qcow2)"
+            )
         if self.base is None and (self.size is None or self.readonly or self.in_place):
-            raise UsageError(f"disk {self.name}: a blank disk needs a size and is writable")
+            raise UsageError(f"disk {self.name}: a blank disk needs a size and must be writable")
         if self.size is not None and (self.size <= 0 or self.size % 512):
-            raise UsageError(f"disk {self.name}: size is a multiple of 512 bytes, not {self.size}")
+            raise UsageError(
+                f"disk {self.name}: size must be a multiple of 512 bytes, not {self.size}"
+            )
         if not re.fullmatch(rf"[A-Za-z0-9_.-]{{0,{SERIAL_LENGTH}}}", self.serial):
             raise UsageError(
-                f"disk {self.name}: a serial is at most {SERIAL_LENGTH} letters, digits and '_.-',"
-                f" not {self.serial!r}"
+                f"disk {self.name}: serial {self.serial!r} is not valid (at most {SERIAL_LENGTH}"
+                " letters, digits and '_.-')"
             )
 
     @property
@@ -124,24 +142,24 @@ class Tpm:
     """A TPM 2.0, emulated by ``swtpm(8)``.
 
     Attributes:
-        state: The folder with what it holds, such as the
-            :attr:`tpm_state <harness.machine.Machine.tpm_state>` of a machine that has ended; it is
-            copied, never changed. ``None`` is a TPM that nobody has used.
+        state: The folder of the initial state, such as the
+            :attr:`tpm_state <harness.machine.Machine.tpm_state>` of a machine that has ended. The
+            machine uses a copy. ``None`` is a new TPM.
     """
 
     state: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
-    """A service that a guest can reach, at an address that only its own network has.
+class GuestForward:
+    """An address on the guest's own network that leads to a service on the host.
 
-    Where the service listens on the host is an allocation: specs with other ports there are equal.
+    The service's host and port are allocations: specs that differ only in them are equal.
 
     Attributes:
         name: The service's name among those of the machine.
-        address: The IPv4 address that the guest sees, in QEMU's 10.0.2.0/24 and none of its own
-            (.2 the host, .3 the name server, .15 and up what DHCP hands out).
+        address: The IPv4 address that the guest sees, in QEMU's 10.0.2.0/24. QEMU itself uses .2
+            (the host), .3 (the name server) and .15 and up (addresses leased by DHCP).
         port: The TCP port that the guest sees.
     """
 
@@ -153,10 +171,14 @@ class Reach:
         _check_name("service", self.name)
         if not re.fullmatch(r"10\.0\.2\.(1\d\d|2[0-4]\d|25[0-4])", self.address):
             raise UsageError(
-                f"service {self.name}: an address is 10.0.2.100 to 10.0.2.254, not {self.address}"
+                f"service {self.name}: address must be 10.0.2.100 to 10.0.2.254, not {self.address}"
             )
-        if not 0 < self.port < 65536:
-            raise UsageError(f"service {self.name}: a port is 1 to 65535, not {self.port}")
+        _check_port(f"service {self.name}", self.port)
+
+
+def _check_port(owner: str, port: int) -> None:
+    if not 0 < port < 65536:
+        raise UsageError(f"{owner}: port must be 1 to 65535, not {port}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,48 +186,52 @@ class Nic:
     """A network interface on QEMU's user-mode network.
 
     Attributes:
-        name: Its name among the machine's interfaces.
-        forward: Guest TCP ports that a port of the host's loopback leads to.
-        outbound: Whether the guest can reach the host and beyond; off unless a test asks.
-        mac: The address; ``None`` derives one from the machine's and the interface's names.
-        reach: Services that the guest can reach, whether or not it is let out.
+        name: The name among the machine's interfaces.
+        forward: Guest TCP ports that are forwarded from ports on the host's loopback.
+        outbound: Whether the guest can connect to the host and beyond.
+        mac: The MAC address; ``None`` derives one from the names of the machine and the interface.
+        guest_forwards: Services that the guest can connect to, with or without ``outbound``.
     """
 
     name: str = "net0"
     forward: tuple[int, ...] = (22,)
     outbound: bool = False
     mac: str | None = None
-    reach: tuple[Reach, ...] = ()
+    guest_forwards: tuple[GuestForward, ...] = ()
 
     def __post_init__(self) -> None:
         _check_name("nic", self.name)
         for port in self.forward:
-            if not 0 < port < 65536:
-                raise UsageError(f"nic {self.name}: a port is 1 to 65535, not {port}")
-        places = [(each.address, each.port) for each in self.reach]
-        if twice := {place for place in places if places.count(place) > 1}:
-            where = ", ".join(f"{address}:{port}" for address, port in sorted(twice))
-            raise UsageError(f"nic {self.name}: two services at {where}")
+            _check_port(f"nic {self.name}", port)
+        places = [(forward.address, forward.port) for forward in self.guest_forwards]
+        if twice := _duplicates(f"{address}:{port}" for address, port in places):
+            raise UsageError(f"nic {self.name}: two services at {twice}")
+
+
+def _duplicates(values: Iterable[str]) -> str:
+    """Return the values that occur more than once, for a message; empty if there are none."""
+    counts = Counter(values)
+    return ", ".join(sorted(value for value, count in counts.items() if count > 1))
 
 
 @dataclass(frozen=True, slots=True)
 class MachineSpec:
-    """Everything that decides what machine a guest sees.
+    """The machine that a guest sees.
 
     Attributes:
         name: The machine's name in logs and evidence.
-        arch: ``x86_64`` or ``aarch64``.
-        firmware: How it boots.
+        arch: A name from :data:`harness.arch.ARCHES`.
+        firmware: How the machine boots.
         cpus: Number of virtual CPUs.
         memory: Bytes of RAM.
-        disks: In the order in which the guest finds them.
+        disks: Disks, in the order in which the guest detects them.
         nics: Network interfaces.
         console: The device of the console.
-        credentials: systemd credentials, name and value, handed over in SMBIOS type 11 strings
-            (``systemd-creds(1)``, ``smbios-type-11(7)``), or in fw_cfg where a machine has no SMBIOS.
-        display: Whether it has a VGA adapter, for screenshots.
+        credentials: systemd credentials, name and value, passed in SMBIOS type 11 strings
+            (``systemd-creds(1)``, ``smbios-type-11(7)``), or in fw_cfg on a machine without SMBIOS.
+        display: Whether the machine has a display adapter, for screenshots.
         cpu_model: QEMU's name of the CPU model; ``None`` takes the accelerator's best.
-        tpm: Its TPM; ``None`` is none.
+        tpm: The TPM; ``None`` for a machine without one.
     """
 
     name: str
@@ -223,17 +249,16 @@ class MachineSpec:
 
     def __post_init__(self) -> None:
         _check_name("machine", self.name)
-        if self.arch not in ARCHES:
-            raise UnknownNameError("arch", self.arch, ARCHES)
+        row = arches.of(self.arch)
         if self.cpus < 1:
-            raise UsageError(f"machine {self.name}: needs at least one CPU, not {self.cpus}")
+            raise UsageError(f"machine {self.name}: cpus must be at least 1, not {self.cpus}")
         if self.memory < 32 * MIB or self.memory % MIB:
             raise UsageError(
-                f"machine {self.name}: memory is whole MiB from 32, not {self.memory} bytes"
+                f"machine {self.name}: memory must be a whole number of MiB, at least 32, not"
+                f" {self.memory} bytes"
             )
-        if self.tpm and self.arch == "x86_64" and self.firmware.kind is FirmwareKind.KERNEL:
-            # QEMU 10.0 leaves 160 KiB at the end of RAM free of the initrd (acpi_data_size in
-            # hw/i386/x86-common.c); with the TPM's log the ACPI tables take more, and are lost.
+        kernel_boot = self.firmware.kind is FirmwareKind.KERNEL
+        if self.tpm and kernel_boot and row.kernel_boot_excludes_tpm:
             raise UsageError(
                 f"machine {self.name}: with direct kernel boot QEMU puts the initrd over the ACPI"
                 " tables of a machine that has a TPM",
@@ -243,49 +268,52 @@ class MachineSpec:
             ("disk", [disk.name for disk in self.disks]),
             ("serial", [disk.guest_serial for disk in self.disks]),
             ("nic", [nic.name for nic in self.nics]),
-            ("service", [each.name for nic in self.nics for each in nic.reach]),
+            ("service", [forward.name for nic in self.nics for forward in nic.guest_forwards]),
         ):
-            if twice := {name for name in names if names.count(name) > 1}:
-                raise UsageError(
-                    f"machine {self.name}: two {kind}s named {', '.join(sorted(twice))}"
-                )
+            if twice := _duplicates(names):
+                raise UsageError(f"machine {self.name}: two {kind}s named {twice}")
 
     def mac(self, nic: Nic) -> str:
-        """Return the MAC address of ``nic``: locally administered, stable for equal names."""
+        """Return the MAC address of ``nic``: locally administered, and the same for equal names."""
         if nic.mac:
             return nic.mac
         digest = hashlib.sha256(f"{self.name}/{nic.name}".encode()).digest()
         return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
 
 
-def reaching(spec: MachineSpec, services: Sequence[Reach]) -> MachineSpec:
-    """Return the spec of a machine that reaches these services, by its first interface, and no other.
+def with_guest_forwards(spec: MachineSpec, forwards: Sequence[GuestForward]) -> MachineSpec:
+    """Return the spec with these guest forwards on the first interface, and with no others.
 
     Raises:
-        UsageError: if it has no interface.
+        UsageError: The machine has no interface.
     """
     if not spec.nics:
-        if services:
-            raise UsageError(f"machine {spec.name} has no interface to reach a service by")
+        if forwards:
+            raise UsageError(
+                f"machine {spec.name} has no interface to reach a service by",
+                hint="give it an interface, or no services",
+            )
         return spec
-    first, *others = (replace(nic, reach=()) for nic in spec.nics)
-    return replace(spec, nics=(replace(first, reach=tuple(services)), *others))
+    first, *others = (replace(nic, guest_forwards=()) for nic in spec.nics)
+    return replace(spec, nics=(replace(first, guest_forwards=tuple(forwards)), *others))
 
 
 def parse_size(text: str) -> int:
     """Return the bytes of a size such as ``4GiB``, ``512MiB`` or ``4096``.
 
     Raises:
-        UsageError: if it is not a whole number with one of the suffixes KiB, MiB, GiB.
+        UsageError: The text is not a whole number, alone or with the suffix KiB, MiB or GiB.
     """
     match = re.fullmatch(r"(\d+)\s*(KiB|MiB|GiB)?", text.strip())
     if not match:
-        raise UsageError(f"a size is a whole number and KiB, MiB or GiB, not {text!r}")
+        raise UsageError(
+            f"{text!r} is not a size (a whole number and KiB, MiB or GiB, such as 4GiB)"
+        )
     return int(match[1]) * {None: 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}[match[2]]
 
 
 def format_size(size: float) -> str:
-    """Return bytes as a person reads them: ``4.0 GiB``."""
+    """Return a number of bytes as text for a person: ``4.0 GiB``."""
     for unit, factor in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"

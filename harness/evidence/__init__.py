@@ -1,1 +1,1 @@
-"""Evidence: everything a run leaves behind. This package reads and writes records, drives nothing."""
+"""Evidence: the files that a run leaves behind. This package reads and writes them, nothing else."""

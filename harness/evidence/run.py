@@ -1,8 +1,8 @@
-"""The folder of a run: one sub-folder for each test, kept where it is worth keeping.
+"""The folder of a run: one sub-folder per test, kept for failed tests or on request.
 
-A run in which no machine was started leaves nothing. A run holds a lock on its folder while it
-lives. What a killed run left, a later one notices by the lock and tidies: disks go, the rest of its
-evidence stays.
+A run that starts no machine leaves nothing. A run holds a lock on its folder while it is alive; by that
+lock a later run recognises the folder of a killed one and removes its disks. The rest of the evidence
+stays.
 """
 
 from __future__ import annotations
@@ -21,70 +21,86 @@ from typing import Final
 from harness.errors import StoreError
 
 RUNS_KEPT: Final = 30
-"""Runs whose evidence is kept; older ones go when a new run begins."""
+"""Number of runs whose evidence is kept; a new run removes older ones."""
 
 _NAME: Final = re.compile(r"\d{8}-\d{6}-\d+(-\d+)?")
 _LOCK: Final = "run.lock"
 _USED: Final = ".used"
+_NUMBERS: Final = itertools.count(1)
 
 
 class Run:
-    """The folder of one run.
+    """The folder of one run; nothing is made before something is worth keeping.
+
+    A run may have several processes, the workers of pytest-xdist. Each that uses the folder shares its
+    lock; the owner ends the run.
 
     Args:
         path: The folder.
-        lock: The open file that says the run lives; ``None`` in a worker of a run.
+        owner: Whether this process ends the run.
     """
 
-    def __init__(self, path: Path, lock: int | None = None) -> None:
+    def __init__(self, path: Path, *, owner: bool = False) -> None:
         self.path = path
-        self._lock = lock
-        self._known_used = False
+        self._owner = owner
+        self._lock: int | None = None
 
     @classmethod
-    def create(cls, root: Path) -> Run:
-        """Make the folder of a new run below ``root`` and tidy after dead ones.
+    def reserve(cls, root: Path) -> Run:
+        """Return a new run below ``root``, whose folder does not exist yet.
 
         Raises:
-            StoreError: if ``root`` cannot be written.
+            StoreError: ``root`` cannot be written.
         """
+        number = next(_NUMBERS)
         stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        existing = next(path for path in (root, *root.parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise _unwritable(root, f"{existing} is not a folder that this user may write to")
+        return cls(root / (stem if number == 1 else f"{stem}-{number}"), owner=True)
+
+    def folder(self, test: str) -> Path:
+        """Return the folder for a test, named after its node id; the run's own is made if need be.
+
+        Raises:
+            StoreError: The folder cannot be made.
+        """
+        self.begin()
+        path = self.path / slug(test)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def begin(self) -> None:
+        """Make the run's folder, and tidy after dead runs; does nothing the second time.
+
+        Raises:
+            StoreError: The folder cannot be made.
+        """
+        if self._lock is not None:
+            return
+        root = self.path.parent
         try:
             root.mkdir(parents=True, exist_ok=True)
-            path = root / stem
-            for number in itertools.count(2):
-                with contextlib.suppress(FileExistsError):
-                    path.mkdir()
-                    break
-                path = root / f"{stem}-{number}"
+            first = not self.path.exists()
+            self.path.mkdir(exist_ok=True)
+            descriptor = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            (self.path / _USED).touch()
             ignore = root.parent / ".gitignore"
             if root.parent.name == ".harness" and not ignore.exists():
                 ignore.write_text("*\n")
-            descriptor = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            raise StoreError(
-                f"evidence cannot be written below {root}: {error}",
-                hint="name a writable folder with --evidence",
-            ) from error
-        sweep(root)
-        return cls(path, descriptor)
-
-    def folder(self, test: str) -> Path:
-        """Return the folder for a test, named after its node id."""
-        path = self.path / slug(test)
-        path.mkdir(parents=True, exist_ok=True)
-        if not self._known_used:
-            self._known_used = True
-            (self.path / _USED).touch()
-            latest = self.path.parent / f".latest-{os.getpid()}"
+            latest = root / f".latest-{os.getpid()}"
             latest.symlink_to(self.path.name)
-            latest.replace(self.path.parent / "latest")
-        return path
+            latest.replace(root / "latest")
+        except OSError as error:
+            raise _unwritable(root, str(error)) from error
+        self._lock = descriptor
+        if first:
+            sweep(root)
 
     @property
     def used(self) -> bool:
-        """Whether a test of this run, in whichever worker, had a folder."""
+        """Whether any test of this run, in any worker, had a folder."""
         return (self.path / _USED).exists()
 
     def drop(self, folder: Path) -> None:
@@ -92,20 +108,27 @@ class Run:
         shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Say that the run is over; the folder of one that had no machine goes."""
+        """Let go of the folder; the owner ends the run. A second time does nothing."""
         if self._lock is not None:
             os.close(self._lock)
-            (self.path / _LOCK).unlink(missing_ok=True)
             self._lock = None
-            if not self.used:
-                shutil.rmtree(self.path, ignore_errors=True)
+        if self._owner:
+            with contextlib.suppress(OSError):
+                (self.path / _LOCK).unlink()
+
+
+def _unwritable(root: Path, why: str) -> StoreError:
+    return StoreError(
+        f"evidence cannot be written below {root}: {why}",
+        hint="name a writable folder with --evidence",
+    )
 
 
 def slug(test: str) -> str:
-    """Return a node id as a folder's name, unique and at most 120 characters.
+    """Return a folder name for a node id: unique, and at most 120 characters.
 
-    ``suites/boot/test_boot.py::test_login[x]`` becomes ``boot-test_boot-test_login-x``. One with
-    characters that no name has here gets a digest: ``[a b]`` and ``[a-b]`` are two tests.
+    ``suites/boot/test_boot.py::test_login[x]`` becomes ``boot-test_boot-test_login-x``. A node id with
+    characters that folder names lack gets a digest, because ``[a b]`` and ``[a-b]`` are two tests.
     """
     short = re.sub(r"^(suites|tests)/", "", test).replace(".py::", "-")
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", short).strip("-")
@@ -115,9 +138,10 @@ def slug(test: str) -> str:
 
 
 def sweep(root: Path) -> None:
-    """Tidy after runs that ended: disks of the dead, whole folders of the old.
+    """Clean up after ended runs: remove the disks of killed ones, and the oldest folders entirely.
 
-    ``root`` may be anybody's folder: only what a run has made there, and nobody has renamed, is one.
+    ``root`` may contain foreign folders. Only folders that a run created, under their original names,
+    are touched.
     """
     runs = sorted(path for path in root.iterdir() if _is_run(path))
     for number, path in enumerate(reversed(runs)):
@@ -132,7 +156,7 @@ def sweep(root: Path) -> None:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a run made this folder: each that has not been removed has one of these files."""
+    """Whether a run created this folder: each folder of a run holds one of these files."""
     return (
         _NAME.fullmatch(path.name) is not None
         and path.is_dir()
@@ -142,7 +166,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _alive(path: Path) -> bool:
-    """Whether somebody holds the lock of a run."""
+    """Whether a process holds the lock of a run."""
     try:
         descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

@@ -1,7 +1,7 @@
-"""The timeline of a test: nested steps with their times, on disk as they happen.
+"""The timeline of a test: nested steps with their times, written to disk as they happen.
 
-A step is written when it begins and again when it ends, so that a run killed in the middle still
-says what it was doing. ``timeline.json`` is the whole, ordered by beginning.
+A step is written when it begins and again when it ends, so that a killed run still shows its last
+step. ``timeline.json`` holds all steps, in the order in which they began.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class Step:
     """One step.
 
     Attributes:
-        name: What is done, as a sentence's predicate: ``boot to login``.
-        machine: The machine it concerns, or empty.
-        depth: 0 for a step that is in no other.
+        name: The predicate of a sentence: ``boot to login``.
+        machine: The name of the machine, or empty.
+        depth: The number of steps around this one.
         start: Seconds since the timeline began.
-        seconds: How long it took; ``None`` while it goes on.
+        seconds: The duration; ``None`` while the step runs.
         outcome: ``running``, ``passed`` or a verdict.
-        error: The first line of what ended it.
-        data: Whatever else is worth keeping.
+        error: The first line of the error that ended the step.
+        data: Further data about the step; JSON, other values as text.
     """
 
     name: str
@@ -47,8 +47,8 @@ class Timeline:
     """The steps of one test.
 
     Args:
-        path: Where ``timeline.json`` is kept; ``None`` keeps it in memory.
-        title: Whose timeline it is.
+        path: The file, ``timeline.json``; ``None`` keeps the steps in memory.
+        title: The title, usually the test's node id.
         listener: Called with each step when it begins and when it ends.
     """
 
@@ -69,7 +69,7 @@ class Timeline:
 
     @contextlib.contextmanager
     def step(self, name: str, *, machine: str = "", **data: Any) -> Iterator[Step]:
-        """Record what happens in the block as one step; an exception becomes its outcome."""
+        """Record the block as one step; an exception determines its outcome."""
         depth = getattr(self._depth, "value", 0)
         step = Step(name, machine, depth, round(self._now(), 4), data=data)
         with self._lock:
@@ -80,8 +80,8 @@ class Timeline:
             yield step
         except BaseException as error:
             step.outcome = verdict_of(error).value
-            what = error.what if isinstance(error, HarnessError) else str(error)
-            step.error = (what or type(error).__name__).splitlines()[0]
+            message = error.what if isinstance(error, HarnessError) else str(error)
+            step.error = (message or type(error).__name__).splitlines()[0]
             raise
         else:
             step.outcome = "passed"
@@ -91,7 +91,7 @@ class Timeline:
             self._changed(step)
 
     def note(self, name: str, *, machine: str = "", **data: Any) -> None:
-        """Record something that takes no time."""
+        """Record an event that takes no time."""
         with self.step(name, machine=machine, **data):
             pass
 
@@ -109,12 +109,12 @@ class Timeline:
                 record = {
                     "title": self.title,
                     "began": self._began,
-                    "steps": [asdict(each) for each in self.steps],
+                    "steps": [asdict(step) for step in self.steps],
                 }
-                # Written whole and renamed: a reader, or a killed run, never sees half of it.
+                # Write, then rename: neither a reader nor a killed run leaves half a file.
                 part = self.path.with_suffix(".part")
-                # A full disk must not hide what the step itself fails with: the console's log, which
-                # is the evidence that counts, raises it.
+                # A full disk must not replace the error of the step itself. The console's log, which
+                # is the important evidence, reports a full disk.
                 with contextlib.suppress(OSError):
                     part.write_text(json.dumps(record, indent=1, default=str))
                     part.replace(self.path)

@@ -14,22 +14,22 @@ from harness.evidence.timeline import Timeline
 from harness.progress import Progress
 
 
-def test_timeline_nests_times_and_verdicts(tmp_path: Path) -> None:
+def test_a_timeline_has_nested_steps_with_times_and_verdicts(tmp_path: Path) -> None:
     timeline = Timeline(tmp_path / "timeline.json", "a test")
     with pytest.raises(PanicError), timeline.step("boot", machine="m"):
         with timeline.step("inner", machine="m", status=3):
             pass
         raise PanicError("the kernel panicked\nmore", hint="look")
-    told = json.loads((tmp_path / "timeline.json").read_text())
-    outer, inner = told["steps"]
-    assert told["title"] == "a test"
+    content = json.loads((tmp_path / "timeline.json").read_text())
+    outer, inner = content["steps"]
+    assert content["title"] == "a test"
     assert (outer["name"], outer["depth"], outer["outcome"]) == ("boot", 0, "product")
     assert outer["error"] == "the kernel panicked"
     assert (inner["depth"], inner["outcome"], inner["data"]) == (1, "passed", {"status": 3})
     assert outer["seconds"] >= inner["seconds"]
 
 
-def test_timeline_says_what_goes_on_before_it_ends(tmp_path: Path) -> None:
+def test_a_step_is_on_the_timeline_while_it_runs(tmp_path: Path) -> None:
     timeline = Timeline(tmp_path / "timeline.json")
     with timeline.step("install"):
         (step,) = json.loads((tmp_path / "timeline.json").read_text())["steps"]
@@ -40,19 +40,20 @@ def test_timeline_says_what_goes_on_before_it_ends(tmp_path: Path) -> None:
     assert timeline.running() is None
 
 
-def test_slug_is_a_folder_name_and_stays_unique_when_cut() -> None:
+def test_a_slug_is_a_folder_name_and_stays_unique_when_cut() -> None:
     assert slug("suites/boot/test_boot.py::test_login[x-y]") == "boot-test_boot-test_login-x-y"
     long = [slug("suites/a.py::test_" + "x" * 300 + end) for end in "ab"]
     assert long[0] != long[1]
     assert all(len(name) <= 120 for name in long)
     ids = ["a b", "a-b", "a/b", "a_b", "\u00e4", "\u00f6", "a", "", " "]
-    assert len({slug(f"suites/t.py::test[{each}]") for each in ids}) == len(ids)
+    assert len({slug(f"suites/t.py::test[{name}]") for name in ids}) == len(ids)
 
 
 def test_a_run_has_a_folder_and_is_the_latest(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / ".harness" / "runs")
-    assert (tmp_path / ".harness" / ".gitignore").read_text() == "*\n"
+    run = Run.reserve(tmp_path / ".harness" / "runs")
+    assert not (tmp_path / ".harness").exists()
     folder = run.folder("suites/a.py::test_b")
+    assert (tmp_path / ".harness" / ".gitignore").read_text() == "*\n"
     assert folder.parent == run.path
     assert (tmp_path / ".harness" / "runs" / "latest").resolve() == run.path
     run.drop(folder)
@@ -62,36 +63,37 @@ def test_a_run_has_a_folder_and_is_the_latest(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_machine_leaves_nothing(tmp_path: Path) -> None:
-    first = Run.create(tmp_path)
+    first = Run.reserve(tmp_path)
     first.folder("a")
     first.close()
-    Run.create(tmp_path).close()
+    Run.reserve(tmp_path).close()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["latest", first.path.name])
     assert (tmp_path / "latest").resolve() == first.path
 
 
-def test_disks_of_a_killed_run_go_and_its_logs_stay(tmp_path: Path) -> None:
+def test_a_killed_run_loses_its_disks_and_keeps_its_logs(tmp_path: Path) -> None:
     for name in ("20200101-000000-1", "20200101-000000-2"):
         (tmp_path / name / "test" / "m" / "disks").mkdir(parents=True)
         (tmp_path / name / ".used").touch()
         (tmp_path / name / "test" / "m" / "serial.log").touch()
-    # The first was killed: its lock file is there and nobody holds it. The second ended in order.
+    # The first run was killed: its lock file exists, and no process holds it. The second ended normally.
     (tmp_path / "20200101-000000-1" / "run.lock").touch()
-    live = Run.create(tmp_path)
+    live = Run.reserve(tmp_path)
+    live.begin()
     (live.path / "disks").mkdir()
     sweep(tmp_path)
     assert not (tmp_path / "20200101-000000-1" / "test" / "m" / "disks").exists()
     assert (tmp_path / "20200101-000000-1" / "test" / "m" / "serial.log").exists()
     assert (tmp_path / "20200101-000000-2" / "test" / "m" / "disks").exists()
-    assert (live.path / "disks").exists(), "a run that lives keeps its disks"
+    assert (live.path / "disks").exists(), "a running run keeps its disks"
     live.close()
 
 
-def test_old_runs_go(tmp_path: Path) -> None:
+def test_old_runs_are_removed(tmp_path: Path) -> None:
     for number in range(RUNS_KEPT + 5):
         (tmp_path / f"20200101-0000{number:02d}-1").mkdir()
         (tmp_path / f"20200101-0000{number:02d}-1" / ".used").touch()
-    run = Run.create(tmp_path)
+    run = Run.reserve(tmp_path)
     run.folder("a")
     run.close()
     left = sorted(path.name for path in tmp_path.iterdir() if path.name != "latest")
@@ -99,38 +101,41 @@ def test_old_runs_go(tmp_path: Path) -> None:
     assert left[-1] == run.path.name
 
 
-def test_what_no_run_has_made_is_left_alone(tmp_path: Path) -> None:
+def test_folders_that_no_run_created_stay(tmp_path: Path) -> None:
     foreign = [f"project-{number:02d}" for number in range(RUNS_KEPT + 5)]
     foreign += [f"20200101-0000{number:02d}-1" for number in range(RUNS_KEPT + 5)]
     foreign += ["latest-work", "runs.old"]
     for name in foreign:
         (tmp_path / name / "disks").mkdir(parents=True)
-    # Somebody's own name for a run that is worth keeping.
+    # A run that a person has renamed in order to keep it.
     (tmp_path / "runs.old" / ".used").touch()
-    Run.create(tmp_path).close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(foreign)
+    run = Run.reserve(tmp_path)
+    run.begin()
+    run.close()
+    left = {path.name for path in tmp_path.iterdir()} - {"latest", run.path.name}
+    assert sorted(left) == sorted(foreign)
     assert all((tmp_path / name / "disks").exists() for name in foreign)
 
 
-def test_unwritable_evidence_says_what_to_do(tmp_path: Path) -> None:
+def test_unwritable_evidence_names_the_option(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="--evidence"):
-        Run.create(tmp_path / "file" / "runs")
+        Run.reserve(tmp_path / "file" / "runs")
 
 
-def test_progress_prints_a_line_when_something_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_prints_a_line_for_a_long_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.progress.FIRST_LINE", 0.01)
     read, write = os.pipe()
     with os.fdopen(read) as reader, os.fdopen(write, "w") as stream:
         progress = Progress(stream, live=False)
         with progress.doing("skiff", "wait for login"):
-            # The line comes from the progress' own thread, when it is due.
+            # The thread of Progress prints the line when it is due.
             assert reader.readline().startswith("  skiff: wait for login (")
         progress.close()
 
 
-def test_progress_draws_lines_in_a_terminal_and_leaves_none_behind() -> None:
-    class Told(io.StringIO):
+def test_progress_draws_lines_in_a_terminal_and_erases_them() -> None:
+    class Screen(io.StringIO):
         drawn = threading.Event()
 
         def write(self, text: str) -> int:
@@ -138,7 +143,7 @@ def test_progress_draws_lines_in_a_terminal_and_leaves_none_behind() -> None:
                 self.drawn.set()
             return super().write(text)
 
-    stream = Told()
+    stream = Screen()
     progress = Progress(stream, live=True)
     with progress.doing("skiff", "wait for login"):
         assert stream.drawn.wait(30)

@@ -1,0 +1,174 @@
+"""The architectures of guests: one row each, with every fact that depends on the architecture.
+
+A new architecture is a new row. Nothing else in Harness branches on an architecture's name.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Final
+
+from harness.errors import UnknownNameError
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeMachine:
+    """The machine that the guest code of :mod:`harness.host.probe` is written for.
+
+    Attributes:
+        options: QEMU's options, in pairs; the chardev ``progress`` receives the progress bytes.
+        image_option: The option that takes the guest code.
+        rom: Whether the code runs as firmware: the image is then a ROM of 64 KiB with a reset vector.
+        assembler: Debian's package with an assembler for the code.
+    """
+
+    options: tuple[tuple[str, str], ...]
+    image_option: str
+    rom: bool
+    assembler: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arch:
+    """The facts of one architecture.
+
+    Attributes:
+        name: The name that QEMU and ``uname -m`` use.
+        aliases: Other names of it that :func:`platform.machine` returns.
+        qemu: QEMU's program.
+        qemu_package: Debian's package of that program.
+        uefi_package: Debian's package of the UEFI firmware.
+        has_bios: Whether QEMU brings a BIOS (SeaBIOS) and loads it by itself.
+        firmware_machine: A machine type to match against the globs of firmware descriptors, such
+            as ``pc-q35-*``.
+        machine_tcg: Machine type and leading options under TCG.
+        machine_kvm: The same under KVM.
+        machine_options: Further options of the machine type.
+        has_smm: Whether the machine type has System Management Mode, and the option ``smm``.
+        smbios_needs_uefi: Whether the guest can read SMBIOS only where UEFI publishes the tables.
+        kernel_boot_excludes_tpm: Whether QEMU's direct kernel boot breaks the tables of a TPM.
+        has_vmgenid: Whether QEMU has the VM generation ID device.
+        display: The display adapter.
+        tpm: The device of a TPM.
+        cpu_tcg: The CPU model under TCG: the fastest that current distributions run on.
+        cpus_kvm: The CPU models to try under KVM, the preferred one first.
+        emulation: How many times as long a boot takes under TCG as under KVM.
+        probe: The machine of the accelerator probe.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    qemu: str
+    qemu_package: str
+    uefi_package: str
+    has_bios: bool
+    firmware_machine: str
+    machine_tcg: str
+    machine_kvm: str
+    machine_options: tuple[str, ...]
+    has_smm: bool
+    smbios_needs_uefi: bool
+    kernel_boot_excludes_tpm: bool
+    has_vmgenid: bool
+    display: str
+    tpm: str
+    cpu_tcg: str
+    cpus_kvm: tuple[str, ...]
+    emulation: float
+    probe: ProbeMachine
+
+
+_X86_64: Final = Arch(
+    name="x86_64",
+    aliases=("amd64",),
+    qemu="qemu-system-x86_64",
+    qemu_package="qemu-system-x86",
+    uefi_package="ovmf",
+    has_bios=True,
+    firmware_machine="pc-q35-10.0",
+    machine_tcg="q35",
+    machine_kvm="q35",
+    # Guests do not need the VMware port or the HPET, and both cost timer calibration at boot.
+    machine_options=("vmport=off", "hpet=off"),
+    has_smm=True,
+    smbios_needs_uefi=False,
+    # QEMU 10.0 leaves 160 KiB at the end of RAM free of the initrd (acpi_data_size in
+    # hw/i386/x86-common.c). The TPM's event log makes the ACPI tables larger, and the initrd
+    # overwrites them.
+    kernel_boot_excludes_tpm=True,
+    has_vmgenid=True,
+    display="VGA",
+    # QEMU offers the TIS interface on both architectures (docs/specs/tpm.rst of QEMU).
+    tpm="tpm-tis",
+    cpu_tcg="max",
+    # "host" is the processor as it is. Some KVMs refuse one of its registers, and QEMU exits. A plain
+    # model then still shows how fast this KVM is.
+    cpus_kvm=("host", "qemu64"),
+    # skiff boots to its login in about 70 s under TCG and in about 8 s under KVM.
+    emulation=8.0,
+    probe=ProbeMachine(
+        options=(
+            ("-machine", "q35"),
+            ("-device", "isa-debugcon,iobase=0xe9,chardev=progress"),
+            ("-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
+        ),
+        image_option="-bios",
+        rom=True,
+        assembler="binutils-x86-64-linux-gnu",
+    ),
+)
+
+_AARCH64: Final = Arch(
+    name="aarch64",
+    aliases=("arm64",),
+    qemu="qemu-system-aarch64",
+    qemu_package="qemu-system-arm",
+    uefi_package="qemu-efi-aarch64",
+    has_bios=False,
+    firmware_machine="virt-10.0",
+    machine_tcg="virt,gic-version=3",
+    machine_kvm="virt,gic-version=max",
+    machine_options=(),
+    has_smm=False,
+    smbios_needs_uefi=True,
+    kernel_boot_excludes_tpm=False,
+    has_vmgenid=False,
+    display="virtio-gpu-pci",
+    tpm="tpm-tis-device",
+    # To the login of skiff, "max" takes 125 s and cortex-a57 84 s, even with pauth-impdef=on, which
+    # avoids the slow cipher of pointer authentication.
+    cpu_tcg="cortex-a57",
+    cpus_kvm=("host",),
+    # skiff boots to its login in 84 s under TCG, against 70 s on x86-64.
+    emulation=8.0 * 84 / 70,
+    probe=ProbeMachine(
+        options=(("-machine", "virt,gic-version=max"), ("-serial", "chardev:progress")),
+        image_option="-kernel",
+        rom=False,
+        assembler="binutils-aarch64-linux-gnu",
+    ),
+)
+
+_ROWS: Final = {row.name: row for row in (_X86_64, _AARCH64)}
+
+ARCHES: Final = tuple(_ROWS)
+"""The names of all architectures, the default one first."""
+
+
+def of(name: str) -> Arch:
+    """Return the row of an architecture.
+
+    Raises:
+        UnknownNameError: No architecture has this name; lists those that exist.
+    """
+    row = _ROWS.get(name)
+    if row is None:
+        raise UnknownNameError("arch", name, ARCHES)
+    return row
+
+
+def host() -> str:
+    """Return the architecture of this host, by QEMU's name where Harness has a row for it."""
+    machine = platform.machine()
+    return next((row.name for row in _ROWS.values() if machine in row.aliases), machine)
