@@ -1,4 +1,4 @@
-"""A process to be killed: forks a saved machine, saves that fork, collects states."""
+"""A process for tests to kill: forks a saved machine, saves that fork, collects states."""
 
 from __future__ import annotations
 
@@ -14,34 +14,43 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import deadline
+from harness import paths, profiles
+from harness.catalog import load
 from harness.cli import COMMANDS
 from harness.cli import main as cli
 from harness.console import Console
-from harness.keys import KeyPair
-from harness.machine import Machine
-from harness.qemu.accel import Accel
+from harness.deadline import Scale
+from harness.evidence.timeline import Timeline
+from harness.host.accel import Accel
+from harness.host.scheduler import Turn
+from harness.machine import Machine, Setup, launch
+from harness.profiles.micro import Micro
 from harness.qemu.qmp import Qmp
-from harness.state import Snapshot, StateCache
+from harness.scope import Scope
+from harness.ssh.key import KeyPair
+from harness.states import Snapshot, StateCache
 from tests.moments import STEP, arm, serve
 
 
 def collect(cache: str, budget: str) -> None:
-    """Do ``harness states gc --budget BUDGET``."""
+    """Run ``harness states gc --budget BUDGET``."""
     os.environ["HARNESS_CACHE"] = cache
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     assert cli(["states", "gc", "--budget", budget]) == 0
 
 
 def map_no_file(size: int) -> None:
-    """Let the kernel refuse to map a file of this size privately, as if its file system could not.
+    """Make the kernel refuse private maps of files of this size, as some file systems do.
 
-    For this process and those that it starts (``seccomp(2)``, ``mmap(2)``: ENODEV).
+    The refusal holds for this process and its children (``seccomp(2)``; ``mmap(2)``: ENODEV).
+
+    Args:
+        size: Bytes.
     """
     number = {"x86_64": 9, "aarch64": 222}[platform.machine()]
     load, equal, has_bit, end = 0x20, 0x15, 0x45, 0x06  # linux/bpf_common.h
     refuse, allow = 0x00050000 | errno.ENODEV, 0x7FFF0000  # linux/seccomp.h
-    # Each: what to do, how many to skip if true, if false; loads are of struct seccomp_data.
+    # Operation, instructions to skip if true, if false, operand; loads read struct seccomp_data.
     program = [
         (load, 0, 0, 0),  # the system call
         (equal, 0, 7, number),
@@ -63,8 +72,8 @@ def map_no_file(size: int) -> None:
             raise OSError(ctypes.get_errno(), "prctl")
 
 
-def count_what_qemu_is_told() -> None:
-    """Make each command on the monitor and on the console a moment to be killed at."""
+def count_commands() -> None:
+    """Make each command on the monitor and on the console a moment at which to be killed."""
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -79,19 +88,24 @@ def count_what_qemu_is_told() -> None:
 
 
 def main(action: str, saved: Path, evidence: Path, root: Path, moment: int) -> None:
-    deadline.set_scale(8.0)
-    count_what_qemu_is_told()
+    count_commands()
     origin = Snapshot.read(saved)
+    catalog = load(paths.bundled("images"), known_profiles=profiles.names())
+    selection = catalog.resolve("micro", origin.spec.arch)
 
-    def machine() -> Machine:
-        return Machine(
-            origin.fork_spec("victim"),
+    def machine() -> Machine[Micro]:
+        setup = Setup(
             accel=lambda _: Accel("tcg", ""),
+            admit=lambda *_: Turn(scale=Scale(8.0)),
             key=KeyPair(origin.private_key, origin.public_key),
             evidence=evidence,
+            timeline=Timeline(),
+            scope=Scope("victim"),
+            system=lambda machine: Micro(machine, selection),
             origin=origin,
             saveable=action == "save",
         )
+        return launch(origin.fork_spec("victim"), setup)
 
     def build(folder: Path) -> Snapshot:
         with machine() as victim:
@@ -115,7 +129,7 @@ def main(action: str, saved: Path, evidence: Path, root: Path, moment: int) -> N
 
 if __name__ == "__main__":
     if sys.argv[1] == "collect":
-        # Its modules are imported once, not by each child.
+        # The modules are imported once here, and not in each child.
         for name in COMMANDS:
             importlib.import_module(f"harness.cli.{name}")
         serve(collect)

@@ -1,12 +1,12 @@
-"""A process to be killed: builds, discards and collects states that only look like machines."""
+"""A process for tests to kill: builds, discards and collects states that only look like machines."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from harness.state import StateCache
+from harness.states import StateCache
 from tests.moments import serve
-from tests.unit.test_state_cache import KEY, Builder
+from tests.unit.test_states_cache import KEY, Builder
 
 
 def churn(action: str, root: str) -> None:

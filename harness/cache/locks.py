@@ -1,7 +1,7 @@
-"""Locks between processes: ``flock(2)``, waited for without polling.
+"""Locks between processes: ``flock(2)``, without polling.
 
-The lock belongs to the open file, so it ends with the process whatever ends it, and can be handed
-to a child: the lock then lasts until the last of the two lets go.
+A lock belongs to an open file. So it ends with the process, even with one that is killed. A
+child process can inherit the open file; the lock then lasts until both have released it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ _PID_LENGTH: Final = 32
 
 
 class Lock:
-    """A lock that is held.
+    """A lock that this process holds.
 
-    It is let go by :meth:`release`, at the end of a ``with`` block, or when the process ends; not
-    when the object is forgotten.
+    It ends with :meth:`release`, at the end of a ``with`` block, or with the process. A lock object
+    that is garbage collected stays held.
+
+    Attributes:
+        path: The lock file.
+        fd: The open file, for a child process to inherit; -1 after the release.
+        signed: Whether the lock file contains the process ID of the holder.
     """
 
     __slots__ = ("fd", "path", "signed")
@@ -36,7 +41,7 @@ class Lock:
         self.signed = signed
 
     def release(self) -> None:
-        """Let go of it; a second time does nothing."""
+        """Release the lock; a second call does nothing."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             if self.signed:
@@ -45,7 +50,7 @@ class Lock:
             os.close(fd)
 
     def remove(self) -> None:
-        """Remove the file and let go; for who holds it alone."""
+        """Remove the lock file and release the lock, which must not be shared."""
         self.path.unlink(missing_ok=True)
         self.release()
 
@@ -62,15 +67,15 @@ class Lock:
 
 
 def try_lock(path: Path, *, shared: bool = False, sign: bool = True) -> Lock | None:
-    """Take a lock if it is free; ``None`` if somebody holds it.
+    """Take a lock if it is free; return ``None`` if another process holds it.
 
     Args:
-        path: The lock file; made if it is not there.
-        shared: Whether others may hold it shared at the same time.
-        sign: Whether to say in the file who holds it alone; not for a short look.
+        path: The lock file; it is made if it does not exist.
+        shared: Whether other processes can share the lock.
+        sign: Whether to write the process ID of an exclusive holder into the file.
 
     Raises:
-        OSError: if the lock file cannot be made.
+        OSError: The lock file cannot be made.
     """
     while True:
         fd = _open(path)
@@ -93,33 +98,33 @@ def lock(
     deadline: Deadline = NEVER,
     waiting: Callable[[int | None], None] = lambda pid: None,
 ) -> Lock:
-    """Take a lock, waiting for it.
+    """Wait for a lock and take it.
 
     Args:
-        path: The lock file; made if it is not there.
-        shared: Whether others may hold it shared at the same time.
-        deadline: When to give up.
-        waiting: Told once, before the wait, the process that holds it alone; ``None`` where the
-            holders share it, or one only looks.
+        path: The lock file; it is made if it does not exist.
+        shared: Whether other processes can share the lock.
+        deadline: The end of the wait.
+        waiting: Called once, before the wait, with the process ID of the exclusive holder; with
+            ``None`` if the lock is shared or its holder did not sign it.
 
     Raises:
-        OSError: if the lock file cannot be made.
-        WaitTimeoutError: if it was not to be had until the deadline.
+        OSError: The lock file cannot be made.
+        WaitTimeoutError: The deadline passed.
     """
-    told = False
+    reported = False
     while True:
         if held := try_lock(path, shared=shared):
             return held
-        if not told:
+        if not reported:
             waiting(holder(path))
-            told = True
+            reported = True
         fd = _wait(path, shared=shared, deadline=deadline)
         if held := _checked(path, fd, sign=not shared):
             return held
 
 
 def holder(path: Path) -> int | None:
-    """Return the process that holds a lock alone, as far as the lock file says."""
+    """Return the process ID of a lock's exclusive holder; ``None`` if the lock file has none."""
     try:
         with path.open("rb") as file:
             return int(file.read(_PID_LENGTH))
@@ -132,7 +137,7 @@ def _open(path: Path) -> int:
 
 
 def _checked(path: Path, fd: int, *, sign: bool) -> Lock | None:
-    """Return the lock, or ``None`` if its file was removed before it was ours."""
+    """Return the lock; ``None`` if its file was removed before this process had the lock."""
     here = os.fstat(fd)
     try:
         there = path.stat()
@@ -142,7 +147,7 @@ def _checked(path: Path, fd: int, *, sign: bool) -> Lock | None:
         os.close(fd)
         return None
     if sign:
-        # A full disk must not keep anybody from the lock that gc needs to free it.
+        # gc needs locks to free a full disk, so a lock must not need free space.
         with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
             os.pwrite(fd, b"%d" % os.getpid(), 0)
@@ -150,10 +155,10 @@ def _checked(path: Path, fd: int, *, sign: bool) -> Lock | None:
 
 
 def _wait(path: Path, *, shared: bool, deadline: Deadline) -> int:
-    """Return a locked descriptor of ``path``.
+    """Wait for the lock of a file; return the open file.
 
-    ``flock(2)`` takes no timeout, so a thread waits in it. One that is given up on goes on waiting,
-    and lets go at once when its turn comes; as a daemon it keeps no process alive.
+    ``flock(2)`` has no timeout, so a thread waits in it. After the deadline the thread waits on; when it
+    gets the lock, it releases it at once. It is a daemon thread, so the process can end meanwhile.
     """
     fd = _open(path)
     done = threading.Event()
@@ -189,7 +194,7 @@ def _wait(path: Path, *, shared: bool, deadline: Deadline) -> int:
             f"the lock {path.name}" + (f", held by process {pid}" if pid else ""),
             deadline.seconds,
             evidence=str(path),
-            hint="see what that process does; kill it if it hangs",
+            hint="look at that process; kill it if it hangs",
         )
     if failure:
         os.close(fd)

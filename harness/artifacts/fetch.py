@@ -1,7 +1,7 @@
-"""Fetches a file by its address and digest.
+"""Fetches a file by its URL and checksum.
 
-``requests`` and its retries do the transfer; a connection that breaks in the middle goes on where
-it broke, if the server can (RFC 9110, section 14).
+``requests`` transfers the file and retries failed requests. A transfer that breaks off is resumed where
+it broke off, if the server supports ranges (RFC 9110, section 14).
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
+from harness.cache import Say
+from harness.cache.space import full
 from harness.errors import ChecksumError, StoreError
 from harness.spec import format_size
-from harness.store.space import full
 
 if TYPE_CHECKING:
     import requests
@@ -24,38 +25,38 @@ if TYPE_CHECKING:
 _CHUNK: Final = 1024 * 1024
 _ATTEMPTS: Final = 5
 _TIMEOUT: Final = (30, 120)
-"""Seconds to connect, and of silence in a transfer."""
+"""Seconds to connect; seconds of silence during the transfer."""
 
 _BUSY: Final = (429, 500, 502, 503, 504)
 
 
-def fetch(url: str, destination: Path, sha256: str, *, progress: Callable[[str], None]) -> None:
-    """Fetch a file; it is there and right when this returns, and not there when it raises.
+def fetch(url: str, destination: Path, sha256: str, *, say: Say) -> None:
+    """Fetch a file; afterwards it has the checksum, or does not exist.
 
     Args:
-        url: ``https:``, ``http:`` or ``file:``.
+        url: A URL of the scheme ``https``, ``http`` or ``file``.
         destination: The file to write.
-        sha256: The digest that it must have, in hexadecimal.
-        progress: Told in plain lines what is done.
+        sha256: The checksum, in hexadecimal.
+        say: Takes lines of progress.
 
     Raises:
-        ChecksumError: if the digest is another one.
-        DiskFullError: if the server says that it is longer than the space left.
-        StoreError: if it cannot be fetched.
-        OSError: if it cannot be written.
+        ChecksumError: The file has another checksum.
+        DiskFullError: The server announces more bytes than the disk has free.
+        StoreError: The file cannot be fetched.
+        OSError: The file cannot be written.
     """
     hasher = hashlib.sha256()
     try:
         with destination.open("wb") as file:
-            for chunk in _chunks(url, destination, progress):
+            for chunk in _chunks(url, destination, say):
                 hasher.update(chunk)
                 file.write(chunk)
         if hasher.hexdigest() != sha256.lower():
             raise ChecksumError(
-                f"{url} is not the file that was asked for:\n"
-                f"  wanted sha256 {sha256.lower()}\n"
-                f"  got    sha256 {hasher.hexdigest()}",
-                hint="see whether upstream published a new file; if so, take its digest from there",
+                f"{url} has another checksum than expected:\n"
+                f"  expected sha256 {sha256.lower()}\n"
+                f"  fetched  sha256 {hasher.hexdigest()}",
+                hint="check whether upstream published a new file; if so, use its checksum",
             )
     except BaseException:
         with contextlib.suppress(OSError):
@@ -63,12 +64,12 @@ def fetch(url: str, destination: Path, sha256: str, *, progress: Callable[[str],
         raise
 
 
-def _chunks(url: str, destination: Path, progress: Callable[[str], None]) -> Iterator[bytes]:
+def _chunks(url: str, destination: Path, say: Say) -> Iterator[bytes]:
     parts = urlsplit(url)
     if parts.scheme == "file":
         yield from _local(url, Path(unquote(parts.path)))
     else:
-        yield from _remote(url, destination, progress)
+        yield from _remote(url, destination, say)
 
 
 def _local(url: str, path: Path) -> Iterator[bytes]:
@@ -81,34 +82,32 @@ def _local(url: str, path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _remote(url: str, destination: Path, progress: Callable[[str], None]) -> Iterator[bytes]:
+def _remote(url: str, destination: Path, say: Say) -> Iterator[bytes]:
     import requests
     from requests.adapters import HTTPAdapter
     from urllib3.util import Retry
 
     retries = Retry(total=_ATTEMPTS, backoff_factor=1, status_forcelist=_BUSY)
-    got = 0
+    received = 0
     with requests.Session() as session:
         session.mount("http://", HTTPAdapter(max_retries=retries))
         session.mount("https://", HTTPAdapter(max_retries=retries))
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                for chunk in _transfer(session, url, got, destination, progress):
-                    got += len(chunk)
+                for chunk in _transfer(session, url, received, destination, say):
+                    received += len(chunk)
                     yield chunk
                 return
             except requests.HTTPError as error:
                 raise StoreError(f"{url} cannot be fetched: {error}") from error
             except requests.RequestException as error:
-                if attempt == _ATTEMPTS or not got:
-                    # Without a byte, the retries of the adapter are used up already.
+                if attempt == _ATTEMPTS or not received:
+                    # No byte arrived, so the adapter's own retries are used up.
                     raise StoreError(
                         f"{url} cannot be fetched: {error}",
-                        hint="see whether this host reaches it; a proxy goes into https_proxy",
+                        hint="check that this host reaches it; set https_proxy if it needs a proxy",
                     ) from error
-                progress(
-                    f"{url}: the connection broke after {format_size(got)}; going on from there"
-                )
+                say(f"{url}: the connection broke after {format_size(received)}; resuming there")
 
 
 def _transfer(
@@ -116,12 +115,12 @@ def _transfer(
     url: str,
     start: int,
     destination: Path,
-    progress: Callable[[str], None],
+    say: Say,
 ) -> Iterator[bytes]:
-    """Yield the file from byte ``start`` on."""
+    """Yield the file from the byte at offset ``start``."""
     import requests
 
-    # identity: with a content encoding, bytes counted here are not the server's.
+    # identity: a content encoding would change the number of bytes.
     headers = {"Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -132,9 +131,9 @@ def _transfer(
         if length > shutil.disk_usage(destination.parent).free:
             raise full(destination.parent, f"{url} needs {format_size(length)}")
         if not start:
-            progress(f"fetching {url}" + (f" ({format_size(length)})" if length > 0 else ""))
+            say(f"fetching {url}" + (f" ({format_size(length)})" if length > 0 else ""))
         for chunk in response.iter_content(_CHUNK):
-            # A server that knows no ranges sends it all again.
+            # A server without ranges sends the whole file again.
             dropped = min(skip, len(chunk))
             skip -= dropped
             if dropped < len(chunk):

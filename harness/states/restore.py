@@ -1,8 +1,8 @@
-"""Lets a fork go on where the saved machine stood still, and makes it differ where it must.
+"""Resumes a fork where the saved machine was paused, and makes it differ from its siblings.
 
-What differs from the siblings: the random pool, which the kernel reseeds by itself when the number of
-the VM generation device changes (Linux ``drivers/virt/vmgenid.c``); the clock; the MAC addresses.
-What does not is in ``docs/states.md``.
+Three things differ: the random pool, which the kernel reseeds by itself when the ID of the VM generation
+device changes (Linux ``drivers/virt/vmgenid.c``); the clock; the MAC addresses.
+``docs/explanation/states.md`` lists those that stay the same.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from harness.qemu import binary
 from harness.qemu.argv import Allocations, Ram
 from harness.qemu.qmp import Qmp
 from harness.spec import MachineSpec
-from harness.state.save import Memory, has_ended
-from harness.state.snapshot import Snapshot
+from harness.states.save import Memory, has_ended
+from harness.states.snapshot import Snapshot
 
 
-def allocate(given: Allocations, origin: Snapshot, memory: Memory | None) -> Allocations:
+def allocate(allocations: Allocations, origin: Snapshot, memory: Memory | None) -> Allocations:
     """Return the allocations of a fork.
 
     Args:
-        given: Those of a machine of the same spec that boots.
-        origin: What it is forked from.
-        memory: Its RAM, if it has a copy; otherwise it maps the saved RAM privately.
+        allocations: The allocations of a machine that boots with the same spec.
+        origin: The saved machine.
+        memory: The fork's copy of the RAM; without a copy, it maps the saved RAM privately.
     """
     if origin.cold:
-        return given
-    ram = given.ram if memory is not None else Ram(origin.ram, private=True)
+        return allocations
+    ram = allocations.ram if memory is not None else Ram(origin.ram, private=True)
     return replace(
-        given,
+        allocations,
         accel=origin.accel,
         cpu_model=origin.cpu_model,
         ram=ram,
@@ -46,11 +46,12 @@ def check(origin: Snapshot, accel: str, cpu_model: str) -> None:
 
     Args:
         origin: The snapshot.
-        accel: What runs guests here.
-        cpu_model: What it gives them for a CPU.
+        accel: The accelerator of this host.
+        cpu_model: The CPU model that guests get here.
 
     Raises:
-        StateError: if it is damaged, or was saved by another QEMU, accelerator or for another CPU.
+        StateError: The snapshot is damaged, or another version of QEMU, another accelerator or another
+            CPU model saved it.
     """
     if faults := origin.faults():
         raise StateError("the saved machine is damaged", evidence="\n".join(faults))
@@ -60,16 +61,16 @@ def check(origin: Snapshot, accel: str, cpu_model: str) -> None:
     if not origin.cold and (origin.accel, origin.cpu_model) != (accel, cpu_model):
         raise StateError(
             f"it was saved under {origin.accel} with the CPU {origin.cpu_model},"
-            f" and here is {accel} with {cpu_model}"
+            f" and this host has {accel} with {cpu_model}"
         )
 
 
 def restore(qmp: Qmp, devices: Path, limit: Deadline) -> None:
-    """Load the devices' state into a QEMU that waits for it.
+    """Load the device state into a QEMU that waits for it.
 
     Raises:
-        QmpError, QemuExitedError: if QEMU refuses; its stderr says why.
-        WaitTimeoutError: at the deadline.
+        QmpError, QemuExitedError: QEMU refuses the state; its stderr says why.
+        WaitTimeoutError: The deadline passed.
     """
     capabilities = [{"capability": name, "state": True} for name in ("events", "x-ignore-shared")]
     qmp.execute("migrate-set-capabilities", {"capabilities": capabilities}, deadline=limit)
@@ -81,14 +82,14 @@ def restore(qmp: Qmp, devices: Path, limit: Deadline) -> None:
 
 
 def difference(before: MachineSpec, after: MachineSpec, now: float | None = None) -> str:
-    """Return the command, for root's shell, that makes a fork differ from its siblings.
+    """Return the command for root's shell that makes a fork differ from its siblings.
 
-    It needs a POSIX shell, ``date`` and ``ip`` of busybox or of GNU and iproute2.
+    It needs a POSIX shell, and ``date`` and ``ip`` of busybox, or of GNU coreutils and iproute2.
 
     Args:
-        before: The saved machine's spec.
-        after: The fork's.
-        now: The time to set, in seconds of the epoch; the host's own by default.
+        before: The spec of the saved machine.
+        after: The spec of the fork.
+        now: The time to set, in seconds of the epoch; by default the time of the host.
     """
     lines = []
     changed = [
@@ -103,7 +104,7 @@ def difference(before: MachineSpec, after: MachineSpec, now: float | None = None
         lines.append(
             f"for i in /sys/class/net/*;do read -r a <$i/address;case $a in {cases} esac;done"
         )
-    # The clock last: it is as right as the command is late. Whole seconds, for busybox takes no
-    # others, and a second process would cost more than the fraction is worth.
+    # The clock comes last, since the commands before it take time. busybox takes whole seconds only, and
+    # a second process would cost more time than the fraction of a second.
     lines.append(f"date -u -s @{round(time.time() if now is None else now)} >/dev/null")
     return "; ".join(lines)

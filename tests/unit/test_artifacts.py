@@ -1,4 +1,4 @@
-"""The cache: made once, by one, whole or not at all."""
+"""The cache of artifacts: built once by one process, published complete, lent, verified, collected."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import deadline
+from harness.artifacts import Manifest, Store, digest_inputs
+from harness.cache import Status, locks
+from harness.cache.locks import holder, lock, try_lock
 from harness.catalog import load
+from harness.deadline import UNSCALED
 from harness.errors import (
     BuildError,
     ChecksumError,
@@ -28,8 +31,7 @@ from harness.errors import (
     StoreError,
     WaitTimeoutError,
 )
-from harness.store import State, Store, digest_inputs, locks
-from harness.store.locks import holder, lock, try_lock
+from tests.programs import need
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_SUCH_DIGEST = "0" * 64
@@ -44,7 +46,7 @@ class File:
 
 @dataclass(frozen=True)
 class Image:
-    """What a selection of the catalogue is to the store."""
+    """A recipe, as a selection of the catalogue is one."""
 
     folder: Path
     name: str = "toy"
@@ -64,13 +66,13 @@ Toy = Callable[..., Image]
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Toy:
-    """Make an image whose build script is the given shell."""
+    """Make an image whose build script has the given shell commands."""
 
     def toy(body: str = 'echo content >"$out/toy.raw"', **changes: object) -> Image:
         folder = tmp_path / "images" / "toy"
         folder.mkdir(parents=True, exist_ok=True)
         script = folder / "build"
-        # A run counts itself outside of all that the store looks after.
+        # Each run of the script adds a line to a file outside the store.
         script.write_text(
             "#!/bin/sh\nset -eu\n"
             "arch=$2 version=$4 variant=$6 out=$8; shift 8; work=$2\n"
@@ -88,7 +90,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def runs(tmp_path: Path) -> int:
-    """Return how often the build script was started."""
+    """Return the number of times that the build script was started."""
     path = tmp_path / "runs"
     return len(path.read_text().splitlines()) if path.exists() else 0
 
@@ -98,10 +100,10 @@ def leftovers(store: Store) -> list[str]:
 
 
 def read_line(fd: int) -> str:
-    """Return the next line of a pipe or FIFO; fails when none comes for a minute."""
+    """Return the next line of a pipe or FIFO; fail if none comes within a minute."""
     data = b""
     while not data.endswith(b"\n"):
-        assert select.select([fd], [], [], 60)[0], f"nothing came; so far {data!r}"
+        assert select.select([fd], [], [], 60)[0], f"no line within a minute; so far {data!r}"
         byte = os.read(fd, 1)
         assert byte, f"ended; so far {data!r}"
         data += byte
@@ -111,7 +113,7 @@ def read_line(fd: int) -> str:
 # --- building -----------------------------------------------------------------------------------
 
 
-def test_what_is_built_is_lent_by_name(store: Store, toy: Toy) -> None:
+def test_built_files_are_lent_by_name(store: Store, toy: Toy) -> None:
     image = toy('echo "$arch $version $variant" >"$out/toy.raw"; echo x >"$work/kept"')
     with store.artifacts(image) as artifacts:
         assert artifacts["live"].read_text() == "x86_64 1 core\n"
@@ -120,25 +122,25 @@ def test_what_is_built_is_lent_by_name(store: Store, toy: Toy) -> None:
     assert leftovers(store) == []
 
 
-def test_it_is_built_once(store: Store, toy: Toy, tmp_path: Path) -> None:
+def test_an_image_is_built_once(store: Store, toy: Toy, tmp_path: Path) -> None:
     for _ in range(3):
         store.artifacts(toy()).close()
     assert runs(tmp_path) == 1
 
 
-def test_progress_says_what_is_done_and_where_the_log_is(store: Store, toy: Toy) -> None:
-    said: list[str] = []
-    store.artifacts(toy("echo hello; echo x >$out/toy.raw"), progress=said.append).close()
-    assert said[0].startswith("building toy:1; its log: ")
-    log = Path(said[0].split("its log: ")[1])
+def test_progress_names_the_build_and_its_log(store: Store, toy: Toy) -> None:
+    lines: list[str] = []
+    store.artifacts(toy("echo hello; echo x >$out/toy.raw"), say=lines.append).close()
+    assert lines[0].startswith("building toy:1; its log: ")
+    log = Path(lines[0].split("its log: ")[1])
     assert log.read_text().splitlines()[1:] == ["hello"]
-    assert said[1].startswith("toy:1 is ready: ")
-    said.clear()
-    store.artifacts(toy("echo hello; echo x >$out/toy.raw"), progress=said.append).close()
-    assert said == []
+    assert lines[1].startswith("toy:1 is ready: ")
+    lines.clear()
+    store.artifacts(toy("echo hello; echo x >$out/toy.raw"), say=lines.append).close()
+    assert lines == []
 
 
-def test_what_nobody_declared_is_not_kept(store: Store, toy: Toy) -> None:
+def test_undeclared_files_are_dropped(store: Store, toy: Toy) -> None:
     image = toy("echo x >$out/toy.raw; echo y >$out/other")
     store.artifacts(image).close()
     assert sorted(p.name for p in store.where(image).iterdir()) == ["manifest.json", "toy.raw"]
@@ -148,7 +150,7 @@ def test_artifacts_are_read_only(store: Store, toy: Toy) -> None:
     assert store.artifacts(toy())["live"].stat().st_mode & 0o777 == 0o444
 
 
-def test_a_selection_of_the_catalogue_is_what_the_store_takes(store: Store, toy: Toy) -> None:
+def test_the_store_builds_a_selection_of_the_catalogue(store: Store, toy: Toy) -> None:
     folder = toy().folder
     (folder / "image.yaml").write_text(
         "{name: toy, summary: s, profile: p, build: {script: build},"
@@ -162,18 +164,18 @@ def test_a_selection_of_the_catalogue_is_what_the_store_takes(store: Store, toy:
 
 
 @pytest.mark.parametrize("change", ["arch", "version", "variant", "name"])
-def test_each_selection_has_its_own_key(toy: Toy, change: str) -> None:
+def test_every_selection_has_its_own_key(toy: Toy, change: str) -> None:
     assert digest_inputs(toy()) != digest_inputs(toy(**{change: "other"}))
 
 
-def test_the_key_is_of_all_inputs(toy: Toy) -> None:
+def test_every_input_changes_the_key(toy: Toy) -> None:
     image = toy()
-    seen = {digest_inputs(image)}
+    keys = {digest_inputs(image)}
 
     def differs() -> bool:
         key = digest_inputs(image)
-        new = key not in seen
-        seen.add(key)
+        new = key not in keys
+        keys.add(key)
         return new
 
     data = image.folder / "sub" / "data"
@@ -196,13 +198,13 @@ def test_the_key_is_of_all_inputs(toy: Toy) -> None:
     assert differs()
 
 
-def test_the_key_is_of_nothing_else(toy: Toy, tmp_path: Path) -> None:
+def test_nothing_but_inputs_changes_the_key(toy: Toy, tmp_path: Path) -> None:
     image = toy()
     key = digest_inputs(image)
     (image.folder / "image.yaml").write_text("summary: new words")
     (image.folder / "__pycache__").mkdir()
     (image.folder / "__pycache__" / "x.pyc").write_text("")
-    # Another checkout, by another user with another umask.
+    # The mode and the place of another checkout, by a user with another umask.
     (image.folder / "build").chmod(0o700)
     assert digest_inputs(image) == key
     moved = tmp_path / "elsewhere"
@@ -210,7 +212,7 @@ def test_the_key_is_of_nothing_else(toy: Toy, tmp_path: Path) -> None:
     assert digest_inputs(replace(image, folder=moved, script=moved / "build")) == key
 
 
-def test_the_description_counts_where_it_is_an_input(toy: Toy) -> None:
+def test_image_yaml_changes_the_key_if_it_is_an_input(toy: Toy) -> None:
     image = toy(inputs=("build", "image.yaml"))
     (image.folder / "image.yaml").write_text("a")
     key = digest_inputs(image)
@@ -218,7 +220,7 @@ def test_the_description_counts_where_it_is_an_input(toy: Toy) -> None:
     assert digest_inputs(image) != key
 
 
-def test_an_input_that_is_gone_is_told(toy: Toy) -> None:
+def test_a_missing_input_is_an_error(toy: Toy) -> None:
     with pytest.raises(StoreError, match=r"an input of toy cannot be read: .*gone"):
         digest_inputs(toy(inputs=("gone",)))
 
@@ -226,7 +228,7 @@ def test_an_input_that_is_gone_is_told(toy: Toy) -> None:
 # --- failures -----------------------------------------------------------------------------------
 
 
-def test_a_failed_build_carries_the_end_of_its_log(store: Store, toy: Toy) -> None:
+def test_the_error_of_a_failed_build_contains_the_end_of_its_log(store: Store, toy: Toy) -> None:
     image = toy("seq 1 100; echo went wrong >&2; exit 3")
     with pytest.raises(BuildError, match="ended with status 3") as caught:
         store.artifacts(image)
@@ -237,7 +239,7 @@ def test_a_failed_build_carries_the_end_of_its_log(store: Store, toy: Toy) -> No
     assert store.list() == []
 
 
-def test_a_failed_build_is_tried_again(store: Store, toy: Toy, tmp_path: Path) -> None:
+def test_the_next_call_retries_a_failed_build(store: Store, toy: Toy, tmp_path: Path) -> None:
     image = toy(f'[ -e "{tmp_path}/fixed" ] && echo x >"$out/toy.raw"')
     with pytest.raises(BuildError):
         store.artifacts(image)
@@ -245,7 +247,7 @@ def test_a_failed_build_is_tried_again(store: Store, toy: Toy, tmp_path: Path) -
     assert store.artifacts(image)["live"].exists()
 
 
-def test_a_hostile_log_is_told_as_text(store: Store, toy: Toy) -> None:
+def test_the_end_of_a_hostile_log_is_short_text(store: Store, toy: Toy) -> None:
     image = toy(r"head -c 3000000 /dev/zero; printf '\377\033[2J\nend\n'; exit 1")
     with pytest.raises(BuildError) as caught:
         store.artifacts(image)
@@ -253,12 +255,12 @@ def test_a_hostile_log_is_told_as_text(store: Store, toy: Toy) -> None:
     assert len(caught.value.evidence) < 5000
 
 
-def test_a_script_killed_by_a_signal_is_told(store: Store, toy: Toy) -> None:
+def test_the_error_names_the_signal_that_killed_a_script(store: Store, toy: Toy) -> None:
     with pytest.raises(BuildError, match="was killed by signal 15"):
         store.artifacts(toy("kill $$"))
 
 
-def test_a_script_that_does_not_start_is_told(store: Store, toy: Toy) -> None:
+def test_a_script_that_does_not_start_is_an_error(store: Store, toy: Toy) -> None:
     image = toy()
     (image.folder / "build").write_text("#!/no/such/interpreter\n")
     with pytest.raises(BuildError) as caught:
@@ -269,7 +271,7 @@ def test_a_script_that_does_not_start_is_told(store: Store, toy: Toy) -> None:
 @pytest.mark.parametrize(
     "body", ["echo x >$out/other.raw", ": >$out/toy.raw", "ln -s / $out/toy.raw"]
 )
-def test_a_file_that_was_not_made_is_told(store: Store, toy: Toy, body: str) -> None:
+def test_a_file_that_the_script_left_out_is_an_error(store: Store, toy: Toy, body: str) -> None:
     with pytest.raises(BuildError, match=r"left no file 'toy.raw' for the artifact 'live'"):
         store.artifacts(toy(body))
     assert store.list() == []
@@ -277,22 +279,23 @@ def test_a_file_that_was_not_made_is_told(store: Store, toy: Toy, body: str) -> 
 
 def test_a_build_ends_at_its_deadline(store: Store, toy: Toy) -> None:
     with pytest.raises(WaitTimeoutError, match="the build of toy:1"):
-        store.artifacts(toy("sleep 1000"), deadline=deadline.after(0.2, scaled=False))
+        store.artifacts(toy("sleep 1000"), deadline=UNSCALED.after(0.2))
     assert leftovers(store) == []
 
 
-def test_nothing_that_a_build_started_outlives_it(store: Store, toy: Toy, tmp_path: Path) -> None:
+def test_no_process_of_a_build_outlives_it(store: Store, toy: Toy, tmp_path: Path) -> None:
+    need("setsid")
     fifo = tmp_path / "alive"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    # One in the script's group, one in a session of its own: both hold the FIFO while they live.
+    # One process in the script's group, one in its own session: both keep the FIFO open.
     image = toy(f'exec 8>"{fifo}"; sleep 1000 & setsid sleep 1000 & echo x >$out/toy.raw')
     store.artifacts(image).close()
     assert all_gone(reader)
 
 
 def all_gone(reader: int) -> bool:
-    """Whether a FIFO had writers and all are gone, or go within a minute."""
+    """Return whether a FIFO had writers and all of them end within a minute."""
     waiter = select.poll()
     waiter.register(reader, select.POLLIN)
     return bool(waiter.poll(60_000)) and os.read(reader, 1) == b""
@@ -305,12 +308,12 @@ import signal, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 sys.path.insert(0, {here!r})
-from test_store import Image
-from harness.store import Store
+from test_artifacts import Image
+from harness.artifacts import Store
 folder = Path(sys.argv[1])
 image = Image(folder, script=folder / "build", version=sys.argv[3])
 try:
-    artifacts = Store(Path(sys.argv[2])).artifacts(image, progress=lambda l: print(l, flush=True))
+    artifacts = Store(Path(sys.argv[2])).artifacts(image, say=lambda l: print(l, flush=True))
 except KeyboardInterrupt:
     print("interrupted", flush=True)
     sys.exit(130)
@@ -323,8 +326,8 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def start(store: Store) -> Iterator[Start]:
-    """Start a process that asks for the image, says so, and keeps it until its stdin ends."""
-    started = []
+    """Start a process that leases an image, prints progress, and ends when its stdin does."""
+    processes = []
 
     def start(image: Image) -> subprocess.Popen[bytes]:
         program = CHILD.format(root=str(ROOT), here=str(Path(__file__).parent))
@@ -334,11 +337,11 @@ def start(store: Store) -> Iterator[Start]:
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        started.append(process)
+        processes.append(process)
         return process
 
     yield start
-    for process in started:
+    for process in processes:
         process.kill()
         process.communicate()
 
@@ -350,7 +353,7 @@ def says(process: subprocess.Popen[bytes]) -> str:
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[tuple[str, Callable[[], None], int]]:
-    """Give a body that waits in the middle of a build, how to let it go on, and its lifeline."""
+    """Yield a body that pauses in the middle of a build, its resumption, and its lifeline."""
     hold, alive = tmp_path / "hold", tmp_path / "alive"
     os.mkfifo(hold)
     os.mkfifo(alive)
@@ -372,7 +375,7 @@ def void(_: object) -> None:
 Gate = tuple[str, Callable[[], None], int]
 
 
-def test_of_four_at_once_one_builds_and_the_others_wait(
+def test_one_process_builds_and_the_others_wait(
     toy: Toy, start: Start, gate: Gate, tmp_path: Path
 ) -> None:
     body, go, _ = gate
@@ -390,7 +393,7 @@ def test_of_four_at_once_one_builds_and_the_others_wait(
     assert runs(tmp_path) == 1
 
 
-def test_two_versions_share_one_work_folder_in_turn(
+def test_two_versions_use_the_work_folder_one_after_the_other(
     toy: Toy, start: Start, gate: Gate, tmp_path: Path
 ) -> None:
     body, go, alive = gate
@@ -407,7 +410,7 @@ def test_two_versions_share_one_work_folder_in_turn(
     assert says(second) == "has whole"
 
 
-def test_kill_9_in_the_middle_counts_as_nothing(
+def test_a_killed_build_is_repeated(
     store: Store, toy: Toy, start: Start, gate: Gate, tmp_path: Path
 ) -> None:
     body, go, alive = gate
@@ -417,11 +420,11 @@ def test_kill_9_in_the_middle_counts_as_nothing(
     read_line(alive)
     process.kill()
     process.wait()
-    # The script and all of it are dead as well, though nobody was left to end them.
+    # The script and its processes die, too, although their parent was killed.
     assert all_gone(alive)
     with lock(store.root / "locks" / f"{store.where(image).name}.make"):
-        pass  # the guard has let go
-    assert [entry.state for entry in store.list()] == [State.INTERRUPTED]
+        pass  # the guard has released it
+    assert [entry.status for entry in store.list()] == [Status.INTERRUPTED]
     again = start(image)
     says(again)
     go()
@@ -431,25 +434,25 @@ def test_kill_9_in_the_middle_counts_as_nothing(
     assert runs(tmp_path) == 2
 
 
-def test_what_was_interrupted_is_garbage(store: Store, toy: Toy, start: Start, gate: Gate) -> None:
+def test_gc_removes_an_interrupted_build(store: Store, toy: Toy, start: Start, gate: Gate) -> None:
     body, _, alive = gate
     image = toy(body)
     process = start(image)
     says(process)
     read_line(alive)
-    assert [entry.state for entry in store.list()] == [State.BUILDING]
-    assert store.gc(everything=True).removed == (), "what is being built is not garbage"
+    assert [entry.status for entry in store.list()] == [Status.BUILDING]
+    assert store.gc(everything=True).removed == (), "a build in progress is not garbage"
     process.kill()
     process.wait()
     with lock(store.root / "locks" / f"{store.where(image).name}.make"):
         pass
     collected = store.gc(keep=[image], max_age=1e9)
-    assert [entry.state for entry in collected.removed] == [State.INTERRUPTED]
+    assert [entry.status for entry in collected.removed] == [Status.INTERRUPTED]
     assert collected.bytes > 0
     assert leftovers(store) == []
 
 
-def test_a_build_that_outlives_its_owner_keeps_others_waiting(
+def test_a_build_that_outlives_its_parent_keeps_the_lock(
     store: Store, toy: Toy, start: Start, gate: Gate
 ) -> None:
     image = toy(gate[0])
@@ -465,7 +468,7 @@ def test_a_build_that_outlives_its_owner_keeps_others_waiting(
         assert try_lock(store.root / "locks" / "toy.work") is None
     finally:
         os.kill(guard, signal.SIGCONT)
-    with lock(making, deadline=deadline.after(60, scaled=False)):
+    with lock(making, deadline=UNSCALED.after(60)):
         assert all_gone(gate[2])
 
 
@@ -476,14 +479,14 @@ def test_ctrl_c_ends_the_build_and_leaves_nothing(
     process = start(toy(body))
     says(process)
     read_line(alive)
-    # As a terminal does it: to all of the foreground's process group.
+    # A terminal signals the whole process group in the foreground.
     os.killpg(process.pid, signal.SIGINT)
     assert says(process) == "interrupted"
     assert all_gone(alive)
     assert leftovers(store) == []
 
 
-def test_ctrl_c_ends_the_wait_for_another(toy: Toy, start: Start, gate: Gate) -> None:
+def test_ctrl_c_ends_the_wait_for_another_build(toy: Toy, start: Start, gate: Gate) -> None:
     body, go, _ = gate
     image = toy(body)
     builder = start(image)
@@ -497,7 +500,7 @@ def test_ctrl_c_ends_the_wait_for_another(toy: Toy, start: Start, gate: Gate) ->
     assert says(builder) == "has whole"
 
 
-def test_when_the_builder_fails_a_waiter_builds(
+def test_a_waiting_process_builds_after_another_failed(
     store: Store, toy: Toy, start: Start, gate: Gate, tmp_path: Path
 ) -> None:
     body, go, _ = gate
@@ -513,50 +516,50 @@ def test_when_the_builder_fails_a_waiter_builds(
     assert says(waiter) == "has whole"
 
 
-def test_the_wait_for_another_ends_at_its_deadline(
+def test_the_wait_for_another_build_ends_at_its_deadline(
     store: Store, toy: Toy, start: Start, gate: Gate
 ) -> None:
     image = toy(gate[0])
     builder = start(image)
     says(builder)
     with pytest.raises(WaitTimeoutError, match=f"held by process {builder.pid}"):
-        store.artifacts(image, deadline=deadline.after(0.1, scaled=False))
+        store.artifacts(image, deadline=UNSCALED.after(0.1))
 
 
 # --- locks --------------------------------------------------------------------------------------
 
 
-def test_a_lock_that_was_given_up_is_not_kept(tmp_path: Path) -> None:
+def test_a_lock_that_comes_after_the_deadline_is_released(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with lock(path), pytest.raises(WaitTimeoutError):
-        lock(path, deadline=deadline.after(0.05, scaled=False))
-    # The thread that was given up on gets the lock now, and lets go of it at once.
+        lock(path, deadline=UNSCALED.after(0.05))
+    # The waiting thread gets the lock now, and releases it at once.
     for thread in threading.enumerate():
         if thread.name == "flock lock":
             thread.join(60)
     assert try_lock(path) is not None
 
 
-def test_a_lock_file_that_was_removed_locks_nothing(
+def test_the_lock_of_a_removed_file_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "lock"
-    opened: list[int] = []
+    descriptors: list[int] = []
     real = locks._open
 
     def open_and_remove(path: Path) -> int:
-        opened.append(real(path))
-        if len(opened) == 1:  # its holder removes it between our open and our lock
+        descriptors.append(real(path))
+        if len(descriptors) == 1:  # the holder removes the file before this process locks it
             path.unlink()
-        return opened[-1]
+        return descriptors[-1]
 
     monkeypatch.setattr(locks, "_open", open_and_remove)
     with lock(path):
-        assert len(opened) == 2
-        assert try_lock(path) is None, "two would hold it: one of the old file, one of the new"
+        assert len(descriptors) == 2
+        assert try_lock(path) is None, "two processes would hold it: one the old file, one the new"
 
 
-def test_who_holds_a_lock_alone_is_named(tmp_path: Path) -> None:
+def test_a_lock_file_names_its_exclusive_holder(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with lock(path):
         assert holder(path) == os.getpid()
@@ -570,6 +573,7 @@ def test_who_holds_a_lock_alone_is_named(tmp_path: Path) -> None:
 
 def on_a_small_disk(tmp_path: Path, program: str) -> str:
     """Run Python with a 2 MiB tmpfs at ``tmp_path/small``, in a mount namespace of its own."""
+    need("unshare")
     small = tmp_path / "small"
     small.mkdir()
     prelude = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n"
@@ -591,9 +595,9 @@ def on_a_small_disk(tmp_path: Path, program: str) -> str:
 
 FULL = """
     from pathlib import Path
-    from test_store import Image
+    from test_artifacts import Image
     from harness.errors import DiskFullError
-    from harness.store import Store
+    from harness.artifacts import Store
     folder, small = Path({folder!r}), Path({small!r})
     store = Store(small / "cache")
     try:
@@ -610,13 +614,13 @@ FULL = """
     "body",
     [
         "head -c 4000000 /dev/zero >$out/toy.raw",
-        # The script does not look at the status: what it made is short, and its log as well.
+        # The script ignores the error: its file is too short, and so is its log.
         "head -c 4000000 /dev/zero >$out/toy.raw 2>/dev/null; exit 1",
-        # The script cleans up behind itself.
+        # The script removes its files after the error.
         "head -c 4000000 /dev/zero >$work/x || { rm $work/x; exit 1; }",
     ],
 )
-def test_a_full_disk_is_told_and_nothing_left_on_it(toy: Toy, tmp_path: Path, body: str) -> None:
+def test_a_full_disk_is_explained_and_emptied_again(toy: Toy, tmp_path: Path, body: str) -> None:
     image = toy(body)
     out = on_a_small_disk(
         tmp_path, FULL.format(folder=str(image.folder), small=str(tmp_path / "small"))
@@ -627,14 +631,14 @@ def test_a_full_disk_is_told_and_nothing_left_on_it(toy: Toy, tmp_path: Path, bo
     assert "free again: True" in out
 
 
-def test_a_full_disk_inside_the_image_is_the_builds_fault(store: Store, toy: Toy) -> None:
+def test_a_full_file_system_inside_the_image_is_a_build_error(store: Store, toy: Toy) -> None:
     if shutil.disk_usage(store.root.parent).free < 2**30:
         pytest.skip("needs 1 GiB free where pytest's temporary folders are")
     with pytest.raises(BuildError, match="ended with status 1"):
         store.artifacts(toy("echo mkfs: No space left on device; exit 1"))
 
 
-def test_a_disk_that_fills_up_in_a_fetch_is_told(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_during_a_fetch_is_explained(tmp_path: Path) -> None:
     big = tmp_path / "big"
     big.write_bytes(bytes(4_000_000))
     program = FULL.replace(
@@ -646,23 +650,23 @@ def test_a_disk_that_fills_up_in_a_fetch_is_told(tmp_path: Path) -> None:
     assert "left: [] []" in out
 
 
-def test_a_cache_that_is_no_folder_is_told(toy: Toy, tmp_path: Path) -> None:
+def test_a_cache_below_a_file_is_an_error_with_a_hint(toy: Toy, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="making toy:1: ") as caught:
         Store(tmp_path / "file" / "cache").artifacts(toy())
     assert "HARNESS_CACHE" in caught.value.hint
 
 
-def test_a_cache_that_cannot_be_written_is_told(toy: Toy, tmp_path: Path) -> None:
+def test_a_read_only_cache_is_an_error_with_a_hint(toy: Toy, tmp_path: Path) -> None:
     image = toy()
     out = on_a_small_disk(
         tmp_path,
         f"""
         import subprocess
         from pathlib import Path
-        from test_store import Image
+        from test_artifacts import Image
         from harness.errors import StoreError
-        from harness.store import Store
+        from harness.artifacts import Store
         small = {str(tmp_path / "small")!r}
         subprocess.run(["mount", "-n", "-o", "remount,bind,ro", small], check=True)
         folder = Path({str(image.folder)!r})
@@ -680,11 +684,12 @@ def test_a_cache_that_cannot_be_written_is_told(toy: Toy, tmp_path: Path) -> Non
 
 
 def fetched(url: str, content: bytes | None = None) -> Image:
+    """Return an image whose only file is fetched; without content, its checksum is wrong."""
     digest = NO_SUCH_DIGEST if content is None else hashlib.sha256(content).hexdigest()
     return Image(Path("/nowhere"), artifacts={"live": File("disk.raw", url, digest)})
 
 
-def test_a_file_is_fetched_by_its_digest(store: Store, tmp_path: Path) -> None:
+def test_a_file_is_fetched_once(store: Store, tmp_path: Path) -> None:
     source = tmp_path / "a file"
     source.write_bytes(b"content")
     image = fetched(f"file://{tmp_path}/a%20file", b"content")
@@ -693,12 +698,12 @@ def test_a_file_is_fetched_by_its_digest(store: Store, tmp_path: Path) -> None:
     assert store.artifacts(image)["live"].read_bytes() == b"content"
 
 
-def test_another_address_of_the_same_file_is_the_same_entry(tmp_path: Path) -> None:
+def test_the_key_has_the_checksum_of_a_file_and_not_its_url(tmp_path: Path) -> None:
     assert digest_inputs(fetched("file:///a", b"x")) == digest_inputs(fetched("file:///b", b"x"))
     assert digest_inputs(fetched("file:///a", b"x")) != digest_inputs(fetched("file:///a", b"y"))
 
 
-def test_another_file_is_refused_with_both_digests(store: Store, tmp_path: Path) -> None:
+def test_a_file_with_another_checksum_is_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
     with pytest.raises(ChecksumError) as caught:
         store.artifacts(fetched(f"file://{tmp_path}/file"))
@@ -708,7 +713,7 @@ def test_another_file_is_refused_with_both_digests(store: Store, tmp_path: Path)
     assert store.list() == []
 
 
-def test_a_file_that_is_not_there_is_told(store: Store, tmp_path: Path) -> None:
+def test_a_missing_local_file_is_an_error(store: Store, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be read: No such file"):
         store.artifacts(fetched(f"file://{tmp_path}/none"))
 
@@ -717,15 +722,15 @@ CONTENT = bytes(range(256)) * 16384
 
 
 class Server(BaseHTTPRequestHandler):
-    """A server that breaks connections, is busy, or knows no ranges, as its path says."""
+    """A server that breaks connections, is busy, or lacks ranges, depending on the path."""
 
     protocol_version = "HTTP/1.1"
-    asked: list[tuple[str, str | None]]
+    requests: list[tuple[str, str | None]]
 
     def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        first = self.path not in [path for path, _ in self.asked]
-        self.asked.append((self.path, wanted))
+        range_ = self.headers.get("Range")
+        first = self.path not in [path for path, _ in self.requests]
+        self.requests.append((self.path, range_))
         if self.path == "/gone":
             self.send_error(404)
         elif self.path == "/busy" and first:
@@ -738,7 +743,7 @@ class Server(BaseHTTPRequestHandler):
             self.end_headers()
             self.close_connection = True
         else:
-            start = int(wanted[6:-1]) if wanted and self.path == "/breaks" else 0
+            start = int(range_[6:-1]) if range_ and self.path == "/breaks" else 0
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(CONTENT) - start))
             self.end_headers()
@@ -752,12 +757,12 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
-    asked: list[tuple[str, str | None]] = []
-    handler = type("Handler", (Server,), {"asked": asked})
+    requests: list[tuple[str, str | None]] = []
+    handler = type("Handler", (Server,), {"requests": requests})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requests
         server.shutdown()
         thread.join()
 
@@ -766,55 +771,59 @@ Web = tuple[str, list[tuple[str, str | None]]]
 
 
 @pytest.mark.parametrize("path", ["/plain", "/breaks", "/no-ranges", "/busy"])
-def test_a_file_comes_over_http_whatever_happens_on_the_way(
+def test_a_file_is_fetched_over_http_despite_interruptions(
     store: Store, server: Web, path: str
 ) -> None:
     url, _ = server
-    said: list[str] = []
-    artifacts = store.artifacts(fetched(f"{url}{path}", CONTENT), progress=said.append)
+    lines: list[str] = []
+    artifacts = store.artifacts(fetched(f"{url}{path}", CONTENT), say=lines.append)
     assert artifacts["live"].read_bytes() == CONTENT
-    assert said[0] == f"fetching {url}{path} (4.0 MiB)"
+    assert lines[0] == f"fetching {url}{path} (4.0 MiB)"
 
 
-def test_a_broken_transfer_goes_on_where_it_broke(store: Store, server: Web) -> None:
-    url, asked = server
+def test_a_broken_transfer_is_resumed(store: Store, server: Web) -> None:
+    url, requests = server
     store.artifacts(fetched(f"{url}/breaks", CONTENT)).close()
-    (_, first), (_, second) = asked
+    (_, first), (_, second) = requests
     assert first is None
     assert second is not None
     assert int(second.removeprefix("bytes=").removesuffix("-")) > 0
 
 
-def test_a_file_that_upstream_lacks_is_told(store: Store, server: Web) -> None:
+def test_a_missing_file_on_a_server_is_an_error(store: Store, server: Web) -> None:
     with pytest.raises(StoreError, match="cannot be fetched: 404"):
         store.artifacts(fetched(f"{server[0]}/gone", CONTENT))
-    assert len(server[1]) == 1, "what is gone is not asked for again"
+    assert len(server[1]) == 1, "a missing file is not requested again"
 
 
-def test_a_file_longer_than_the_disk_is_told_at_once(store: Store, server: Web) -> None:
+def test_a_file_larger_than_the_disk_is_refused_before_the_transfer(
+    store: Store, server: Web
+) -> None:
     with pytest.raises(DiskFullError, match=r"/huge needs 1073741824\.0 GiB"):
         store.artifacts(fetched(f"{server[0]}/huge", CONTENT))
     assert leftovers(store) == []
 
 
-def test_a_host_that_does_not_answer_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.store.fetch._ATTEMPTS", 1)
+def test_an_unreachable_server_is_an_error_with_a_hint(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.artifacts.fetch._ATTEMPTS", 1)
     with pytest.raises(StoreError, match="cannot be fetched") as caught:
         store.artifacts(fetched("http://127.0.0.1:1/file", CONTENT))
     assert "https_proxy" in caught.value.hint
 
 
-# --- looking after ------------------------------------------------------------------------------
+# --- listing and removing ------------------------------------------------------------------------------
 
 
-def test_a_listing_tells_what_there_is(store: Store, toy: Toy) -> None:
+def test_a_listing_has_the_status_of_every_entry(store: Store, toy: Toy) -> None:
     assert store.list() == []
     store.artifacts(toy()).close()
     with store.artifacts(toy(version="2")):
         entries = {entry.manifest.version: entry for entry in store.list() if entry.manifest}
-        assert (entries["1"].state, entries["2"].state) == (State.READY, State.IN_USE)
+        assert (entries["1"].status, entries["2"].status) == (Status.READY, Status.IN_USE)
     assert entries["1"].bytes >= len("content\n")
-    assert [entry.state for entry in store.list()] == [State.READY, State.READY]
+    assert [entry.status for entry in store.list()] == [Status.READY, Status.READY]
 
 
 def damage(path: Path) -> None:
@@ -828,9 +837,9 @@ def test_verify_reads_every_byte(store: Store, toy: Toy) -> None:
     assert store.verify() == {}
     damage(artifacts["live"])
     faults = store.verify(remove=True)
-    assert list(faults) == [artifacts.id]
-    assert "has sha256" in faults[artifacts.id][0]
-    assert artifacts["live"].exists(), "what is in use is not removed"
+    assert list(faults) == [artifacts.entry]
+    assert "has sha256" in faults[artifacts.entry][0]
+    assert artifacts["live"].exists(), "an entry in use is not removed"
     artifacts.close()
     store.verify(remove=True)
     assert not store.where(image).exists()
@@ -839,7 +848,7 @@ def test_verify_reads_every_byte(store: Store, toy: Toy) -> None:
 
 @pytest.mark.parametrize("file", ["toy.raw", "manifest.json"])
 @pytest.mark.parametrize("how", ["short", "gone"])
-def test_what_is_damaged_is_made_anew(
+def test_a_damaged_entry_is_rebuilt(
     store: Store, toy: Toy, tmp_path: Path, file: str, how: str
 ) -> None:
     image = toy()
@@ -847,28 +856,47 @@ def test_what_is_damaged_is_made_anew(
     path = store.where(image) / file
     path.chmod(0o644)
     path.unlink() if how == "gone" else path.write_text("{")
-    assert [entry.state for entry in store.list()] == [State.DAMAGED]
-    said: list[str] = []
-    assert store.artifacts(image, progress=said.append)["live"].read_text() == "content\n"
-    assert said[0].startswith("toy:1 in the cache is damaged, making it anew: ")
+    assert [entry.status for entry in store.list()] == [Status.DAMAGED]
+    lines: list[str] = []
+    assert store.artifacts(image, say=lines.append)["live"].read_text() == "content\n"
+    assert lines[0].startswith("toy:1 in the cache is damaged; rebuilding it: ")
     assert runs(tmp_path) == 2
 
 
-def test_gc_keeps_what_is_wanted(store: Store, toy: Toy) -> None:
+def test_an_entry_that_is_damaged_whenever_it_is_built_is_an_error(
+    store: Store, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Manifest, "faults", lambda *_, **__: ["toy.raw is too short"])
+    with pytest.raises(StoreError, match="cannot be used as soon as it is built") as caught:
+        store.artifacts(toy())
+    assert caught.value.evidence == "toy.raw is too short"
+    assert runs(tmp_path) == 3
+
+
+def test_gc_removes_the_rest_of_a_build_whose_entry_is_in_use(store: Store, toy: Toy) -> None:
+    """A process that is killed right after it has published an entry leaves an empty folder."""
+    with store.artifacts(toy()) as artifacts:
+        (store.root / "tmp" / artifacts.entry).mkdir()
+        assert [entry.status for entry in store.gc(keep=[toy()]).removed] == [Status.INTERRUPTED]
+        assert leftovers(store) == []
+        assert [entry.status for entry in store.list()] == [Status.IN_USE]
+
+
+def test_gc_keeps_the_entries_that_it_is_given(store: Store, toy: Toy) -> None:
     old, new = toy(), toy(version="2")
     for image in (old, new):
         store.artifacts(image).close()
-    would = store.gc(keep=[new], dry_run=True)
+    planned = store.gc(keep=[new], dry_run=True)
     assert store.where(old).exists()
     done = store.gc(keep=[new])
-    assert [entry.id for entry in done.removed] == [entry.id for entry in would.removed]
+    assert [entry.id for entry in done.removed] == [entry.id for entry in planned.removed]
     assert [entry.id for entry in done.removed] == [store.where(old).name]
-    assert done.bytes == would.bytes > 0
+    assert done.bytes == planned.bytes > 0
     assert (store.where(old).exists(), store.where(new).exists()) == (False, True)
     assert leftovers(store) == []
 
 
-def test_gc_removes_nothing_that_is_in_use(store: Store, toy: Toy, start: Start) -> None:
+def test_gc_removes_no_entry_in_use(store: Store, toy: Toy, start: Start) -> None:
     image = toy()
     process = start(image)
     says(process)
@@ -876,14 +904,14 @@ def test_gc_removes_nothing_that_is_in_use(store: Store, toy: Toy, start: Start)
     assert says(process) == "has content"
     collected = store.gc(everything=True)
     assert collected.removed == ()
-    assert [entry.state for entry in collected.in_use] == [State.IN_USE]
+    assert [entry.status for entry in collected.in_use] == [Status.IN_USE]
     assert store.where(image).exists()
     process.kill()
     process.wait()
     assert len(store.gc(everything=True).removed) == 1
 
 
-def test_gc_goes_by_the_last_use(store: Store, toy: Toy) -> None:
+def test_gc_keeps_recently_used_entries(store: Store, toy: Toy) -> None:
     image = toy()
     store.artifacts(image).close()
     assert store.gc(max_age=3600).removed == ()
@@ -895,7 +923,7 @@ def test_gc_goes_by_the_last_use(store: Store, toy: Toy) -> None:
 
 
 def test_gc_of_everything_leaves_nothing(store: Store, toy: Toy) -> None:
-    # A work folder without write permission, as a build may leave it.
+    # The build leaves a folder without write permission in its work folder.
     store.artifacts(
         toy("echo x >$out/toy.raw; mkdir $work/d; echo >$work/d/f; chmod 0 $work/d")
     ).close()
@@ -906,12 +934,12 @@ def test_gc_of_everything_leaves_nothing(store: Store, toy: Toy) -> None:
     assert not any((store.root / "work").iterdir())
 
 
-def test_gc_of_no_cache_does_nothing(store: Store) -> None:
+def test_gc_without_a_cache_makes_no_folder(store: Store) -> None:
     assert store.gc(everything=True).bytes == 0
     assert not store.root.exists()
 
 
-def test_who_forgets_the_artifacts_keeps_them(store: Store, toy: Toy) -> None:
+def test_artifacts_that_are_not_closed_stay_in_use(store: Store, toy: Toy) -> None:
     image = toy()
     store.artifacts(image)
     path = store.root / "locks" / f"{store.where(image).name}.use"
@@ -919,8 +947,8 @@ def test_who_forgets_the_artifacts_keeps_them(store: Store, toy: Toy) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_locks_of_what_is_gone_go_too(store: Store, tmp_path: Path) -> None:
-    """Of who was killed between removing an entry and its locks."""
+def test_gc_removes_abandoned_locks(store: Store, tmp_path: Path) -> None:
+    """A process that is killed after it has removed an entry leaves its locks."""
     store.gc()
     locks = store.root / "locks"
     locks.mkdir(parents=True, exist_ok=True)

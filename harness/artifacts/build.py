@@ -1,4 +1,4 @@
-"""Runs an image's build script: its own process group, its log in a file, nothing left behind."""
+"""Runs an image's build script: in its own process group, with a log, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from harness.artifacts import _guard
+from harness.cache.space import full
 from harness.deadline import Deadline
 from harness.errors import BuildError, WaitTimeoutError
 from harness.spec import MIB
-from harness.store import _guard
-from harness.store.space import full
 
 TAIL: Final = 40
-"""Lines of a failed build's log that its error carries."""
+"""Lines at the end of the log that the error of a failed build contains."""
 
 _LINE: Final = 2000
-_NEXT_TO_NOTHING: Final = 64 * 1024
+_ALMOST_NONE: Final = 64 * 1024
 _LITTLE: Final = 1024 * MIB
-"""Bytes: a script that failed for want of space may have removed what it had written."""
+"""Bytes. A script that failed for lack of space may have removed its files since."""
 _FULL: Final = re.compile(r"No space left on device|Disk quota exceeded|ENOSPC")
 
 
@@ -41,22 +41,22 @@ def run_script(
 ) -> None:
     """Run a build script to its end.
 
-    Whatever ends this call, the script and all that it started are dead when it returns. When this
-    process is killed they die as well, and ``hold`` keeps the next build waiting until then.
+    When this call ends, even by an error, the script and all processes that it started are dead. When
+    this process is killed, they die too, and ``hold`` keeps the next build waiting until then.
 
     Args:
         command: The program and its arguments.
         cwd: Its working folder.
-        log: The file that its output goes to.
-        name: What is built, for messages.
-        deadline: When to give up.
-        hold: Descriptors of locks that the build keeps held.
+        log: The file for its output.
+        name: The name of the build in messages.
+        deadline: The end of the build.
+        hold: The descriptors of locks that stay held until the build has ended.
 
     Raises:
-        BuildError: if it ends with another status than 0; carries the end of the log.
-        DiskFullError: if it failed because no space was left.
-        WaitTimeoutError: if the deadline passed.
-        OSError: if the log cannot be written.
+        BuildError: The script ended with a status other than 0; contains the end of the log.
+        DiskFullError: The script failed because no space was left.
+        WaitTimeoutError: The deadline passed.
+        OSError: The log cannot be written.
     """
     lifeline, ours = os.pipe()
     try:
@@ -64,13 +64,13 @@ def run_script(
             output.write(f"$ {shlex.join(command)}\n".encode())
             output.flush()
             guard = subprocess.Popen(
-                # -I: neither the environment nor the working folder decides what is imported.
+                # -I: imports depend neither on the environment nor on the working folder.
                 [sys.executable, "-I", "-S", _guard.__file__, str(lifeline), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
-                start_new_session=True,  # a Ctrl-C of the terminal reaches us, and we end it
+                start_new_session=True,  # Ctrl-C reaches this process alone, which ends the script
                 pass_fds=(lifeline, *hold),
             )
         os.close(lifeline)
@@ -94,7 +94,7 @@ def run_script(
 
 
 def _wait(guard: subprocess.Popen[bytes], deadline: Deadline) -> bool:
-    """Wait for the guard's end; whether it came before the deadline."""
+    """Wait until the guard ends; return whether it ended before the deadline."""
     process = os.pidfd_open(guard.pid)
     try:
         waiter = select.poll()
@@ -105,25 +105,25 @@ def _wait(guard: subprocess.Popen[bytes], deadline: Deadline) -> bool:
 
 
 def _fail(name: str, status: int, log: Path) -> None:
-    last = tail(log)
+    end = tail(log)
     free = shutil.disk_usage(log.parent).free
-    # The words alone may be of a file system inside the image. On a disk that is full to the last
-    # byte, the log has no room for them.
-    if free < _NEXT_TO_NOTHING or (free < _LITTLE and _FULL.search(last)):
-        raise full(log.parent, f"the build of {name} needs more", evidence=f"{log}\n{last}")
+    # The message alone may be about a file system inside the image. On a disk that is full to the last
+    # byte, the log has no room for the message.
+    if free < _ALMOST_NONE or (free < _LITTLE and _FULL.search(end)):
+        raise full(log.parent, f"the build of {name} needs more", evidence=f"{log}\n{end}")
     signal = -status if status < 0 else status - 128
     how = f"was killed by signal {signal}" if 0 < signal < 65 else f"ended with status {status}"
     raise BuildError(
         f"the build of {name} failed: its script {how}",
-        evidence=f"{log}\n{last}",
-        hint="the log's first line is the command: run it by hand",
+        evidence=f"{log}\n{end}",
+        hint="the first line of the log is the command: run it by hand",
     )
 
 
 def tail(log: Path, lines: int = TAIL) -> str:
-    """Return the last lines of a log, each at most 2000 characters, as text whatever it holds."""
+    """Return the last lines of a log, each cut to 2000 bytes, with invalid UTF-8 replaced."""
     with log.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - lines * _LINE))
-        end = deque(file.read().splitlines(), maxlen=lines)
-    return "\n".join(line[-_LINE:].decode(errors="replace") for line in end)
+        last = deque(file.read().splitlines(), maxlen=lines)
+    return "\n".join(line[-_LINE:].decode(errors="replace") for line in last)

@@ -1,31 +1,33 @@
-"""What is saved of a machine: a folder with its RAM, its devices' state and its disks.
+"""A saved machine: a folder with its RAM, its device state and its disks.
 
 ::
 
     ram                  the guest's RAM; holes are zeros. Forks map it privately
     devices              QEMU's migration stream without the RAM
-    disks/NAME.qcow2     a disk as it was; forks have an overlay on it
-    efivars.fd           the UEFI variables; forks have a copy
-    tpm/                 what the TPM held, of a cold one; otherwise the devices' state has it
-    snapshot.json        all else, and of each file what shows that it is whole; written last
+    disks/NAME.qcow2     a disk; each fork writes to an overlay on it
+    efivars.fd           the UEFI variables; each fork has a copy
+    tpm/                 the TPM's state, in a cold snapshot only; otherwise ``devices`` contains it
+    snapshot.json        everything else, and the seals of all files; written last
 
-A *cold* snapshot has disks and variables only: its machine could not be saved while it ran, was shut
-down, and a fork of it boots.
+A *cold* snapshot has disks and variables only. Its machine could not be saved while it ran and was shut
+down, so a fork of it boots.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from harness import jsonfile
-from harness.errors import HarnessError, StateError
-from harness.spec import MIB, Disk, Firmware, MachineSpec, Nic, Reach, Tpm
-from harness.state.codec import shape, spec_from_json, to_json
+from harness.errors import StateError
+from harness.spec import MIB, Account, Disk, Firmware, GuestForward, MachineSpec, Nic, Tpm
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict
 
 MANIFEST: Final = "snapshot.json"
 RAM: Final = "ram"
@@ -34,18 +36,18 @@ VARIABLES: Final = "efivars.fd"
 TPM: Final = "tpm"
 
 SMALL: Final = 16 * MIB
-"""Bytes up to which a file's digest is compared before each use. A larger one has its size and its
-time of change looked at: whoever writes to a file changes that."""
+"""Bytes up to which the checksum of a file is compared before each use. Of a larger file, size and time
+of change are compared: every write changes that time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """What shows that a file is the one that was saved.
+    """The marks of a saved file, by which a later change is detected.
 
     Attributes:
         size: Bytes.
         changed: Its ``st_mtime_ns``.
-        sha256: Its digest; empty for a large file.
+        sha256: Its SHA-256, in hexadecimal; empty for a file larger than :data:`SMALL`.
     """
 
     size: int
@@ -54,16 +56,16 @@ class Seal:
 
     @classmethod
     def of(cls, path: Path) -> Seal:
-        """Return the seal of a file as it is now.
+        """Return the seal of a file in its present condition.
 
         Raises:
-            OSError: if it cannot be read.
+            OSError: The file cannot be read.
         """
         status = path.stat()
         return cls(status.st_size, status.st_mtime_ns, _digest(path, status.st_size))
 
     def fault(self, path: Path) -> str | None:
-        """Return what is wrong with a file, ``None`` if nothing is."""
+        """Return how a file differs from its seal; ``None`` if it does not."""
         try:
             status = path.stat()
             if status.st_size != self.size:
@@ -71,7 +73,7 @@ class Seal:
             if status.st_mtime_ns != self.changed:
                 return f"{path} was changed after it had been saved"
             if self.sha256 and _digest(path, status.st_size) != self.sha256:
-                return f"{path} has another digest"
+                return f"{path} has another checksum"
         except OSError as error:
             return f"{path}: {error.strerror}"
         return None
@@ -90,7 +92,7 @@ class Shell:
 
     Attributes:
         count: The number of its last command.
-        up: What it prints when it starts again.
+        up: The line that it prints when it starts again.
     """
 
     count: int
@@ -98,34 +100,28 @@ class Shell:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """Who logs in on the saved machine."""
-
-    user: str
-    password: str
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A saved machine.
 
     Attributes:
-        folder: Where its files are.
-        spec: The machine's.
-        accel: ``kvm`` or ``tcg``; a fork has the same.
+        folder: The folder of its files.
+        spec: The spec of the machine.
+        accel: ``kvm`` or ``tcg``; a fork uses the same.
         cpu_model: QEMU's name of the CPU model; a fork has the same.
         qemu: The version of QEMU that saved it.
-        saved: When, in seconds of the epoch.
+        saved: The time when it was saved, in seconds of the epoch.
         cold: Why it has no RAM; empty if it has.
-        shell: The driver of console commands, if one was logged in.
-        line: The last line on the console, which a prompt may be on.
-        host_key: The SSH host key that was pinned, if SSH was used.
-        account: Who logs in.
+        shell: The driver of console commands, if the console was logged in.
+        line: The last line on the console; it may be a prompt.
+        host_key: The pinned SSH host key, if SSH was used.
+        account: The account that logs in.
         private_key: The SSH key that logs in, in OpenSSH's format.
-        public_key: Its line for ``authorized_keys``.
+        public_key: The line of the key for ``authorized_keys``.
         files: The seals of its files, by path below the folder.
-        bases: The seals of the files that its disks and its boot need, by path.
+        bases: The seals of the files outside the folder that its disks and its boot need, by path.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
 
     folder: Path
     spec: MachineSpec
@@ -145,17 +141,17 @@ class Snapshot:
 
     @property
     def ram(self) -> Path:
-        """The RAM's file."""
+        """The file of the RAM."""
         return self.folder / RAM
 
     @property
     def devices(self) -> Path:
-        """The file of the devices' state."""
+        """The file of the device state."""
         return self.folder / DEVICES
 
     @property
     def variables(self) -> Path | None:
-        """The UEFI variables; ``None`` if the machine has none."""
+        """The file of the UEFI variables; ``None`` if the machine has none."""
         path = self.folder / VARIABLES
         return path if path.exists() else None
 
@@ -163,9 +159,10 @@ class Snapshot:
         """Return the spec of a fork: its disks are overlays on the saved ones.
 
         Args:
-            name: The fork's name; the saved machine's by default. MAC addresses follow it where no
-                port of the host leads in: forks may meet there. An interface with one is alone with
-                the host, which knows it by the address that its MAC address was leased.
+            name: The name of the fork; by default that of the saved machine. Forks may meet on an
+                interface without forwarded ports, so its MAC address follows the name. An interface
+                with forwarded ports has a network of its own, where QEMU forwards to the address that
+                was leased to the saved MAC address; so it keeps that one.
         """
         nics = tuple(
             replace(nic, mac=self.spec.mac(nic)) if nic.forward else nic for nic in self.spec.nics
@@ -173,8 +170,8 @@ class Snapshot:
         disks = []
         for disk in self.spec.disks:
             saved = self.folder / "disks" / f"{disk.name}.qcow2"
-            of_saved = replace(disk, base=saved, format="qcow2", in_place=False)
-            disks.append(of_saved if saved.exists() else disk)
+            overlay = replace(disk, base=saved, format="qcow2", in_place=False)
+            disks.append(overlay if saved.exists() else disk)
         tpm = self.spec.tpm
         if tpm is not None:
             tpm = Tpm(self.folder / TPM if self.cold else None)
@@ -183,24 +180,21 @@ class Snapshot:
         )
 
     def write(self) -> Snapshot:
-        """Seal the files and write the manifest, down to the disk; return what was written.
+        """Seal the files and write the manifest, synced to the disk; return the sealed snapshot.
 
         Raises:
-            OSError: if it cannot be written.
+            OSError: The manifest cannot be written.
         """
         files = []
         for path in sorted(self.folder.rglob("*")):
             if path.is_file() and path.name != MANIFEST:
-                # Some file systems keep no modes. The seals tell what was written to without them.
+                # Some file systems have no modes; there, the seals alone detect a change.
                 with contextlib.suppress(PermissionError):
                     path.chmod(0o444)
                 files.append((str(path.relative_to(self.folder)), Seal.of(path)))
         whole = replace(self, files=tuple(files))
-        data = to_json(whole)
-        del data["folder"]
-        content = {"format": FORMAT, **data}
-        # For its owner only: it has a private key.
-        jsonfile.write(self.folder / MANIFEST, content, mode=0o600, durable=True)
+        # Only the owner may read it: it contains a private key.
+        jsonfile.save(self.folder / MANIFEST, whole, format=FORMAT, omit=("folder",), mode=0o600)
         return whole
 
     @classmethod
@@ -208,35 +202,44 @@ class Snapshot:
         """Return the snapshot in a folder.
 
         Raises:
-            StateError: if there is none that is whole.
+            StateError: The manifest is missing, damaged, or of another version of Harness.
         """
         path = folder / MANIFEST
         try:
-            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if data.pop("format") != FORMAT:
-                raise StateError(f"{path} is of another version of Harness")
-            data["spec"] = spec_from_json(data["spec"])
-            for name, kind in (("shell", Shell), ("account", Account)):
-                data[name] = None if data[name] is None else kind(**data[name])
-            for name in ("files", "bases"):
-                data[name] = tuple((str(file), Seal(**seal)) for file, seal in data[name])
-            return cls(folder=folder, **data)
-        except StateError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, HarnessError) as error:
-            raise StateError(f"{path} is missing or damaged: {error!r}") from error
+            return jsonfile.load(path, cls, format=FORMAT, folder=str(folder))
+        except jsonfile.OtherFormatError as error:
+            raise StateError(f"{path} is of another version of Harness") from error
+        except (OSError, ValueError) as error:
+            raise StateError(f"{path} is missing or damaged: {error}") from error
 
     def faults(self) -> list[str]:
-        """Return what is wrong with the files, a sentence each; it reads the small ones."""
+        """Return how the files differ from their seals, a sentence each; this reads the small files."""
         checks = [(self.folder / name, seal) for name, seal in self.files]
         checks += [(Path(name), seal) for name, seal in self.bases]
         return [fault for path, seal in checks if (fault := seal.fault(path)) is not None]
 
 
-_NUMBER: Final = 2
-"""Counted up where what is saved keeps its fields and means something else."""
+def shape(*kinds: type) -> str:
+    """Return a digest of the names of dataclasses' fields, which are the names in their JSON."""
+    names = [(kind.__name__, [field.name for field in dataclasses.fields(kind)]) for kind in kinds]
+    return hashlib.sha256(repr(names).encode()).hexdigest()[:8]
 
-_PARTS: Final = (Snapshot, Seal, Shell, Account, MachineSpec, Firmware, Disk, Nic, Reach, Tpm)
+
+_NUMBER: Final = 2
+"""Raised when a field keeps its name and changes its meaning."""
+
+_PARTS: Final = (
+    Snapshot,
+    Seal,
+    Shell,
+    Account,
+    MachineSpec,
+    Firmware,
+    Disk,
+    Nic,
+    GuestForward,
+    Tpm,
+)
 
 FORMAT: Final = f"{_NUMBER}.{shape(*_PARTS)}"
-"""Of a snapshot's files; another one makes all states anew."""
+"""The format of a snapshot; every state is built again when it changes."""

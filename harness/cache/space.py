@@ -1,4 +1,4 @@
-"""What the host's refusals to write mean."""
+"""Space on disk: errors of writing explained, usage measured, folders removed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ HINT: Final = (
 
 
 def full(where: Path, why: str, *, evidence: str = "") -> DiskFullError:
-    """Return the error for a full disk; ``where`` is a folder on it."""
+    """Return the error for a full disk.
+
+    Args:
+        where: A path on the disk; it may not exist.
+        why: The cause, for the message.
+        evidence: The evidence, as in :class:`~harness.errors.HarnessError`.
+    """
     while not where.exists() and where != where.parent:
         where = where.parent
     free = shutil.disk_usage(where).free
@@ -33,40 +39,39 @@ def full(where: Path, why: str, *, evidence: str = "") -> DiskFullError:
 
 
 @contextmanager
-def explained(where: Path, what: str) -> Iterator[None]:
-    """Turn the host's refusal to write below ``where`` into an error of the store.
+def explained(where: Path, activity: str) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into an error that says what to try.
 
     Args:
         where: A folder of the cache.
-        what: What was being done: ``publishing skiff``.
+        activity: The activity of the block, for the message: ``publishing skiff``.
 
     Raises:
-        DiskFullError: for a full disk or quota.
-        StoreError: for any other ``OSError``.
+        DiskFullError: The disk or the quota is full.
+        StoreError: Another ``OSError``.
     """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise full(where, f"{what} needs more") from error
-        hint = "look at the path above and at its disk"
+            raise full(where, f"{activity} needs more") from error
+        hint = "check the path above and its disk"
         if error.errno in (errno.EFBIG, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENODEV):
             hint = (
-                "its file system cannot do that: put the cache on a local disk: HARNESS_CACHE=/path"
+                "its file system cannot do this; put the cache on a local disk: HARNESS_CACHE=/path"
             )
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             hint = "make it writable, or put the cache elsewhere: HARNESS_CACHE=/path"
-        raise StoreError(f"{what}: {error}", evidence=str(where), hint=hint) from error
+        raise StoreError(f"{activity}: {error}", evidence=str(where), hint=hint) from error
 
 
 def disk_usage(path: Path) -> int:
-    """Return the bytes that a file or folder takes on disk: holes are none."""
+    """Return the bytes that a file or folder takes on disk; holes take none."""
     total = 0
     pending = [path]
     while pending:
         current = pending.pop()
-        # What another process removes meanwhile takes no space; what is in a folder that we cannot
-        # read is not known.
+        # Another process may remove files meanwhile. Folders that this user cannot read are skipped.
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             status = current.lstat()
             total += status.st_blocks * 512  # in units of 512 bytes: stat(2)
@@ -76,10 +81,10 @@ def disk_usage(path: Path) -> int:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file or folder, and what in it is read-only; nothing if it is not there.
+    """Remove a file or folder, read-only contents included; a missing one is no error.
 
     Raises:
-        OSError: if something of it cannot be removed.
+        OSError: A part of it cannot be removed.
     """
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
@@ -89,7 +94,7 @@ def remove_tree(path: Path) -> None:
         problem = error[1] if isinstance(error, tuple) else error
         if isinstance(problem, FileNotFoundError):
             return
-        # A folder without write permission: a build may leave such.
+        # A build may leave a folder without write permission.
         for folder in (Path(name).parent, Path(name)):
             if folder.is_dir() and not folder.is_symlink():
                 folder.chmod(0o700)
@@ -105,7 +110,7 @@ def remove_tree(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Write a file, or a folder's names, down to the disk."""
+    """Sync a file, or the names in a folder, to the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

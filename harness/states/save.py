@@ -1,9 +1,9 @@
-"""Saves a machine: its devices' state by QEMU's migration, its RAM and disks as files.
+"""Saves a machine: its device state by QEMU's migration, its RAM and disks as files.
 
-RAM that is a shared file is left out of the migration stream (capability ``x-ignore-shared``,
-``docs/devel/migration/features`` of QEMU), which makes that stream some megabytes. A machine that is
-to be saved has its RAM in a memory file (``memfd_create(2)``): no page of it is written to a disk
-while the machine runs, and what it never touched stays a hole.
+QEMU leaves RAM in a shared file out of the migration stream (capability ``x-ignore-shared``,
+``docs/devel/migration/features`` of QEMU), so the stream has only some megabytes. A saveable machine has
+its RAM in a memory file (``memfd_create(2)``): no page is written to a disk while the machine runs, and
+pages that the guest never touched stay holes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from harness.deadline import Deadline, after
+from harness.cache.space import explained
+from harness.deadline import UNSCALED, Deadline
 from harness.errors import QmpError, SnapshotError
 from harness.qemu import disk as disks
 from harness.qemu.argv import Allocations, DiskFile
 from harness.qemu.qmp import Event, Qmp
 from harness.spec import MachineSpec
-from harness.state.snapshot import (
+from harness.states.snapshot import (
     DEVICES,
     RAM,
     TPM,
@@ -33,7 +34,6 @@ from harness.state.snapshot import (
     Seal,
     Snapshot,
 )
-from harness.store.space import explained
 
 _ENDED: Final = frozenset({"completed", "failed", "cancelled"})
 _PART: Final = 1 << 30
@@ -42,7 +42,7 @@ _BLOCK: Final = 64 * 1024
 
 @dataclass(slots=True)
 class Memory:
-    """A machine's RAM in memory that Harness holds as well.
+    """A machine's RAM in a memory file that Harness has open, too.
 
     Attributes:
         fd: The descriptor of the memory file.
@@ -54,7 +54,7 @@ class Memory:
 
     @classmethod
     def create(cls, name: str, size: int, content: Path | None = None) -> Memory:
-        """Make a memory file, of zeros or with the content of a saved one."""
+        """Make a memory file: of zeros, or with the content of a file of saved RAM."""
         fd = os.memfd_create(f"harness-{name}", os.MFD_CLOEXEC)
         try:
             if content is None:
@@ -68,17 +68,17 @@ class Memory:
         return cls(fd, size)
 
     def close(self) -> None:
-        """Let go of it; QEMU keeps it while it runs."""
+        """Close the file; QEMU keeps it open while it runs."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 def copy_data(source: int, target: int) -> None:
-    """Copy a file into an empty one, leaving out its holes (``lseek(2)``, SEEK_DATA).
+    """Copy a file into an empty one without its holes (``lseek(2)``, SEEK_DATA).
 
-    A file system that does not tell holes says that all is data, or knows no SEEK_DATA: there,
-    blocks of zeros are left out.
+    A file system that does not report holes calls everything data, or lacks SEEK_DATA; there, blocks of
+    zeros are left out.
     """
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
@@ -103,7 +103,7 @@ def copy_data(source: int, target: int) -> None:
 
 
 def _copy_blocks(source: int, target: int, size: int) -> None:
-    """Copy a file by reading it, leaving out blocks of zeros."""
+    """Copy a file by reading it, without blocks of zeros."""
     zeros = bytes(_BLOCK)
     offset = 0
     while offset < size and (part := os.pread(source, _BLOCK, offset)):
@@ -118,23 +118,23 @@ def check_disks(spec: MachineSpec) -> None:
     """Raise if a disk cannot be part of a snapshot.
 
     Raises:
-        SnapshotError: names the disk.
+        SnapshotError: A disk is written in place; names it.
     """
     for disk in spec.disks:
         if disk.in_place and not disk.readonly:
             raise SnapshotError(
                 f"machine {spec.name} cannot be saved: its disk {disk.name} is written in place",
-                hint="give it the disk without in_place: it then writes to an overlay",
+                hint="pass the disk without in_place; the machine then writes to an overlay",
             )
 
 
 def migrate(qmp: Qmp, target: Path, limit: Deadline) -> None:
-    """Write the devices' state of a machine to a file; it is paused afterwards.
+    """Write the device state of a machine to a file; the machine is paused afterwards.
 
     Raises:
-        SnapshotError: if a device forbids it; QEMU's words name it.
-        OSError: if the disk is full.
-        WaitTimeoutError: at the deadline.
+        SnapshotError: A device forbids it; QEMU's message names the device.
+        OSError: The disk is full.
+        WaitTimeoutError: The deadline passed.
     """
     qmp.execute("stop", deadline=limit)
     blocked = qmp.execute("query-migrate", deadline=limit).get("blocked-reasons", [])
@@ -157,72 +157,72 @@ def migrate(qmp: Qmp, target: Path, limit: Deadline) -> None:
 
 
 def has_ended(event: Event) -> bool:
-    """Whether an event of QEMU says that a migration ended."""
+    """Return whether an event of QEMU reports the end of a migration."""
     return event.data.get("status") in _ENDED
 
 
 @contextlib.contextmanager
 def hot(
-    qmp: Qmp, draft: Snapshot, given: Allocations, memory: Memory, *, limit: Deadline | None = None
+    qmp: Qmp, draft: Snapshot, memory: Memory, *, limit: Deadline | None = None
 ) -> Iterator[None]:
-    """Save a running machine into the folder of ``draft``; the block runs before its disks are.
+    """Save the RAM and device state of a running machine into the folder of ``draft``.
 
-    The machine stands still in the block: end QEMU there if it is of no further use, and its disks
-    are moved, not copied.
+    The machine is paused during the block. If QEMU is not needed any more, end it in the block:
+    :func:`finish` can then move the disks instead of copying them.
 
     Raises:
-        SnapshotError: if a device forbids it.
-        DiskFullError, StoreError: if the folder cannot be written.
+        SnapshotError: A device forbids it.
+        DiskFullError, StoreError: The folder cannot be written.
     """
     folder = draft.folder
     check_disks(draft.spec)
     with explained(folder, "saving a machine"):
         folder.mkdir(parents=True, exist_ok=True)
-        migrate(qmp, folder / DEVICES, limit or after(60))
+        migrate(qmp, folder / DEVICES, limit or UNSCALED.after(60))
         with (folder / RAM).open("xb") as target:
             copy_data(memory.fd, target.fileno())
         yield
 
 
-def finish(draft: Snapshot, given: Allocations, *, inside: Path, move: bool) -> Snapshot:
+def finish(draft: Snapshot, allocations: Allocations, *, inside: Path, move: bool) -> Snapshot:
     """Save disks and variables, and write the manifest.
 
     Args:
-        draft: What is known of the machine.
-        given: Its allocations.
-        inside: The cache's root: bases below it stay where they are, others are made part of the
-            snapshot, for nobody says how long they live.
+        draft: The snapshot without seals.
+        allocations: The allocations of the machine.
+        inside: The root of the cache. Bases below it stay in their place. Other bases may be removed
+            at any time, so their content becomes part of the snapshot.
         move: Whether the machine has ended and does not need its files any more.
 
     Raises:
-        DiskFullError, StoreError: if the folder cannot be written.
-        HostError: if ``qemu-img`` refuses.
+        DiskFullError, StoreError: The folder cannot be written.
+        HostError: ``qemu-img`` failed.
     """
     folder = draft.folder
     with explained(folder, "saving a machine"):
         (folder / "disks").mkdir(parents=True, exist_ok=True)
         needed = [path for path in (draft.spec.firmware.kernel, draft.spec.firmware.initrd) if path]
         for disk in draft.spec.disks:
-            file = given.disks[disk.name]
+            file = allocations.disks[disk.name]
             if disk.readonly:
                 needed.append(file.path)
                 continue
             needed += _save_disk(file, folder / "disks" / f"{disk.name}.qcow2", inside, move)
-        if given.variables is not None:
-            shutil.copyfile(given.variables, folder / VARIABLES)
-        if given.tpm_state is not None and draft.cold:
-            shutil.copytree(given.tpm_state, folder / TPM)
+        if allocations.variables is not None:
+            shutil.copyfile(allocations.variables, folder / VARIABLES)
+        if allocations.tpm_state is not None and draft.cold:
+            shutil.copytree(allocations.tpm_state, folder / TPM)
         bases = tuple((str(path), Seal.of(path)) for path in dict.fromkeys(needed))
         return replace(draft, saved=time.time(), bases=bases).write()
 
 
 def _save_disk(file: DiskFile, target: Path, inside: Path, move: bool) -> list[Path]:
-    """Save one disk; return the files below it that are not part of the snapshot."""
-    told = disks.qemu_img(
+    """Save one disk; return its bases that do not become part of the snapshot."""
+    output = disks.qemu_img(
         "info", "-U", "--backing-chain", "--output=json", "-f", file.format, str(file.path)
     )
-    chain: list[dict[str, Any]] = json.loads(told)
-    below = [(Path(each["filename"]), str(each["format"])) for each in chain[1:]]
+    chain: list[dict[str, Any]] = json.loads(output)
+    below = [(Path(image["filename"]), str(image["format"])) for image in chain[1:]]
     kept = 0
     while kept < len(below) and below[-1 - kept][0].is_relative_to(inside):
         kept += 1
@@ -239,7 +239,7 @@ def _save_disk(file: DiskFile, target: Path, inside: Path, move: bool) -> list[P
         with file.path.open("rb") as source, target.open("xb") as sink:
             copy_data(source.fileno(), sink.fileno())
     if loose:
-        # Takes in what the loose ones have. (qemu-img convert -B would leave that out.)
+        # Rebasing copies the content of the loose bases. (qemu-img convert -B would drop it.)
         lowest = ["-b", str(bases[0][0]), "-F", bases[0][1]] if bases else ["-b", ""]
         disks.qemu_img("rebase", "-f", "qcow2", *lowest, str(target))
     return [path for path, _ in bases]

@@ -1,12 +1,12 @@
-"""Runs a build script, and ends it with everything it started when Harness ends.
+"""Runs a build script, and kills it with all its processes when Harness ends.
 
 Run as a program: ``python -I -S _guard.py LIFELINE PROGRAM ARGS...``. LIFELINE is a descriptor of a
-pipe that Harness holds the other end of: it closes when Harness lets go or dies, ``kill -9``
-included, and that is the signal to end. The guard is a child subreaper (``PR_SET_CHILD_SUBREAPER``,
-``prctl(2)``): whatever the script leaves behind becomes its child, in whatever session, and is
-killed too. It exits as the script did; 128 and the signal's number for a signal.
+pipe, and Harness holds the other end. That end closes when Harness closes it or dies, ``kill -9``
+included; then the guard ends the script. The guard is a child subreaper (``PR_SET_CHILD_SUBREAPER``,
+``prctl(2)``): processes that the script leaves behind, in any session, become its children and are
+killed too. It exits with the script's status, or with 128 plus the number of the script's signal.
 
-It imports nothing of Harness and little of Python: it has to start fast and hold nothing.
+It imports nothing of Harness and little of Python, so that it starts fast and holds no resources.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(lifeline: int, command: list[str]) -> int:
     process = os.pidfd_open(child)
     waiter = select.poll()
     waiter.register(process, select.POLLIN)
-    # Nothing is ever written: the lifeline is ready when its other end is closed.
+    # No byte is ever written: the lifeline becomes ready when its other end is closed.
     waiter.register(lifeline, select.POLLIN)
     waiter.poll()
     result = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -52,11 +52,11 @@ def main(lifeline: int, command: list[str]) -> int:
 
 
 def end_all(group: int) -> None:
-    """Kill the process group, then whatever was orphaned to this process, until none is left."""
-    # The group first: at once, and where the kernel lists no children.
+    """Kill the process group, then each child of this process, until none is left."""
+    # The group first: one call kills it, and it works where the kernel does not list children.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
-    asked: set[int] = set()
+    killed_as_root: set[int] = set()
     while True:
         refused = []
         for pid in children():
@@ -66,13 +66,13 @@ def end_all(group: int) -> None:
                 pass
             except PermissionError:
                 refused.append(pid)
-        # A script that became root by sudo can be killed by root only. One that cannot be killed
-        # even so is waited for.
-        if new := set(refused) - asked:
-            asked |= new
+        # Only root can kill a script that became root by sudo. If sudo fails too, the guard waits for
+        # the script.
+        if new := set(refused) - killed_as_root:
+            killed_as_root |= new
             with contextlib.suppress(OSError):
                 kill = ["sudo", "-n", "kill", "-KILL", *map(str, sorted(new))]
-                asked.add(os.posix_spawnp("sudo", kill, os.environ))
+                killed_as_root.add(os.posix_spawnp("sudo", kill, os.environ))
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
