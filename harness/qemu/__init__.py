@@ -1,1 +1,1 @@
-"""QEMU: its command line (pure), its firmware, its process, its monitor."""
+"""QEMU: its command line, firmware, process, monitor and block devices."""

@@ -1,7 +1,7 @@
 """QEMU's command line: a pure function of a spec and its allocations.
 
-Nothing here opens a file or asks the host. The same spec with :func:`by_hand` allocations gives the
-command that a person pastes to get the same machine. Options are those of QEMU 8.2 and later,
+Nothing here opens a file or inspects the host. The same spec with :func:`by_hand` allocations gives
+the command that a person pastes to start the same machine. All options exist in QEMU 8.2 and later,
 ``qemu-system-x86_64(1)``.
 """
 
@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import base64
 import shlex
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness.qemu import relay
+from harness import arch
+from harness.qemu import guest_forward
 from harness.qemu.firmware import FlashFirmware
 from harness.spec import ConsoleDevice, FirmwareKind, MachineSpec, Nic
 
 
 @dataclass(frozen=True, slots=True)
 class DiskFile:
-    """The file behind a disk: what the machine writes to.
+    """The file behind a disk, which the machine writes to.
 
     Attributes:
         path: The file.
@@ -33,13 +33,12 @@ class DiskFile:
 
 @dataclass(frozen=True, slots=True)
 class Ram:
-    """The file behind a machine's RAM, which makes it one that can be saved or forked.
+    """The file behind a machine's RAM; a machine that can be saved or forked has one.
 
     Attributes:
         path: The file.
-        private: Whether the machine keeps its writes to itself (a fork); otherwise the file has
-            them.
-        saved: The saved RAM that the file began as a copy of, which a person's machine maps.
+        private: Whether the machine's writes stay private (a fork) or go to the file.
+        saved: The saved RAM that the file started as a copy of. :func:`by_hand` maps it instead.
     """
 
     path: Path
@@ -49,24 +48,25 @@ class Ram:
 
 @dataclass(frozen=True, slots=True)
 class Allocations:
-    """What a machine was given on this host.
+    """The resources of this host that a machine uses.
 
     Attributes:
         qemu: The program.
         accel: ``kvm`` or ``tcg``.
         cpu_model: QEMU's name of the CPU model.
-        disks: By the disk's name.
-        firmware: UEFI firmware, or ``None``.
+        disks: The file of each disk, by the disk's name.
+        firmware: The UEFI firmware, or ``None``.
         variables: The machine's own copy of the UEFI variables.
-        console_fd: The connected socket that the console is bound to; ``None`` is the terminal.
-        qmp_fd: The connected socket that the monitor is bound to; ``None`` is :attr:`qmp_path`.
-        qmp_path: Where a monitor by hand listens.
-        ram: The file behind the RAM; ``None`` is memory of QEMU's own.
-        incoming: The devices' state that a fork continues from.
-        services: Where each service that the guest reaches listens: host and port, by its name.
-        tpm_state: The folder with what the TPM holds; ``None`` is no TPM.
-        tpm_fd: The connected socket that controls swtpm; ``None`` is :attr:`tpm_path`.
-        tpm_path: Where a swtpm by hand listens.
+        console_fd: The connected socket of the console; ``None`` uses the terminal.
+        qmp_fd: The connected socket of the monitor; ``None`` uses :attr:`qmp_path`.
+        qmp_path: The path at which the monitor of a machine started by hand listens.
+        ram: The file behind the RAM; ``None`` leaves the memory to QEMU.
+        incoming: The file with the device state that a fork resumes from.
+        services: The host and port at which each service listens, by the service's name.
+        tpm_state: The folder of the TPM's state; ``None`` for a machine without a TPM.
+        tpm_fd: The connected socket that controls swtpm; ``None`` uses :attr:`tpm_path`.
+        tpm_path: The path at which a swtpm started by hand listens.
+        forwarder: The command that QEMU runs for each connection to a service.
     """
 
     qemu: Path
@@ -84,14 +84,15 @@ class Allocations:
     tpm_state: Path | None = None
     tpm_fd: int | None = None
     tpm_path: Path | None = None
+    forwarder: tuple[str, ...] = field(default_factory=guest_forward.command)
 
 
 def by_hand(allocations: Allocations, directory: Path) -> Allocations:
-    """Return the allocations of the same machine for a person: console on the terminal.
+    """Return the allocations of the same machine for a person, with its console on the terminal.
 
     Args:
-        allocations: Those of the run.
-        directory: Where the monitor's socket may lie.
+        allocations: The allocations of the run.
+        directory: The folder for the sockets of the monitor and the TPM.
     """
     ram = allocations.ram
     if ram is not None and not ram.private:
@@ -107,42 +108,42 @@ def by_hand(allocations: Allocations, directory: Path) -> Allocations:
     )
 
 
-def build(spec: MachineSpec, given: Allocations) -> tuple[str, ...]:
+def build(spec: MachineSpec, allocations: Allocations) -> tuple[str, ...]:
     """Return QEMU's command line, the program first."""
     pairs: list[tuple[str, str]] = [
         ("-name", f"guest={spec.name},debug-threads=on"),
-        ("-machine", _machine(spec, given)),
-        ("-accel", _accel(given.accel)),
-        ("-cpu", given.cpu_model),
+        ("-machine", _machine(spec, allocations)),
+        ("-accel", _accel(allocations.accel)),
+        ("-cpu", allocations.cpu_model),
         ("-smp", f"cpus={spec.cpus}"),
         ("-m", f"size={spec.memory // 1024 // 1024}M"),
-        *_ram(spec, given),
-        *_firmware(spec, given),
-        *_monitor(given),
-        *_console(spec, given),
-        *_disks(spec, given),
-        *_nics(spec, given),
+        *_ram(spec, allocations),
+        *_firmware(spec, allocations),
+        *_monitor(allocations),
+        *_console(spec, allocations),
+        *_disks(spec, allocations),
+        *_nics(spec, allocations),
         ("-object", "rng-random,id=rng0,filename=/dev/urandom"),
         ("-device", "virtio-rng-pci,rng=rng0"),
-        *_tpm(spec, given),
+        *_tpm(spec, allocations),
         *_credentials(spec),
-        *_incoming(given),
+        *_incoming(allocations),
         ("-display", "none"),
     ]
     if spec.display:
-        pairs.append(("-device", "VGA" if spec.arch == "x86_64" else "virtio-gpu-pci"))
-    argv = [str(given.qemu), "-nodefaults", "-no-user-config"]
+        pairs.append(("-device", arch.of(spec.arch).display))
+    argv = [str(allocations.qemu), "-nodefaults", "-no-user-config"]
     for option, value in pairs:
         argv += [option, value]
     # The console must be drained and the monitor attached before the guest's first instruction.
-    # A guest's power-off must not end QEMU before the monitor has told of it.
-    if given.qmp_fd is not None:
+    # A guest's power-off must not end QEMU before the monitor has reported it.
+    if allocations.qmp_fd is not None:
         argv += ["-S", "-no-shutdown"]
     return tuple(argv)
 
 
 def render(argv: tuple[str, ...]) -> str:
-    """Return the command for a shell, one option with its value on each line."""
+    """Return the command for a shell, with one option and its value per line."""
     lines = [shlex.quote(argv[0])]
     for word in argv[1:]:
         if word.startswith("-"):
@@ -153,61 +154,59 @@ def render(argv: tuple[str, ...]) -> str:
 
 
 def escape(value: str) -> str:
-    """Return ``value`` for QEMU's option syntax, in which a comma is doubled."""
+    """Return ``value`` for QEMU's option syntax, which doubles commas."""
     return value.replace(",", ",,")
 
 
 def has_smbios(spec: MachineSpec) -> bool:
-    """Whether the guest can read SMBIOS: on aarch64 only UEFI publishes the tables."""
-    return spec.arch == "x86_64" or spec.firmware.kind is not FirmwareKind.KERNEL
+    """Whether the guest can read SMBIOS tables."""
+    return not arch.of(spec.arch).smbios_needs_uefi or spec.firmware.kind is not FirmwareKind.KERNEL
 
 
-def _machine(spec: MachineSpec, given: Allocations) -> str:
-    backend = ",memory-backend=ram" if given.ram is not None else ""
-    return _machine_type(spec, given) + backend
-
-
-def _machine_type(spec: MachineSpec, given: Allocations) -> str:
-    if spec.arch == "aarch64":
-        return "virt,gic-version=3" if given.accel == "tcg" else "virt,gic-version=max"
-    smm = "on" if given.firmware is not None and given.firmware.smm else "off"
-    # The VMware port and the HPET are of no use to a guest and cost it timer calibration.
-    machine = f"q35,smm={smm},vmport=off,hpet=off"
+def _machine(spec: MachineSpec, allocations: Allocations) -> str:
+    row = arch.of(spec.arch)
+    options = [row.machine_tcg if allocations.accel == "tcg" else row.machine_kvm]
+    if row.has_smm:
+        smm = allocations.firmware is not None and allocations.firmware.smm
+        options.append(f"smm={'on' if smm else 'off'}")
+    options += row.machine_options
     if spec.firmware.kind is FirmwareKind.BIOS and not spec.display:
-        # SeaBIOS then speaks on the serial port, where watchers read its complaints.
-        machine += ",graphics=off"
-    return machine
+        # SeaBIOS then writes to the serial port, where watchers read its complaints.
+        options.append("graphics=off")
+    if allocations.ram is not None:
+        options.append("memory-backend=ram")
+    return ",".join(options)
 
 
 def _accel(accel: str) -> str:
     return "tcg,thread=multi" if accel == "tcg" else accel
 
 
-def _ram(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
-    if given.ram is None:
+def _ram(spec: MachineSpec, allocations: Allocations) -> list[tuple[str, str]]:
+    if allocations.ram is None:
         return []
-    backend = (
-        f"memory-backend-file,id=ram,size={spec.memory},mem-path={escape(str(given.ram.path))}"
-    )
-    # rom=off: RAM that can be written to, of a file that is opened to be read (QEMU 8.2).
-    backend += ",share=off,readonly=on,rom=off,reserve=off" if given.ram.private else ",share=on"
+    path = escape(str(allocations.ram.path))
+    backend = f"memory-backend-file,id=ram,size={spec.memory},mem-path={path},"
+    # rom=off makes RAM writable whose file is opened read-only (QEMU 8.2).
+    private = allocations.ram.private
+    backend += "share=off,readonly=on,rom=off,reserve=off" if private else "share=on"
     pairs = [("-object", backend)]
-    if spec.arch == "x86_64":
-        # A new number after each restore: Linux 5.18 and later then reseed their random pool at
-        # once (drivers/virt/vmgenid.c). QEMU has the device for x86 only.
+    if arch.of(spec.arch).has_vmgenid:
+        # The number changes with each restore: Linux 5.18 and later then reseed their random pool at
+        # once (drivers/virt/vmgenid.c).
         pairs.append(("-device", "vmgenid,guid=auto,id=generation"))
     return pairs
 
 
-def _incoming(given: Allocations) -> list[tuple[str, str]]:
-    if given.incoming is None:
+def _incoming(allocations: Allocations) -> list[tuple[str, str]]:
+    if allocations.incoming is None:
         return []
-    # It waits to be told on the monitor that the RAM is not in the state but mapped, for which
-    # there is no option; then to load the state.
+    # "defer" waits for the monitor, which first sets x-ignore-shared: the RAM is mapped and not
+    # part of the state. No command-line option sets that.
     return [("-incoming", "defer")]
 
 
-def _firmware(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
+def _firmware(spec: MachineSpec, allocations: Allocations) -> list[tuple[str, str]]:
     firmware = spec.firmware
     pairs: list[tuple[str, str]] = []
     if firmware.kernel is not None:
@@ -216,11 +215,11 @@ def _firmware(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
             pairs.append(("-initrd", str(firmware.initrd)))
         if firmware.cmdline:
             pairs.append(("-append", firmware.cmdline))
-    if given.firmware is not None and given.variables is not None:
-        kind = given.firmware.format
-        code = escape(str(given.firmware.code))
-        variables = escape(str(given.variables))
-        if given.firmware.smm:
+    if allocations.firmware is not None and allocations.variables is not None:
+        kind = allocations.firmware.format
+        code = escape(str(allocations.firmware.code))
+        variables = escape(str(allocations.variables))
+        if allocations.firmware.smm:
             pairs.append(("-global", "driver=cfi.pflash01,property=secure,value=on"))
         pairs += [
             ("-drive", f"if=pflash,unit=0,format={kind},readonly=on,file={code}"),
@@ -229,19 +228,19 @@ def _firmware(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
     return pairs
 
 
-def _monitor(given: Allocations) -> list[tuple[str, str]]:
-    if given.qmp_fd is not None:
-        chardev = f"socket,id=qmp,fd={given.qmp_fd}"
-    elif given.qmp_path is not None:
-        chardev = f"socket,id=qmp,path={escape(str(given.qmp_path))},server=on,wait=off"
+def _monitor(allocations: Allocations) -> list[tuple[str, str]]:
+    if allocations.qmp_fd is not None:
+        chardev = f"socket,id=qmp,fd={allocations.qmp_fd}"
+    elif allocations.qmp_path is not None:
+        chardev = f"socket,id=qmp,path={escape(str(allocations.qmp_path))},server=on,wait=off"
     else:
         return []
     return [("-chardev", chardev), ("-mon", "chardev=qmp,mode=control")]
 
 
-def _console(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
-    if given.console_fd is not None:
-        chardev = f"socket,id=console,fd={given.console_fd}"
+def _console(spec: MachineSpec, allocations: Allocations) -> list[tuple[str, str]]:
+    if allocations.console_fd is not None:
+        chardev = f"socket,id=console,fd={allocations.console_fd}"
     else:
         chardev = "stdio,id=console,signal=off"
     pairs = [("-chardev", chardev)]
@@ -255,13 +254,13 @@ def _console(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
     return pairs
 
 
-def _disks(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
+def _disks(spec: MachineSpec, allocations: Allocations) -> list[tuple[str, str]]:
     pairs = []
     for disk in spec.disks:
-        file = given.disks[disk.name]
+        file = allocations.disks[disk.name]
         node = f"disk-{disk.name}"
-        # Evidence and overlays die with the run: what a flush costs on the host buys nothing,
-        # while the guest still sees a cache it has to flush.
+        # Overlays are removed with the run, so a flush to the host's disk costs time for nothing.
+        # The guest still sees a cache that it has to flush.
         blockdev = (
             f"driver={file.format},node-name={node},discard=unmap,cache.no-flush=on,"
             f"file.driver=file,file.filename={escape(str(file.path))},file.discard=unmap,"
@@ -276,46 +275,38 @@ def _disks(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
     return pairs
 
 
-def _tpm(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
+def _tpm(spec: MachineSpec, allocations: Allocations) -> list[tuple[str, str]]:
     if spec.tpm is None:
         return []
-    if given.tpm_fd is not None:
-        chardev = f"socket,id=tpm,fd={given.tpm_fd}"
+    if allocations.tpm_fd is not None:
+        chardev = f"socket,id=tpm,fd={allocations.tpm_fd}"
     else:
-        chardev = f"socket,id=tpm,path={escape(str(given.tpm_path))}"
-    # The one interface that QEMU has on both arches (docs/specs/tpm.rst of QEMU).
-    device = "tpm-tis" if spec.arch == "x86_64" else "tpm-tis-device"
+        chardev = f"socket,id=tpm,path={escape(str(allocations.tpm_path))}"
     return [
         ("-chardev", chardev),
         ("-tpmdev", "emulator,id=tpm0,chardev=tpm"),
-        ("-device", f"{device},tpmdev=tpm0"),
+        ("-device", f"{arch.of(spec.arch).tpm},tpmdev=tpm0"),
     ]
 
 
-def _nics(spec: MachineSpec, given: Allocations) -> list[tuple[str, str]]:
+def _nics(spec: MachineSpec, allocations: Allocations) -> list[tuple[str, str]]:
     pairs = []
     for nic in spec.nics:
         netdev = f"user,id={nic.name},restrict={'off' if nic.outbound else 'on'}"
-        # Port 0: the kernel picks a free one when QEMU binds it, and QEMU tells which it was.
+        # With port 0 the kernel picks a free port when QEMU binds it; "info usernet" returns it.
         netdev += "".join(f",hostfwd=tcp:127.0.0.1:0-:{port}" for port in nic.forward)
-        # A guest's connection to that address starts the command, which has it as its standard
-        # input and output; "restrict" does not concern it (qemu-system-x86_64(1), guestfwd).
-        netdev += "".join(
-            f",guestfwd=tcp:{each.address}:{each.port}-cmd:"
-            + escape(shlex.join(_relay(*given.services[each.name])))
-            for each in nic.reach
-        )
+        # A connection to that address starts the command, with the connection as its standard input
+        # and output; "restrict" does not block it (qemu-system-x86_64(1), guestfwd).
+        for forward in nic.guest_forwards:
+            host, port = allocations.services[forward.name]
+            command = shlex.join((*allocations.forwarder, host, str(port)))
+            netdev += f",guestfwd=tcp:{forward.address}:{forward.port}-cmd:{escape(command)}"
         pairs += [("-netdev", netdev), ("-device", _nic_device(spec, nic))]
     return pairs
 
 
-def _relay(host: str, port: int) -> tuple[str, ...]:
-    # -I -S: nothing of the environment decides what is imported, and it starts in 30 ms.
-    return (sys.executable, "-I", "-S", relay.__file__, host, str(port))
-
-
 def _nic_device(spec: MachineSpec, nic: Nic) -> str:
-    # An empty romfile leaves out iPXE, which would cost the firmware time at each boot.
+    # An empty romfile leaves out iPXE, which would cost time at each boot.
     return f"virtio-net-pci,netdev={nic.name},id={nic.name}-device,mac={spec.mac(nic)},romfile="
 
 

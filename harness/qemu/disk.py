@@ -1,4 +1,4 @@
-"""Disk files, made by ``qemu-img(1)``."""
+"""Disk files, created and read by ``qemu-img(1)``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _CHUNK: Final = 4 * 1024 * 1024
 
 
 def create(disk: Disk, directory: Path) -> DiskFile:
-    """Make the file that a machine writes to for ``disk``: an overlay, or a blank disk.
+    """Return the file that a machine uses for ``disk``; creates an overlay or a blank disk if needed.
 
     Raises:
-        UsageError: if the disk's base does not exist.
-        DiskFullError: if no space is left.
-        HostError: if ``qemu-img`` is missing or refuses.
+        UsageError: The disk's base does not exist.
+        DiskFullError: The host has no space left.
+        HostError: ``qemu-img`` is missing or failed.
     """
     if disk.base is not None and not disk.base.is_file():
         raise UsageError(f"disk {disk.name}: {disk.base} does not exist")
@@ -41,10 +41,10 @@ def create(disk: Disk, directory: Path) -> DiskFile:
 
 
 def digest(file: DiskFile) -> str:
-    """Return the SHA-256 of what a guest would read from the disk, in hexadecimal.
+    """Return the SHA-256, in hexadecimal, of the disk's content as a guest reads it.
 
     Raises:
-        HostError: if the file cannot be read.
+        HostError: The file cannot be read.
     """
     hasher = hashlib.sha256()
     if file.format == "raw":
@@ -54,7 +54,7 @@ def digest(file: DiskFile) -> str:
         return hasher.hexdigest()
     flat = file.path.with_suffix(".flat")
     try:
-        # -U: the machine may have it open. What it writes meanwhile may be in the digest or not.
+        # -U: the machine may have the file open. Writes during the copy may or may not be included.
         qemu_img("convert", "-U", "-O", "raw", "-f", file.format, str(file.path), str(flat))
         return digest(DiskFile(flat, "raw"))
     finally:
@@ -62,49 +62,49 @@ def digest(file: DiskFile) -> str:
 
 
 def written(file: DiskFile) -> list[range]:
-    """Return the bytes of a disk that its own file has, not what is below it: by whole clusters.
+    """Return the byte ranges, in whole clusters, that the disk's own file holds and not its base.
 
-    ``qemu-img map`` tells them by depth, 0 for the file itself. Discarded ones are there as zeros; what
-    was never written to a blank disk is not.
+    ``qemu-img map`` reports depth 0 for the file itself. Discarded ranges are included, as zeros;
+    ranges of a blank disk that were never written are not.
 
     Raises:
-        HostError: if the file cannot be read.
+        HostError: The file cannot be read.
     """
-    told = qemu_img("map", "--output=json", "-U", "-f", file.format, str(file.path))
+    output = qemu_img("map", "--output=json", "-U", "-f", file.format, str(file.path))
     return [
-        range(each["start"], each["start"] + each["length"])
-        for each in json.loads(told)
-        if each["depth"] == 0 and each["present"]
+        range(extent["start"], extent["start"] + extent["length"])
+        for extent in json.loads(output)
+        if extent["depth"] == 0 and extent["present"]
     ]
 
 
 def virtual_size(file: DiskFile) -> int:
-    """Return the bytes that a guest sees."""
-    told = qemu_img("info", "--output=json", "-U", "-f", file.format, str(file.path))
-    return int(json.loads(told)["virtual-size"])
+    """Return the disk's size in bytes as a guest sees it."""
+    output = qemu_img("info", "--output=json", "-U", "-f", file.format, str(file.path))
+    return int(json.loads(output)["virtual-size"])
 
 
 def qemu_img(*arguments: str) -> str:
-    """Run ``qemu-img`` and return what it printed.
+    """Run ``qemu-img`` and return its standard output.
 
     Raises:
-        DiskFullError: if no space is left.
-        HostError: if it is missing or refuses; carries its words.
+        DiskFullError: The host has no space left.
+        HostError: ``qemu-img`` is missing or failed; carries its message.
     """
     program = shutil.which("qemu-img")
     if program is None:
         raise HostError("qemu-img is not installed", hint="install the package qemu-utils")
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return done.stdout
-    words = (done.stderr or done.stdout).strip()
-    if "No space left on device" in words:
-        raise DiskFullError(f"qemu-img {arguments[0]}: no space left", evidence=words)
-    raise HostError(f"qemu-img {arguments[0]} failed", evidence=words)
+    ended = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    if ended.returncode == 0:
+        return ended.stdout
+    message = (ended.stderr or ended.stdout).strip()
+    if "No space left on device" in message:
+        raise DiskFullError(f"qemu-img {arguments[0]}: no space left", evidence=message)
+    raise HostError(f"qemu-img {arguments[0]} failed", evidence=message)
 
 
 def disk_full(error: OSError, path: Path) -> StoreError:
-    """Return the error for a write below ``path`` that the host refused."""
+    """Return the error to raise for a write to ``path`` that failed with ``error``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(path if path.exists() else path.parent).free
         return DiskFullError(

@@ -1,8 +1,8 @@
-"""Puts a filter between a disk and its file while the guest runs.
+"""Inserts a filter between a disk and its file while the guest runs.
 
-A filter node is made over the node that the disk's device uses, and the device is pointed at it: QEMU
-lets the property ``drive`` of a device that is in use be set, and drains the device's requests around
-it. QEMU's own test ``tests/qemu-iotests/tests/image-fleecing`` puts its filter in this way.
+A filter node is added over the node that the disk's device uses, and the device's property ``drive`` is
+set to it. QEMU allows that while the device is in use, and drains the device's requests before and
+after. QEMU's own test ``tests/qemu-iotests/tests/image-fleecing`` inserts its filter in this way.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from harness.errors import QmpError, UsageError
 from harness.qemu.qmp import Qmp
 
 EIO = 5
-"""The number of the error that a disk's failure is, on every Linux (``errno(3)``)."""
+"""The error number of an I/O error on Linux (``errno(3)``)."""
 
 MOST_SECTORS = 4096
-"""How many sectors a fault can name: blkdebug has no ranges, and looks at each rule for each request."""
+"""The most sectors of a fault: blkdebug has no ranges, and tries each rule for each request."""
 
 REQUESTS = ("read", "write", "write-zeroes", "discard", "flush")
-"""The kinds of requests that can fail, as QEMU calls them (``BlkdebugIOType``)."""
+"""The kinds of requests that can fail, by QEMU's names (``BlkdebugIOType``)."""
 
 WRITES = ("write", "write-zeroes")
-"""What fails on a disk that has no space left."""
+"""The kinds of requests that fail on a disk that has no space left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,12 @@ class Fault:
 
     Attributes:
         on: The kinds of requests: ``read``, ``write``, ``write-zeroes``, ``discard``, ``flush``.
-        sectors: Only requests that touch one of these sectors of 512 bytes; all if ``None``.
-        after: How many writes are done before it begins.
-        once: Whether only the first one fails.
+        sectors: The sectors of 512 bytes whose requests fail; all if ``None``.
+        after: The number of writes that succeed before the fault begins.
+        once: Whether only the first request fails.
+
+    Raises:
+        UsageError: The fault would never apply, or QEMU does not know it.
     """
 
     on: tuple[str, ...] = REQUESTS
@@ -47,22 +50,22 @@ class Fault:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.on if name not in REQUESTS]:
             raise UsageError(
-                f"a disk has no requests named {', '.join(unknown)}",
-                hint=f"known: {', '.join(REQUESTS)}",
+                f"unknown request {', '.join(map(repr, unknown))} (choose {', '.join(REQUESTS)})"
             )
         if not self.on or self.after < 0:
-            raise UsageError("a fault is on some requests, after 0 or more writes")
+            raise UsageError("Fault.on must name a request; Fault.after must be >= 0")
         if self.sectors is not None and not 0 < len(self.sectors) <= MOST_SECTORS:
             raise UsageError(
-                f"a fault names 1 to {MOST_SECTORS} sectors, not {len(self.sectors)}",
-                hint="name every eighth one: a file system reads and writes 4 KiB",
+                f"Fault.sectors must have 1 to {MOST_SECTORS} sectors, not {len(self.sectors)}",
+                hint="name every eighth sector: a file system reads and writes 4 KiB",
             )
 
     def rules(self) -> dict[str, Any]:
         """Return the rules for ``blkdebug`` (``BlockdevOptionsBlkdebug`` in QEMU's QMP reference).
 
-        Its state is 1 at first and counts writes up to :attr:`after`; its event ``none`` happens
-        once, when the filter is made, and ``pwritev`` before each write, of zeros ``pwritev_zero``.
+        blkdebug's state begins at 1; here it counts writes up to :attr:`after`. The event ``none``
+        happens once, when the filter is added; ``pwritev`` happens before each write of data, and
+        ``pwritev_zero`` before each write of zeros.
         """
         begins: Sequence[dict[str, Any]] = [{"event": "none"}]
         rules: dict[str, Any] = {}
@@ -89,8 +92,8 @@ class Fault:
 def recorder(below: str, log: Path) -> dict[str, Any]:
     """Return the options of a filter that logs every write, flush and discard to ``log``.
 
-    The log's head is brought up to date with each entry: a machine may be killed at any time. A
-    flush ends at the filter; what it would cost on the host buys nothing.
+    The log's super block is updated with each entry, because a machine may be killed at any time. The
+    log's file is not flushed to the host's disk: Harness reads it through the host's page cache.
     """
     return {
         "driver": "blklogwrites",
@@ -106,7 +109,7 @@ def faulty(below: str, fault: Fault) -> dict[str, Any]:
 
 
 class Filters:
-    """The filters of one machine's disks, the last that was put in on top.
+    """The filters of one machine's disks; the last filter inserted is on top.
 
     Args:
         qmp: The machine's monitor.
@@ -122,20 +125,20 @@ class Filters:
         return stack[-1] if stack else f"disk-{disk}"
 
     def has(self, disk: str, kind: str) -> bool:
-        """Whether a filter of this kind is in the disk's way."""
+        """Return whether the disk has a filter of this kind."""
         return f"{kind}-{disk}" in self._stacks.get(disk, [])
 
     def insert(self, disk: str, kind: str, options: Mapping[str, Any]) -> None:
-        """Put a filter on top.
+        """Insert a filter on top of the disk's other filters.
 
         Args:
             disk: The disk.
-            kind: A word for its node's name.
-            options: As :func:`recorder` and :func:`faulty` give them.
+            kind: The first word of the filter's node name.
+            options: The node's options, from :func:`recorder` or :func:`faulty`.
 
         Raises:
-            UsageError: if there is one of this kind.
-            QmpError: if QEMU refuses.
+            UsageError: The disk has a filter of this kind.
+            QmpError: QEMU refused.
         """
         node = f"{kind}-{disk}"
         if self.has(disk, kind):
@@ -149,11 +152,11 @@ class Filters:
         self._stacks.setdefault(disk, []).append(node)
 
     def remove(self, disk: str, kind: str) -> None:
-        """Take the filter on top away.
+        """Remove the filter on top.
 
         Raises:
-            UsageError: if the one on top is of another kind, or there is none.
-            QmpError: if QEMU refuses.
+            UsageError: The filter on top is of another kind, or there is none.
+            QmpError: QEMU refused.
         """
         node = f"{kind}-{disk}"
         stack = self._stacks.get(disk, [])

@@ -1,8 +1,8 @@
-"""Firmware, found from the descriptors that QEMU's packages install.
+"""Firmware, located by the descriptors that QEMU's packages install.
 
-The search follows ``docs/interop/firmware.json`` of QEMU: JSON files in three directories, a file
-in an earlier directory hides files of the same name in later ones, and among the rest the name's
-order is the priority.
+The search follows ``docs/interop/firmware.json`` of QEMU: JSON files in three directories. A file in
+an earlier directory hides files of the same name in later ones; the rest are tried in the order of
+their names.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from harness import arch as arches
 from harness.errors import FirmwareMissingError
 from harness.spec import FirmwareKind
 
@@ -23,22 +24,17 @@ DIRECTORIES: Final = (
     Path("/usr/share/qemu/firmware"),
 )
 
-PACKAGES: Final = {"x86_64": "ovmf", "aarch64": "qemu-efi-aarch64"}
-
-MACHINES: Final = {"x86_64": "pc-q35-10.0", "aarch64": "virt-10.0"}
-"""A machine type to match descriptors' patterns against; these are globs such as pc-q35-*."""
-
 
 @dataclass(frozen=True, slots=True)
 class FlashFirmware:
-    """UEFI firmware in two flash devices.
+    """UEFI firmware in two flash devices, one for the code and one for the variables.
 
     Attributes:
-        code: The read-only program.
-        variables: The template that a machine's own variable store is copied from.
-        format: Format of both files.
-        smm: Whether it needs System Management Mode.
-        descriptor: The file that names them.
+        code: The read-only firmware image.
+        variables: The template from which each machine copies its variable store.
+        format: The format of both files.
+        smm: Whether the firmware needs System Management Mode.
+        descriptor: The descriptor that names the two files.
     """
 
     code: Path
@@ -51,33 +47,35 @@ class FlashFirmware:
 def find(
     arch: str, kind: FirmwareKind, directories: Sequence[Path] = DIRECTORIES
 ) -> FlashFirmware | None:
-    """Return the first firmware of ``kind`` for ``arch``; ``None`` where QEMU's built-in one serves.
+    """Return the first firmware of ``kind`` for ``arch``; ``None`` if QEMU needs none from here.
 
-    BIOS on x86-64 is SeaBIOS, which QEMU loads by itself; a direct kernel boot needs none from here.
+    QEMU loads SeaBIOS by itself on x86-64, and a direct kernel boot needs no firmware.
 
     Raises:
-        FirmwareMissingError: if no descriptor fits; names the package.
+        UnknownNameError: Harness has no such arch.
+        FirmwareMissingError: No descriptor matches; names the package.
     """
+    row = arches.of(arch)
     if kind is FirmwareKind.KERNEL:
         return None
     if kind is FirmwareKind.BIOS:
-        if arch == "x86_64":
+        if row.has_bios:
             return None
         raise FirmwareMissingError(f"there is no BIOS for {arch}", hint="use firmware: uefi")
-    looked: list[str] = []
+    refused: list[str] = []
     for path in descriptors(directories):
         try:
-            fit = _parse(path, arch, kind)
+            firmware = _parse(path, row, kind)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            looked.append(f"{path}: unreadable: {error!r}")
+            refused.append(f"{path}: unreadable: {error!r}")
             continue
-        if isinstance(fit, FlashFirmware):
-            return fit
-        looked.append(f"{path}: {fit}")
+        if isinstance(firmware, FlashFirmware):
+            return firmware
+        refused.append(f"{path}: {firmware}")
     raise FirmwareMissingError(
         f"no {kind.value} firmware for {arch} in QEMU's descriptors",
-        evidence="\n".join(looked) or "no descriptors in " + ", ".join(map(str, directories)),
-        hint=f"install the package {PACKAGES[arch]} (Debian, Ubuntu), or run './run setup'",
+        evidence="\n".join(refused) or "no descriptors in " + ", ".join(map(str, directories)),
+        hint=f"install the package {row.uefi_package} (Debian, Ubuntu), or run './run setup'",
     )
 
 
@@ -85,30 +83,32 @@ def descriptors(directories: Iterable[Path]) -> list[Path]:
     """Return the descriptors in order of priority."""
     by_name: dict[str, Path] = {}
     for directory in directories:
-        expanded = directory.expanduser()
+        try:
+            expanded = directory.expanduser()
+        except RuntimeError:
+            continue  # a user without HOME and without a passwd entry has no "~"
         if expanded.is_dir():
             for path in expanded.glob("*.json"):
                 by_name.setdefault(path.name, path)
     return [by_name[name] for name in sorted(by_name)]
 
 
-def _parse(path: Path, arch: str, kind: FirmwareKind) -> FlashFirmware | str:
-    """Return the firmware, or why the descriptor does not fit."""
-    told: dict[str, Any] = json.loads(path.read_text())
-    if "uefi" not in told["interface-types"]:
+def _parse(path: Path, row: arches.Arch, kind: FirmwareKind) -> FlashFirmware | str:
+    """Return the firmware of a descriptor, or the reason why it does not match."""
+    descriptor: dict[str, Any] = json.loads(path.read_text())
+    if "uefi" not in descriptor["interface-types"]:
         return "not UEFI"
-    machine = MACHINES[arch]
     if not any(
-        target["architecture"] == arch
-        and any(fnmatch.fnmatch(machine, pattern) for pattern in target["machines"])
-        for target in told["targets"]
+        target["architecture"] == row.name
+        and any(fnmatch.fnmatch(row.firmware_machine, pattern) for pattern in target["machines"])
+        for target in descriptor["targets"]
     ):
-        return f"not for {arch}"
-    mapping = told["mapping"]
+        return f"not for {row.name}"
+    mapping = descriptor["mapping"]
     if mapping["device"] != "flash" or mapping.get("mode", "split") != "split":
         return "not in split flash"
-    features = set(told["features"])
-    # The plain kind must run any boot loader: enrolled keys would refuse an unsigned one.
+    features = set(descriptor["features"])
+    # Plain UEFI must run any boot loader; enrolled keys would refuse an unsigned one.
     secure = "secure-boot" in features and "enrolled-keys" in features
     if secure != (kind is FirmwareKind.UEFI_SECURE):
         return "enforces Secure Boot" if secure else "does not enforce Secure Boot"
@@ -119,7 +119,7 @@ def _parse(path: Path, arch: str, kind: FirmwareKind) -> FlashFirmware | str:
     code = Path(mapping["executable"]["filename"])
     variables = Path(mapping["nvram-template"]["filename"])
     if missing := [str(file) for file in (code, variables) if not file.is_file()]:
-        return f"names files that are absent: {', '.join(missing)}"
+        return f"names missing files: {', '.join(missing)}"
     return FlashFirmware(
         code, variables, mapping["executable"]["format"], "requires-smm" in features, path
     )

@@ -1,6 +1,6 @@
 """The one thread that runs an asyncio loop, for all monitors and processes of this interpreter.
 
-It is also the thread that starts processes: Linux delivers a parent-death signal when the *thread*
+Processes are started in this thread as well: Linux delivers a parent-death signal when the *thread*
 that forked ends (``PR_SET_PDEATHSIG(2const)``), and this one ends only with the interpreter.
 """
 
@@ -39,18 +39,38 @@ def get() -> asyncio.AbstractEventLoop:
         return _loop
 
 
-def run(coroutine: Coroutine[Any, Any, T], deadline: Deadline) -> T:
-    """Run a coroutine on the loop and return its result.
+def submit(coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    """Start a coroutine on the loop; cancelling the future, from any thread, cancels it."""
+    return asyncio.run_coroutine_threadsafe(coroutine, get())
+
+
+def result(future: concurrent.futures.Future[T], deadline: Deadline) -> T:
+    """Wait for a coroutine that was submitted and return its result.
 
     Raises:
-        TimeoutError: at the deadline; the coroutine is cancelled.
+        TimeoutError: The deadline passed; the coroutine is cancelled.
+        concurrent.futures.CancelledError: The future was cancelled.
     """
-    future = asyncio.run_coroutine_threadsafe(coroutine, get())
     try:
         return future.result(deadline.timeout())
     except (concurrent.futures.TimeoutError, KeyboardInterrupt):
         future.cancel()
         raise
+
+
+def run(coroutine: Coroutine[Any, Any, T], deadline: Deadline) -> T:
+    """Run a coroutine on the loop and return its result.
+
+    Raises:
+        TimeoutError: The deadline passed; the coroutine is cancelled.
+    """
+    return result(submit(coroutine), deadline)
+
+
+def later(seconds: float, function: Callable[[], object]) -> None:
+    """Call a short function in the loop's thread, some seconds from now; callable from any thread."""
+    loop = get()
+    loop.call_soon_threadsafe(loop.call_later, seconds, function)
 
 
 def call(function: Callable[[], T]) -> T:

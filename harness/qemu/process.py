@@ -1,8 +1,8 @@
-"""A process that cannot outlive Harness: the owner of QEMU, and of what serves it.
+"""Child processes that cannot outlive Harness: QEMU and its helpers.
 
-The child gets ``SIGKILL`` from the kernel when the runner dies, ``kill -9`` included
-(``PR_SET_PDEATHSIG(2const)``, set by ``setpriv(1)``). Its end is an event: a pidfd
-(``pidfd_open(2)``) watched by the loop, so that nothing polls.
+The kernel sends the child ``SIGKILL`` when the runner dies, ``kill -9`` included
+(``PR_SET_PDEATHSIG(2const)``, set by ``setpriv(1)``). Its end is an event: the loop watches a pidfd
+(``pidfd_open(2)``), so nothing polls.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from harness.errors import HostError, QemuStartError
 from harness.qemu import loop
 
 STDERR_KEPT: Final = 8192
-"""Bytes of a process' last words that go into a message."""
+"""Bytes from the end of a process' output that go into a message."""
 
-# setpriv asks for the signal, then the shell checks that the runner has not died in between.
+# setpriv requests the signal, then the shell checks that the runner has not died before that.
 _GUARD: Final = '[ "$PPID" = "$0" ] && exec "$@"; exit 125'
 
 
 class OwnedProcess:
-    """A child process, killed at the latest when its owner dies.
+    """A child process that is killed at the latest when its owner dies.
 
     Args:
         argv: The command.
-        stderr: The file that takes its standard output and error.
-        pass_fds: Descriptors it inherits; the caller closes its own copies.
-        on_exit: Called with this process, from the loop's thread, once.
+        stderr: The file that receives standard output and standard error.
+        pass_fds: Descriptors that the child inherits; the caller closes its own copies.
+        on_exit: Called with this process, once, from the loop's thread.
 
     Raises:
-        QemuStartError: if the program cannot be executed.
-        HostError: if ``setpriv`` is not installed.
+        QemuStartError: The program cannot be executed.
+        HostError: ``setpriv`` is not installed.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class OwnedProcess:
                     stdout=sink,
                     stderr=sink,
                     pass_fds=pass_fds,
-                    # A Ctrl-C in the terminal is for the runner: it stops machines in order.
+                    # Ctrl-C in the terminal must reach the runner only, which stops machines in order.
                     start_new_session=True,
                 )
             self._pidfd = os.pidfd_open(self._popen.pid)
             loop.get().add_reader(self._pidfd, self._reap)
 
-        # One that ends at once is reaped by the loop before this thread has gone on.
+        # The loop may reap a child that exits at once before this thread continues.
         loop.call(start)
 
     def _reap(self) -> None:
@@ -88,7 +88,7 @@ class OwnedProcess:
             if self._on_exit is not None:
                 self._on_exit(self)
         finally:
-            # Last: who waits for the end finds that everybody has been told of it.
+            # Last, so that wait() returns only after the callback has run.
             self._ended.set()
 
     @property
@@ -97,15 +97,15 @@ class OwnedProcess:
         return self._popen.pid
 
     def activity(self) -> tuple[float, bool]:
-        """Return the processor seconds it has taken so far, and whether a thread of it is ready to run.
+        """Return the CPU seconds used so far, and whether one of the threads is ready to run.
 
-        A process that a crowded host lets starve takes little, and is ready all the time
+        A process that starves on a crowded host uses little CPU and is always ready
         (``proc_pid_stat(5)``: ``utime``, ``stime``, ``state``).
         """
         ticks, ready = 0, False
         for path in Path(f"/proc/{self.pid}/task").glob("*/stat"):
             with contextlib.suppress(OSError):
-                # Behind the name, which may hold anything; the state is field 3.
+                # Skip the name, which may contain anything; the state is field 3.
                 fields = path.read_text().rpartition(")")[2].split()
                 ticks += int(fields[14 - 3]) + int(fields[15 - 3])
                 ready = ready or fields[0] in "RD"
@@ -113,27 +113,27 @@ class OwnedProcess:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process has not ended."""
         return not self._ended.is_set()
 
     @property
     def status(self) -> int | None:
-        """The exit status, negative for a signal; ``None`` while it runs."""
+        """The exit status, negative for a signal; ``None`` while the process runs."""
         return self._status
 
     def wait(self, deadline: Deadline) -> bool:
-        """Wait for the end; return whether it came before the deadline."""
+        """Wait until the process ends; return whether it ended before the deadline."""
         return self._ended.wait(deadline.timeout())
 
     def kill(self) -> None:
-        """End it at once and wait for the end; harmless if it has ended."""
+        """Kill the process and wait until it has ended; does nothing if it has ended already."""
         with contextlib.suppress(ProcessLookupError):
             if self.running:
                 self._popen.send_signal(signal.SIGKILL)
         self._ended.wait()
 
     def last_words(self) -> str:
-        """Return the end of what it printed on standard error."""
+        """Return the end of the process' output."""
         try:
             with self.stderr.open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - STDERR_KEPT))
@@ -142,7 +142,7 @@ class OwnedProcess:
             return ""
 
     def how_ended(self) -> str:
-        """Return the end in words: ``exit status 1``, ``killed by SIGKILL``, ``running``."""
+        """Return how the process ended: ``exit status 1``, ``killed by SIGKILL`` or ``running``."""
         if self._status is None:
             return "running"
         if self._status < 0:

@@ -3,11 +3,14 @@
 ``qemu.qmp`` speaks the protocol on the loop's thread; this facade hands commands over and keeps
 events in a short history, so that a wait that begins after its event still sees it. Each message,
 in either direction, goes to a JSON-lines log.
+
+A :class:`Qmp` is a leaf of its machine's failure scope: :meth:`Qmp.fail` ends its waits.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import logging
@@ -23,14 +26,18 @@ from qemu.qmp import EventListener, QMPClient
 from qemu.qmp.error import QMPError
 from qemu.qmp.message import Message
 
-from harness.deadline import Deadline, after
+from harness.deadline import UNSCALED, Deadline, Scale
 from harness.errors import HarnessError, QmpError, WaitTimeoutError
 from harness.qemu import loop
 
 HISTORY: Final = 512
-"""Events kept for waits that begin late."""
+"""How many events are kept for waits that begin late."""
 
-# The machine reports a lost monitor with its cause; the library's own log would say it twice.
+ANSWER: Final = 0.5
+"""Seconds in which QEMU may still answer a command when the scope fails: the command may be the cause
+of the failure, and then its answer is right behind the event."""
+
+# The machine reports a lost monitor with its cause; the library's own log would repeat it.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
@@ -49,13 +56,13 @@ class Event(dict[str, Any]):
 
     @property
     def seconds(self) -> float:
-        """When it happened, in seconds of the host's clock since the epoch."""
+        """The time of the event, in seconds of the host's clock since the epoch."""
         when = self["timestamp"]
         return float(when["seconds"]) + float(when["microseconds"]) / 1e6
 
 
 class _LoggedClient(QMPClient):
-    """The protocol, with each message written to a log as it passes."""
+    """The protocol; each message is written to a log as it passes."""
 
     def __init__(self, name: str, log: TextIO) -> None:
         super().__init__(name)
@@ -86,6 +93,10 @@ class Qmp:
         name: The machine's name.
         log: The JSON-lines file that takes all messages.
         on_event: Called for each event, from the loop's thread; must not block.
+        scale: The machine's scale of deadlines.
+
+    Raises:
+        OSError: The log cannot be created.
     """
 
     def __init__(
@@ -95,8 +106,10 @@ class Qmp:
         name: str,
         log: Path,
         on_event: Callable[[Event], None] | None = None,
+        scale: Scale = UNSCALED,
     ) -> None:
         self.name = name
+        self._scale = scale
         self._sock = sock
         self._log = log.open("a", encoding="utf-8")
         self._on_event = on_event
@@ -104,6 +117,7 @@ class Qmp:
         self._events: deque[tuple[int, Event]] = deque(maxlen=HISTORY)
         self._count = 0
         self._failure: HarnessError | None = None
+        self._pending: set[concurrent.futures.Future[object]] = set()
         self._client: QMPClient | None = None
         self._pump: asyncio.Task[None] | None = None
 
@@ -111,8 +125,8 @@ class Qmp:
         """Negotiate the session.
 
         Raises:
-            QmpError: if QEMU hangs up, as it does when it refuses its arguments.
-            WaitTimeoutError: at the deadline.
+            QmpError: QEMU hung up, as it does when it refuses its arguments.
+            WaitTimeoutError: The deadline passed.
         """
 
         async def negotiate() -> None:
@@ -149,30 +163,46 @@ class Qmp:
     ) -> Any:
         """Run a command and return its result.
 
+        A failure of the scope ends a command that QEMU does not answer soon after it. A command that is
+        sent after the failure still goes through, so that evidence can be taken from a machine that has
+        failed.
+
+        Args:
+            command: The command's name, as QEMU's QMP reference has it.
+            arguments: Its arguments.
+            deadline: 30 s on a good host by default.
+
         Raises:
-            QmpError: if QEMU refuses it, or the monitor goes away.
-            WaitTimeoutError: at the deadline (30 s, scaled, unless given).
+            QmpError: QEMU refused the command, or the monitor went away.
+            WaitTimeoutError: The deadline passed.
+            HarnessError: The failure of the scope.
         """
         client = self._client
         if client is None:
             raise QmpError(f"monitor command {command}: not connected")
-        limit = deadline or after(30)
+        limit = deadline or self._scale.after(30)
+        answer = loop.submit(client.execute(command, arguments))
+        with self._changed:
+            self._pending.add(answer)
         try:
-            return loop.run(client.execute(command, arguments), limit)
+            return loop.result(answer, limit)
         except TimeoutError as error:
             raise WaitTimeoutError(f"monitor command {command}", limit.seconds) from error
-        except QMPError as error:
+        except (QMPError, concurrent.futures.CancelledError) as error:
             if self._failure is not None:
                 raise self._failure from error
             raise QmpError(f"monitor command {command} {arguments or ''}: {error}") from error
+        finally:
+            with self._changed:
+                self._pending.discard(answer)
 
     def human(self, command: str) -> str:
-        """Run a command of the human monitor, for what QMP does not tell."""
+        """Run a command of the human monitor, which reports some things that QMP does not."""
         return str(self.execute("human-monitor-command", {"command-line": command}))
 
     @contextlib.contextmanager
     def standing_still(self) -> Iterator[None]:
-        """Stop the guest's CPUs in the block; after it they run again, if they did before."""
+        """Stop the guest's CPUs in the block; after it they run again if they ran before."""
         ran = self.execute("query-status")["running"]
         self.execute("stop")
         try:
@@ -207,11 +237,11 @@ class Qmp:
             names: The events' names.
             deadline: When to give up.
             since: A :meth:`mark`.
-            accept: Whether an event is one that is waited for.
+            accept: Returns whether an event with one of the names ends the wait.
 
         Raises:
-            WaitTimeoutError: at the deadline.
-            HarnessError: what the machine failed with, as soon as it fails.
+            WaitTimeoutError: The deadline passed.
+            HarnessError: The failure of the scope, as soon as it fails.
         """
         with self._changed:
             start = self._count if since is None else since
@@ -226,10 +256,13 @@ class Qmp:
                 self._changed.wait(deadline.timeout())
 
     def fail(self, error: HarnessError) -> None:
-        """End all waits, present and later, with ``error``."""
+        """End all waits, present and later, with ``error``; the first error stays."""
         with self._changed:
             self._failure = self._failure or error
             self._changed.notify_all()
+            pending = list(self._pending)
+        for answer in pending:
+            loop.later(ANSWER, answer.cancel)
 
     def close(self) -> None:
         """End the session and close the log."""
@@ -241,9 +274,9 @@ class Qmp:
                 await self._client.disconnect()
 
         try:
-            loop.run(disconnect(), after(5, scaled=False))
+            loop.run(disconnect(), UNSCALED.after(5))
         except (QMPError, OSError, EOFError, TimeoutError):
-            pass  # The other end is gone, which is what closing is for.
+            pass  # The other end has gone first.
         finally:
             self._sock.close()
             with contextlib.suppress(OSError):

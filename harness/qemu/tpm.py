@@ -1,8 +1,8 @@
-"""A machine's TPM 2.0: ``swtpm(8)``, started for one machine and ended with it.
+"""A machine's TPM 2.0: a ``swtpm(8)`` that starts and ends with the machine.
 
-QEMU controls it through a connected pair of sockets (``docs/specs/tpm.rst`` of QEMU), so that there
-is no path that another machine could find, and swtpm ends when QEMU has closed its side. What the TPM
-holds is part of QEMU's migration stream: a fork's swtpm begins empty and is given all of it, the
+QEMU controls swtpm through a connected pair of sockets (``docs/specs/tpm.rst`` of QEMU), so there is
+no path that another machine could use, and swtpm exits when QEMU closes its side. The TPM's state is
+part of QEMU's migration stream: the swtpm of a fork starts empty and receives the whole state,
 registers included.
 """
 
@@ -24,15 +24,15 @@ class TpmProcess:
     """A swtpm that waits for QEMU.
 
     Args:
-        spec: What it begins with.
-        state: The folder for what it holds, which must not exist unless it was this machine's.
-        stderr: The file for its complaints.
+        spec: The TPM, with its initial state.
+        state: The folder for the TPM's state. It must not exist, unless it belongs to this machine.
+        stderr: The file that receives swtpm's messages.
         on_exit: Called with the process, from the loop's thread.
 
     Raises:
-        HostError: if swtpm is not installed.
-        TpmError: if the state that it begins with cannot be read.
-        DiskFullError: no space for its state.
+        HostError: swtpm is not installed.
+        TpmError: The initial state cannot be read.
+        DiskFullError: The host has no space for the state.
     """
 
     def __init__(
@@ -42,40 +42,40 @@ class TpmProcess:
         if program is None:
             raise HostError("swtpm is not installed", hint="install the package swtpm")
         self.state = state
-        _provide(spec, state)
-        self._there, here = socket.socketpair()
-        with here, contextlib.ExitStack() as undo:
-            undo.callback(self._there.close)
+        _prepare(spec, state)
+        self._qemu_end, swtpm_end = socket.socketpair()
+        with swtpm_end, contextlib.ExitStack() as undo:
+            undo.callback(self._qemu_end.close)
             self._process = OwnedProcess(
-                command(program, state, f"clientfd={here.fileno()}"),
+                command(program, state, f"clientfd={swtpm_end.fileno()}"),
                 stderr=stderr,
-                pass_fds=(here.fileno(),),
+                pass_fds=(swtpm_end.fileno(),),
                 on_exit=on_exit,
             )
             undo.pop_all()
 
     @property
     def fd(self) -> int:
-        """The descriptor that QEMU is started with."""
-        return self._there.fileno()
+        """The descriptor to start QEMU with."""
+        return self._qemu_end.fileno()
 
     def hand_over(self) -> None:
-        """Close this side's descriptor: QEMU has it now."""
-        self._there.close()
+        """Close this process' copy of the descriptor, after QEMU has inherited it."""
+        self._qemu_end.close()
 
     def close(self) -> None:
-        """End it, if it has not ended with QEMU."""
-        self._there.close()
+        """Stop swtpm if it has not ended with QEMU."""
+        self._qemu_end.close()
         self._process.kill()
 
 
 def command(program: str, state: Path | str, control: str) -> tuple[str, ...]:
-    """Return the command of a swtpm: a TPM 2.0 that ends with the connection.
+    """Return the command of a swtpm: a TPM 2.0 that exits when its connection ends.
 
     Args:
-        program: Its path.
-        state: The folder for what it holds.
-        control: Where QEMU is, as ``swtpm(8)`` has it: ``clientfd=N`` or ``path=SOCKET``.
+        program: The path of swtpm.
+        state: The folder for the TPM's state.
+        control: The control channel, as in ``swtpm(8)``: ``clientfd=N`` or ``path=SOCKET``.
     """
     return (
         *(program, "socket", "--tpm2", "--terminate"),
@@ -84,19 +84,19 @@ def command(program: str, state: Path | str, control: str) -> tuple[str, ...]:
     )
 
 
-def _provide(spec: Tpm, state: Path) -> None:
+def _prepare(spec: Tpm, state: Path) -> None:
     if state.exists():
         return
     if spec.state is not None and not spec.state.is_dir():
         raise TpmError(
-            f"there is no TPM's state in {spec.state}",
-            hint="take machine.tpm_state of a machine that had a TPM; a passed test's is gone",
+            f"{spec.state} holds no TPM state",
+            hint="use machine.tpm_state of a machine with a TPM; a passed test's evidence is removed",
         )
     try:
         if spec.state is None:
             state.mkdir(parents=True)
         else:
-            # A saved one can be read only.
+            # copyfile, because the files of a saved state are read-only and the copies must not be.
             shutil.copytree(spec.state, state, copy_function=shutil.copyfile)
     except OSError as error:
         raise disk_full(error, state) from error

@@ -1,13 +1,13 @@
-"""Programs that try admission hard, each in a process of its own with one thread: it forks.
+"""Programs that stress admission, each in a process of its own with one thread, because they fork.
 
-``storm ROOT SEED KILLS``: processes ask for machines of all sizes, hold them for no time and ask
-again, while one after another is killed. Each tells a ledger what it got, after it got it, and what
-it gives back, before it does; by the ledger nothing is ever granted twice.
+``storm ROOT SEED KILLS``: processes request machines of all sizes, release them at once and request
+again, while they are killed one after another. Each process reports its grants to a ledger after it
+got them, and before it releases them; the ledger shows that nothing is ever granted twice.
 
-``sweep ROOT waiting|granted``: kills a process at each system call of an admission in turn, and sees
-whether all of the host is to be had again at once.
+``sweep ROOT waiting|granted``: kills a process at each system call of an admission in turn, and checks
+that the whole host can be granted again at once.
 
-The ledger is one pipe, so that what is told has an order. Both print what they did as JSON.
+The ledger is one pipe, so that the reports have an order. Both programs print their results as JSON.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import deadline
-from harness.admission import Admission, Need
+from harness.deadline import UNSCALED
 from harness.errors import HostError
-from harness.host import Capacity
+from harness.host.admission import Admission, Need
+from harness.host.capacity import Capacity
 from harness.spec import GIB
 
 ROOM = Capacity(cpus=2.0, memory=16 * GIB, available=16 * GIB, limit="host", cpu_limit="host")
@@ -42,7 +42,7 @@ STEPS = (
 
 
 def spawn(run: Callable[[], None]) -> int:
-    """Fork a child that runs a function and nothing else, and ends with this process."""
+    """Fork a child that only runs a function, and that ends with this process."""
     parent = os.getpid()
     child = os.fork()
     if child:
@@ -65,7 +65,7 @@ def storm(root: Path, seed: int, kills: int) -> dict[str, Any]:
         mine = random.Random(seed)
         admission = Admission(root, ROOM)
 
-        def tell(word: str, cpus: float, memory: int) -> None:
+        def report(word: str, cpus: float, memory: int) -> None:
             line = f"{os.getpid()} {word} {round(cpus * 1000)} {memory >> 20}"
             os.write(writing, line.ljust(LINE - 1).encode() + b"\n")
 
@@ -77,17 +77,17 @@ def storm(root: Path, seed: int, kills: int) -> dict[str, Any]:
                 needs = [Need("m", mine.choice((0.5, 1, 2, 8)), size)]
             grants = admission.admit_together(needs)
             total = sum(grant.cpus for grant in grants), sum(grant.memory for grant in grants)
-            tell("got", *total)
+            report("got", *total)
             if mine.random() < 0.3:
-                # A second machine beside the first, which may be refused but must not hang.
+                # A second machine beside the first; it may be refused but must not hang.
                 try:
                     more = admission.admit("more", memory=mine.choice((1, 4)) * GIB)
-                    tell("got", more.cpus, more.memory)
-                    tell("gave", more.cpus, more.memory)
+                    report("got", more.cpus, more.memory)
+                    report("gave", more.cpus, more.memory)
                     more.release()
                 except HostError:
-                    tell("none", 0, 0)
-            tell("gave", *total)
+                    report("none", 0, 0)
+            report("gave", *total)
             for grant in grants:
                 grant.release()
 
@@ -107,25 +107,25 @@ def storm(root: Path, seed: int, kills: int) -> dict[str, Any]:
     next_kill = chance.randrange(1, 30)
     while done["kills"] < kills:
         pid, word, millis, mebibytes = os.read(reading, LINE).split()
-        one, entry = int(pid), (int(millis), int(mebibytes))
-        if one not in alive:
-            continue  # killed after it told
+        process, grant = int(pid), (int(millis), int(mebibytes))
+        if process not in alive:
+            continue  # killed after its report
         if word == b"got":
-            held[one].append(entry)
+            held[process].append(grant)
             done["grants"] += 1
-            cpus = sum(each for entries in held.values() for each, _ in entries)
-            memory = sum(each for entries in held.values() for _, each in entries)
+            cpus = sum(millis for grants in held.values() for millis, _ in grants)
+            memory = sum(size for grants in held.values() for _, size in grants)
             done["most"] = max(done["most"], memory)
             if memory > limits.memory >> 20 or cpus > round(limits.cpus * 1000):
                 done["over"] += 1
         elif word == b"gave":
-            held[one].remove(entry)
+            held[process].remove(grant)
         else:
             done["refusals"] += 1
         next_kill -= 1
         if next_kill <= 0:
             victim = chance.choice(sorted(alive))
-            # From here on it may be gone at any time, so the ledger no longer counts it.
+            # It may end at any time from here on, so the ledger no longer counts it.
             alive.remove(victim)
             del held[victim]
             os.kill(victim, signal.SIGKILL)
@@ -155,9 +155,7 @@ def sweep(root: Path, *, waiting: bool) -> dict[str, Any]:
         child = spawn(lambda moment=moment: victim(moment))  # type: ignore[misc]
         ended = os.waitpid(child, 0)[1]
         free = 5 if held else 15
-        admission.admit(
-            "all", cpus=0, memory=free * GIB, deadline=deadline.after(20, scaled=False)
-        ).release()
+        admission.admit("all", cpus=0, memory=free * GIB, deadline=UNSCALED.after(20)).release()
         if ended == 0:
             break
         assert ended == signal.SIGKILL
@@ -169,7 +167,7 @@ def sweep(root: Path, *, waiting: bool) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def killed_at(moment: int) -> Iterator[None]:
-    """Kill this process before its system call of that number."""
+    """Kill this process before the system call with that number."""
     left = moment
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -189,8 +187,8 @@ def killed_at(moment: int) -> Iterator[None]:
 
 
 def whole(root: Path) -> dict[str, Any]:
-    """Return what is left, after all of the host was granted once more."""
-    limit = deadline.after(20, scaled=False)
+    """Return the remaining claims and files, after the whole host was granted once more."""
+    limit = UNSCALED.after(20)
     Admission(root, ROOM).admit("all", memory=15 * GIB, deadline=limit).release()
     now = Admission(root, ROOM).status(limit)
     return {
@@ -202,13 +200,13 @@ def whole(root: Path) -> dict[str, Any]:
     }
 
 
-def main(what: str, root: str, *rest: str) -> None:
-    signal.alarm(120)  # a wake-up that is lost must end the test
-    if what == "storm":
-        told = storm(Path(root), int(rest[0]), int(rest[1]))
+def main(program: str, root: str, *rest: str) -> None:
+    signal.alarm(120)  # a lost wake-up must end the test
+    if program == "storm":
+        result = storm(Path(root), int(rest[0]), int(rest[1]))
     else:
-        told = sweep(Path(root), waiting=rest[0] == "waiting")
-    print(json.dumps(told))
+        result = sweep(Path(root), waiting=rest[0] == "waiting")
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Admission: never more than there is, nobody starved, nothing lost with a killed process."""
+"""Admission never exceeds the host, starves no process, and loses nothing with a killed one."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from harness import admission
-from harness.admission import Admission, Limits, Need, Status, footprint, pool, workers
-from harness.admission.board import Board
-from harness.deadline import Deadline, after
+from harness.deadline import UNSCALED, Deadline
 from harness.errors import HostError, UsageError, WaitTimeoutError
-from harness.host import Capacity
+from harness.host import measured
+from harness.host.admission import Admission, Limits, Need, Occupancy, footprint, pool, workers
+from harness.host.admission.board import Board
+from harness.host.capacity import Capacity
 from harness.spec import GIB, MIB
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,15 +34,15 @@ ROOM = Capacity(cpus=2.0, memory=16 * GIB, available=16 * GIB, limit="host", cpu
 
 
 class Other:
-    """Another process that asks, as it is told to."""
+    """Another process, which requests and releases machines on command."""
 
     CODE = textwrap.dedent(
         """
         import json, os, sys
         from pathlib import Path
-        from harness.admission import Admission, Need
+        from harness.host.admission import Admission, Need
         from harness.errors import HostError
-        from harness.host import Capacity
+        from harness.host.capacity import Capacity
         from harness.spec import GIB
 
         admission = Admission(Path(sys.argv[1]), Capacity(2.0, 16 * GIB, 16 * GIB, "host", "host"))
@@ -71,42 +71,42 @@ class Other:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
-            bufsize=0,  # select would not see what a buffer has taken already
+            bufsize=0,  # select does not see data that a buffer already holds
         )
 
-    def ask(self, name: str, gib: float, cpus: float = 0) -> None:
-        self._tell(name, gib, cpus)
+    def request(self, name: str, gib: float, cpus: float = 0) -> None:
+        self._send(name, gib, cpus)
 
     def give(self, name: str) -> None:
-        self._tell(name, 0, 0)
-        assert self.hears() == ["gave", name]
+        self._send(name, 0, 0)
+        assert self.reply() == ["gave", name]
 
-    def _tell(self, *words: object) -> None:
+    def _send(self, *words: object) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(words).encode() + b"\n")
         self.process.stdin.flush()
 
-    def hears(self) -> list[str]:
-        """Return the next thing it says."""
+    def reply(self) -> list[str]:
+        """Return the next message of the process."""
         assert self.process.stdout is not None
-        assert select.select([self.process.stdout], [], [], 20)[0], "it says nothing"
-        told: list[str] = json.loads(self.process.stdout.readline())
-        return told
+        assert select.select([self.process.stdout], [], [], 20)[0], "no message"
+        words: list[str] = json.loads(self.process.stdout.readline())
+        return words
 
     def gets(self, name: str) -> None:
-        """Await that it gets what it asked for, whatever it waits for before."""
-        while (told := self.hears())[0] == "waits":
+        """Wait until the process gets a grant, after any number of waits."""
+        while (words := self.reply())[0] == "waits":
             pass
-        assert told == ["got", name]
+        assert words == ["got", name]
 
     def waits(self) -> str:
-        word, reason = self.hears()
+        word, reason = self.reply()
         assert word == "waits"
         return reason
 
     @property
     def silent(self) -> bool:
-        """Whether it has said nothing yet."""
+        """Whether the process has sent no further message."""
         assert self.process.stdout is not None
         return not select.select([self.process.stdout], [], [], 0)[0]
 
@@ -132,9 +132,9 @@ def other(root: Path) -> Iterator[Callable[[], Other]]:
         return started[-1]
 
     yield start
-    for each in started:
-        if each.process.returncode is None:
-            each.kill()
+    for process in started:
+        if process.process.returncode is None:
+            process.kill()
 
 
 @pytest.fixture
@@ -143,28 +143,28 @@ def here(root: Path) -> Admission:
 
 
 def soon() -> dict[str, Any]:
-    return {"deadline": after(20, scaled=False)}
+    return {"deadline": UNSCALED.after(20)}
 
 
 def now(here: Admission) -> tuple[list[str], list[str]]:
     status = here.status()
-    return [each.name for each in status.granted], [each.name for each in status.waiting]
+    return [claim.name for claim in status.granted], [claim.name for claim in status.waiting]
 
 
-# --- what is granted ----------------------------------------------------------------------------
+# --- grants -------------------------------------------------------------------------------------
 
 
 def test_a_grant_counts_until_it_is_released(here: Admission) -> None:
     with here.admit("skiff-1", memory=2 * GIB, cpus=1.5) as grant:
         status = here.status()
         assert (status.memory, status.cpus) == (2 * GIB, 1.5)
-        assert [(each.name, each.pid) for each in status.granted] == [("skiff-1", os.getpid())]
+        assert [(claim.name, claim.pid) for claim in status.granted] == [("skiff-1", os.getpid())]
         assert (grant.name, grant.memory, grant.cpus) == ("skiff-1", 2 * GIB, 1.5)
     grant.release()
     assert now(here) == ([], [])
 
 
-def test_more_than_the_host_carries_is_refused_at_once(root: Path) -> None:
+def test_a_need_beyond_the_host_is_refused_at_once(root: Path) -> None:
     room = replace(ROOM, limit="/sys/fs/cgroup/box/memory.max")
     with pytest.raises(HostError) as caught:
         Admission(root, room).admit("huge", memory=20 * GIB)
@@ -177,41 +177,41 @@ def test_more_than_the_host_carries_is_refused_at_once(root: Path) -> None:
 def test_machines_are_admitted_together_or_not_at_all(
     here: Admission, other: Callable[[], Other]
 ) -> None:
-    one = other()
-    one.ask("first", 6)
-    one.gets("first")
+    peer = other()
+    peer.request("first", 6)
+    peer.gets("first")
     needs = [Need(f"node-{n}", 2, 4 * GIB) for n in range(3)]
     reasons: list[str] = []
 
-    def free_it(reason: str) -> None:
+    def release_first(reason: str) -> None:
         reasons.append(reason)
         assert now(here) == (["first"], ["node-0, node-1, node-2"])
-        one.give("first")
+        peer.give("first")
 
-    grants = here.admit_together(needs, progress=free_it, **soon())
+    grants = here.admit_together(needs, progress=release_first, **soon())
     assert len(reasons) == 1
     assert [grant.name for grant in grants] == ["node-0", "node-1", "node-2"]
-    # Six virtual CPUs are not to be had: they share the four.
+    # The host has no six virtual CPUs: the machines share its four.
     assert [grant.cpus for grant in grants] == [2, 2, 0]
     grants[1].release()
     assert now(here) == (["node-0", "node-2"], [])
 
 
-def test_cpus_are_waited_for_by_who_holds_nothing(
+def test_only_processes_without_grants_wait_for_cpus(
     here: Admission, other: Callable[[], Other]
 ) -> None:
     mine = here.admit("mine", memory=GIB, cpus=3)
-    # What this process holds already is no reason to wait, and never more than there is is counted.
+    # A process that holds a grant does not wait for CPUs, and a grant counts only free ones.
     assert here.admit("mine-2", memory=GIB, cpus=2, **soon()).cpus == 1
-    one = other()
-    one.ask("its", 1, cpus=64)
-    assert "1.0 GiB and 4 CPUs" in one.waits()
+    peer = other()
+    peer.request("its", 1, cpus=64)
+    assert "1.0 GiB and 4 CPUs" in peer.waits()
     mine.release()
-    assert "1 of 4 CPUs" in one.waits()
-    assert one.silent
+    assert "1 of 4 CPUs" in peer.waits()
+    assert peer.silent
 
 
-def test_a_need_is_a_number_not_below_zero() -> None:
+def test_a_need_must_be_finite_and_not_negative() -> None:
     for wrong in ((-1.0, 1), (1.0, -1), (float("nan"), 1), (float("inf"), 1)):
         with pytest.raises(UsageError):
             Need("odd", *wrong)
@@ -220,11 +220,13 @@ def test_a_need_is_a_number_not_below_zero() -> None:
 # --- waiting ------------------------------------------------------------------------------------
 
 
-def test_who_waits_is_told_why_and_is_woken(here: Admission, other: Callable[[], Other]) -> None:
+def test_a_waiting_process_reports_the_reason_and_is_woken(
+    here: Admission, other: Callable[[], Other]
+) -> None:
     grant = here.admit("skiff-1", memory=14 * GIB)
-    one = other()
-    one.ask("skiff-2", 2)
-    reason = one.waits()
+    peer = other()
+    peer.request("skiff-2", 2)
+    reason = peer.waits()
     for word in (
         "waiting for 2.0 GiB",
         "14.0 GiB of 15.0 GiB",
@@ -232,20 +234,18 @@ def test_who_waits_is_told_why_and_is_woken(here: Admission, other: Callable[[],
     ):
         assert word in reason
     grant.release()
-    one.gets("skiff-2")
+    peer.gets("skiff-2")
 
 
-def test_a_killed_process_holds_nothing(here: Admission, other: Callable[[], Other]) -> None:
-    one = other()
-    one.ask("big", 15)
-    one.gets("big")
-    with here.admit("next", memory=15 * GIB, progress=lambda reason: one.kill(), **soon()):
+def test_a_killed_process_holds_no_grant(here: Admission, other: Callable[[], Other]) -> None:
+    peer = other()
+    peer.request("big", 15)
+    peer.gets("big")
+    with here.admit("next", memory=15 * GIB, progress=lambda reason: peer.kill(), **soon()):
         assert now(here) == (["next"], [])
 
 
-def test_a_child_keeps_the_grant_that_it_inherited(
-    here: Admission, other: Callable[[], Other]
-) -> None:
+def test_a_child_keeps_an_inherited_grant(here: Admission, other: Callable[[], Other]) -> None:
     grant = here.admit("skiff", memory=15 * GIB)
     child = subprocess.Popen(
         ["/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[grant.fileno()]
@@ -254,21 +254,21 @@ def test_a_child_keeps_the_grant_that_it_inherited(
         grant.release()
         with pytest.raises(UsageError):
             grant.fileno()
-        one = other()
-        one.ask("next", 15)
-        assert "granted to skiff" in one.waits()
+        peer = other()
+        peer.request("next", 15)
+        assert "granted to skiff" in peer.waits()
         child.kill()
-    one.gets("next")
+    peer.gets("next")
 
 
-def test_nobody_overtakes_a_big_machine(here: Admission, other: Callable[[], Other]) -> None:
+def test_no_request_overtakes_a_big_machine(here: Admission, other: Callable[[], Other]) -> None:
     grant = here.admit("first", memory=5 * GIB)
     big, small, smaller = other(), other(), other()
-    big.ask("big", 14)
+    big.request("big", 14)
     big.waits()
-    small.ask("small", 1)
+    small.request("small", 1)
     assert f"behind big (process {big.process.pid}, 14.0 GiB)" in small.waits()
-    smaller.ask("smaller", 0.5)
+    smaller.request("smaller", 0.5)
     assert "behind small" in smaller.waits()
     assert now(here) == (["first"], ["big", "small", "smaller"])
     assert small.silent
@@ -280,14 +280,14 @@ def test_nobody_overtakes_a_big_machine(here: Admission, other: Callable[[], Oth
     assert now(here) == (["big", "small"], ["smaller"])
 
 
-def test_the_line_closes_up_when_one_of_it_is_killed(
+def test_the_line_closes_up_when_a_waiting_process_is_killed(
     here: Admission, other: Callable[[], Other]
 ) -> None:
     grant = here.admit("first", memory=15 * GIB)
     line = [other() for _ in range(3)]
-    for number, each in enumerate(line):
-        each.ask(f"next-{number}", 10)
-        each.waits()
+    for number, process in enumerate(line):
+        process.request(f"next-{number}", 10)
+        process.waits()
     line[1].kill()
     assert "behind next-0" in line[2].waits()
     line[0].kill()
@@ -299,19 +299,19 @@ def test_the_line_closes_up_when_one_of_it_is_killed(
 def test_a_deadline_ends_the_wait_and_leaves_no_request(
     here: Admission, other: Callable[[], Other]
 ) -> None:
-    one = other()
-    one.ask("hog", 15)
-    one.gets("hog")
+    peer = other()
+    peer.request("hog", 15)
+    peer.gets("hog")
     with pytest.raises(WaitTimeoutError, match="skiff") as caught:
-        here.admit("skiff", memory=GIB, deadline=after(0.05, scaled=False))
+        here.admit("skiff", memory=GIB, deadline=UNSCALED.after(0.05))
     assert "hog (process" in str(caught.value)
     assert now(here) == (["hog"], [])
 
 
 def test_an_interrupt_leaves_no_request(here: Admission, other: Callable[[], Other]) -> None:
-    one = other()
-    one.ask("hog", 15)
-    one.gets("hog")
+    peer = other()
+    peer.request("hog", 15)
+    peer.gets("hog")
     before = len(list(Path("/proc/self/fd").iterdir()))
 
     def interrupt(reason: str) -> None:
@@ -323,7 +323,7 @@ def test_an_interrupt_leaves_no_request(here: Admission, other: Callable[[], Oth
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-# --- who would wait for ever --------------------------------------------------------------------
+# --- waits that would never end -----------------------------------------------------------------
 
 
 def test_a_process_does_not_wait_for_itself(here: Admission) -> None:
@@ -337,94 +337,98 @@ def test_a_process_does_not_wait_for_itself(here: Admission) -> None:
     assert now(here) == ([], [])
 
 
-def test_who_closes_a_circle_is_refused(here: Admission, other: Callable[[], Other]) -> None:
-    one, two, three = other(), other(), other()
-    for each, name in ((one, "one"), (two, "two"), (three, "three")):
-        each.ask(name, 5)
-        each.gets(name)
-    one.ask("one-more", 5)
-    one.waits()
-    # What three holds will be free some day, for one; and then what one holds, for two.
-    two.ask("two-more", 4)
-    two.waits()
-    three.ask("three-more", 2)
-    word, text = three.hears()
+def test_a_request_that_completes_a_cycle_is_refused(
+    here: Admission, other: Callable[[], Other]
+) -> None:
+    first, second, third = other(), other(), other()
+    for process, name in ((first, "first"), (second, "second"), (third, "third")):
+        process.request(name, 5)
+        process.gets(name)
+    first.request("first-more", 5)
+    first.waits()
+    # The third will release its grant, which serves the first, and then the first serves the second.
+    second.request("second-more", 4)
+    second.waits()
+    third.request("third-more", 2)
+    word, text = third.reply()
     assert word == "refused"
-    assert "while others wait: one-more" in text
-    three.give("three")
-    one.gets("one-more")
-    assert now(here) == (["one", "two", "one-more"], ["two-more"])
-    one.give("one")
-    two.gets("two-more")
+    assert "while others wait: first-more" in text
+    third.give("third")
+    first.gets("first-more")
+    assert now(here) == (["first", "second", "first-more"], ["second-more"])
+    first.give("first")
+    second.gets("second-more")
 
 
-def test_a_wait_that_others_will_end_is_no_circle(
+def test_a_wait_that_others_will_end_is_no_cycle(
     here: Admission, other: Callable[[], Other]
 ) -> None:
-    one, two = other(), other()
-    one.ask("one", 5)
-    one.gets("one")
-    two.ask("two", 5)
-    two.gets("two")
+    first, second = other(), other()
+    first.request("first", 5)
+    first.gets("first")
+    second.request("second", 5)
+    second.gets("second")
     here_grant = here.admit("here", memory=5 * GIB)
-    one.ask("one-more", 5)
-    one.waits()
-    two.ask("two-more", 5)
-    two.waits()
+    first.request("first-more", 5)
+    first.waits()
+    second.request("second-more", 5)
+    second.waits()
     here_grant.release()
-    one.gets("one-more")
-    two.waits()
-    one.give("one")
-    two.gets("two-more")
+    first.gets("first-more")
+    second.waits()
+    first.give("first")
+    second.gets("second-more")
 
 
-def test_who_holds_goes_before_who_waits_for_that(
+def test_a_holder_of_a_grant_goes_before_those_who_wait_for_it(
     here: Admission, other: Callable[[], Other]
 ) -> None:
-    one = here.admit("one", memory=5 * GIB)
+    held = here.admit("one", memory=5 * GIB)
     big = other()
-    big.ask("big", 15)
+    big.request("big", 15)
     big.waits()
     here.admit("two", memory=5 * GIB, **soon()).release()
-    one.release()
+    held.release()
     big.gets("big")
 
 
-def test_a_circle_of_others_is_not_its_fault(root: Path, other: Callable[[], Other]) -> None:
+def test_a_cycle_of_others_does_not_refuse_a_request(
+    root: Path, other: Callable[[], Other]
+) -> None:
     hog, big = other(), other()
-    hog.ask("hog", 2)
+    hog.request("hog", 2)
     hog.gets("hog")
-    # Whose own limit is lower cannot see how the big one will ever be served.
+    # With its lower limit, this process sees no way in which the big request could be served.
     small = Admission(root, replace(ROOM, memory=8 * GIB))
     with small.admit("small", memory=GIB, cpus=0, **soon()):
-        big.ask("big", 14)
+        big.request("big", 14)
         big.waits()
         small.admit("small-2", memory=GIB, **soon()).release()
 
 
 def test_threads_of_one_process_count_as_one(here: Admission, other: Callable[[], Other]) -> None:
-    one, rival = other(), other()
-    one.ask("hog", 15)
-    one.gets("hog")
-    asked, got = threading.Semaphore(0), threading.Semaphore(0)
+    peer, rival = other(), other()
+    peer.request("hog", 15)
+    peer.gets("hog")
+    waiting, granted = threading.Semaphore(0), threading.Semaphore(0)
 
     def admit(name: str, gib: int) -> None:
-        here.admit(name, memory=gib * GIB, cpus=0, progress=lambda _: asked.release(), **soon())
-        got.release()
+        here.admit(name, memory=gib * GIB, cpus=0, progress=lambda _: waiting.release(), **soon())
+        granted.release()
 
     first = threading.Thread(target=admit, args=("first", 10))
     first.start()
-    assert asked.acquire(timeout=20)
-    rival.ask("rival", 15)
+    assert waiting.acquire(timeout=20)
+    rival.request("rival", 15)
     rival.waits()
     second = threading.Thread(target=admit, args=("second", 5))
     second.start()
-    assert asked.acquire(timeout=20)
+    assert waiting.acquire(timeout=20)
     assert now(here) == (["hog"], ["first", "rival", "second"])
-    one.give("hog")
-    # With the first served, the second comes before the rival, which waits for both.
-    assert got.acquire(timeout=20)
-    assert got.acquire(timeout=20)
+    peer.give("hog")
+    # After the first grant, the second request goes before the rival, which waits for both.
+    assert granted.acquire(timeout=20)
+    assert granted.acquire(timeout=20)
     first.join()
     second.join()
     assert now(here) == (["first", "second"], ["rival"])
@@ -433,14 +437,14 @@ def test_threads_of_one_process_count_as_one(here: Admission, other: Callable[[]
 # --- the folder ---------------------------------------------------------------------------------
 
 
-def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+def test_an_unusable_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(HostError, match="cannot be used") as caught:
         Admission(tmp_path / "file" / "pool", ROOM).admit("skiff", memory=GIB)
     assert "HARNESS_CACHE" in str(caught.value)
 
 
-def test_files_of_others_are_left_alone(root: Path, here: Admission) -> None:
+def test_foreign_files_stay(root: Path, here: Admission) -> None:
     here.admit("skiff", memory=GIB).release()
     for name in ("README", "1+2+3", "a+b+c+d+e+f+g"):
         (root / "grants" / name).write_text("not ours")
@@ -449,12 +453,12 @@ def test_files_of_others_are_left_alone(root: Path, here: Admission) -> None:
 
 
 @pytest.mark.parametrize("name", ["a/b", "a+b", "../../x", "ü" * 300, "test[x-1]", ""])
-def test_a_name_can_be_anything(here: Admission, name: str) -> None:
+def test_a_name_can_be_any_text(here: Admission, name: str) -> None:
     with here.admit(name, memory=GIB), here.admit(name, memory=GIB):
         assert len(here.status().granted) == 2
 
 
-def test_a_gate_that_stays_shut_says_whose_it_is(root: Path, here: Admission) -> None:
+def test_a_gate_that_stays_locked_names_its_holder(root: Path, here: Admission) -> None:
     here.status()
     with (root / "gate").open("r+") as gate:
         fcntl.flock(gate, fcntl.LOCK_EX)
@@ -462,33 +466,33 @@ def test_a_gate_that_stays_shut_says_whose_it_is(root: Path, here: Admission) ->
         gate.write("4711")
         gate.flush()
         with pytest.raises(WaitTimeoutError, match="process 4711"):
-            here.admit("skiff", memory=GIB, deadline=after(0.05, scaled=False))
-    # The thread that was given up on has its turn now, and lets go at once.
+            here.admit("skiff", memory=GIB, deadline=UNSCALED.after(0.05))
+    # The abandoned thread acquires the lock now, and releases it at once.
     for thread in threading.enumerate():
         if thread.name == "harness-admission":
             thread.join(20)
     here.admit("skiff", memory=GIB, **soon()).release()
 
 
-def test_a_copy_of_the_gate_in_a_fork_keeps_nobody_out(root: Path, here: Admission) -> None:
-    with Board(root).gate(after(20, scaled=False)):
+def test_a_copy_of_the_gate_in_a_fork_does_not_keep_it_locked(root: Path, here: Admission) -> None:
+    with Board(root).gate(UNSCALED.after(20)):
         gate = next(
-            int(each.name)
-            for each in Path("/proc/self/fd").iterdir()
-            if each.resolve() == (root / "gate").resolve()
+            int(link.name)
+            for link in Path("/proc/self/fd").iterdir()
+            if link.resolve() == (root / "gate").resolve()
         )
         copy = os.dup(gate)
     try:
-        assert here.status(after(20, scaled=False)).granted == ()
+        assert here.status(UNSCALED.after(20)).granted == ()
     finally:
         os.close(copy)
 
 
-def test_nobody_sees_a_request_beside_its_grant(
+def test_a_request_and_its_grant_are_never_visible_together(
     here: Admission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Board.gate
-    seen: list[Status] = []
+    seen: list[Occupancy] = []
 
     @contextlib.contextmanager
     def watched(self: Board, deadline: Deadline) -> Iterator[None]:
@@ -498,10 +502,10 @@ def test_nobody_sees_a_request_beside_its_grant(
 
     monkeypatch.setattr(Board, "gate", watched)
     with here.admit("skiff", memory=GIB):
-        assert [(len(each.granted), len(each.waiting)) for each in seen] == [(1, 0)]
+        assert [(len(board.granted), len(board.waiting)) for board in seen] == [(1, 0)]
 
 
-# --- hard ---------------------------------------------------------------------------------------
+# --- stress -------------------------------------------------------------------------------------
 
 
 def run_stress(*arguments: object) -> dict[str, Any]:
@@ -514,36 +518,36 @@ def run_stress(*arguments: object) -> dict[str, Any]:
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    told: dict[str, Any] = json.loads(ended.stdout)
-    return told
+    result: dict[str, Any] = json.loads(ended.stdout)
+    return result
 
 
 def test_a_storm_of_processes_and_kills(root: Path) -> None:
-    told = run_stress("storm", root, 1, 40)
-    assert told["over"] == 0
-    assert told["kills"] == 40
-    assert told["most"] > 10 << 10, "the storm was none: the host was never nearly full"
-    assert (told["granted"], told["waiting"], told["files"]) == (0, 0, ["gate"])
+    result = run_stress("storm", root, 1, 40)
+    assert result["over"] == 0
+    assert result["kills"] == 40
+    assert result["most"] > 10 << 10, "the storm was too weak: the host was never nearly full"
+    assert (result["granted"], result["waiting"], result["files"]) == (0, 0, ["gate"])
 
 
-@pytest.mark.parametrize("what", ["granted", "waiting"])
-def test_a_kill_at_any_moment_leaves_nothing(root: Path, what: str) -> None:
-    told = run_stress("sweep", root, what)
-    assert told["kills"] > 15
-    assert (told["granted"], told["waiting"], told["files"]) == (0, 0, ["gate"])
+@pytest.mark.parametrize("phase", ["granted", "waiting"])
+def test_a_kill_at_any_moment_leaves_nothing(root: Path, phase: str) -> None:
+    result = run_stress("sweep", root, phase)
+    assert result["kills"] > 15
+    assert (result["granted"], result["waiting"], result["files"]) == (0, 0, ["gate"])
 
 
 # --- sizes --------------------------------------------------------------------------------------
 
 
-def test_some_memory_is_left_to_the_host() -> None:
+def test_some_memory_stays_with_the_host() -> None:
     assert Limits.of(ROOM) == Limits(4.0, 15 * GIB)
     assert Limits.of(replace(ROOM, memory=2 * GIB)).memory == 1536 * MIB
     assert Limits.of(replace(ROOM, memory=256 * MIB)).memory == 0
 
 
 @pytest.mark.parametrize(
-    ("cpus", "memory", "wanted"),
+    ("cpus", "memory", "count"),
     [
         (2.0, 24 * GIB, 2),
         (16.0, 24 * GIB, 9),
@@ -552,21 +556,21 @@ def test_some_memory_is_left_to_the_host() -> None:
         (8.0, 1 * GIB, 1),
     ],
 )
-def test_auto_is_what_the_host_carries(cpus: float, memory: int, wanted: int) -> None:
-    assert workers(replace(ROOM, cpus=cpus, memory=memory)) == wanted
+def test_auto_is_the_number_that_the_host_carries(cpus: float, memory: int, count: int) -> None:
+    assert workers(replace(ROOM, cpus=cpus, memory=memory)) == count
 
 
-def test_workers_of_small_machines_are_more() -> None:
+def test_a_host_carries_more_small_machines() -> None:
     room = replace(ROOM, cpus=16.0)
     assert workers(room, cpus=1, memory=footprint(256 * MIB, "tcg")) == 24
     assert footprint(GIB, "kvm") < footprint(GIB, "tcg")
 
 
-def test_a_pool_is_one_for_each_host_boot_and_limit(
+def test_each_boot_of_a_host_and_each_limit_has_its_own_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     boot_id = tmp_path / "boot_id"
-    monkeypatch.setattr(admission.size, "_BOOT_ID", boot_id)
+    monkeypatch.setattr(measured, "BOOT_ID", boot_id)
     folders = set()
     for boot in ("one", "two"):
         boot_id.write_text(boot)

@@ -1,81 +1,173 @@
 from __future__ import annotations
 
 import base64
+import json
 import shlex
+import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from harness.arch import ARCHES
+from harness.errors import UsageError
 from harness.qemu import argv
-from harness.qemu.argv import Allocations, DiskFile
+from harness.qemu.argv import Allocations, DiskFile, Ram
 from harness.qemu.firmware import FlashFirmware
-from harness.qemu.script import reproduce
-from harness.spec import ConsoleDevice, Disk, Firmware, FirmwareKind, MachineSpec, Nic, Tpm
+from harness.qemu.record import FORMAT, MachineRecord
+from harness.qemu.script import record_machine, script
+from harness.spec import (
+    MIB,
+    ConsoleDevice,
+    Disk,
+    Firmware,
+    FirmwareKind,
+    GuestForward,
+    MachineSpec,
+    Nic,
+    Tpm,
+)
+
+COMMANDS = Path(__file__).with_name("argv.json")
+"""The command lines of :func:`variants`, as they were before the facts moved to harness.arch."""
 
 KERNEL = Firmware(FirmwareKind.KERNEL, Path("/k"), Path("/i"), "console=ttyS0 quiet")
-GIVEN = Allocations(Path("/usr/bin/qemu"), "tcg", "max", console_fd=5, qmp_fd=6)
+ALLOCATIONS = Allocations(Path("/usr/bin/qemu"), "tcg", "max", console_fd=5, qmp_fd=6)
+FLASH = FlashFirmware(Path("/code"), Path("/vars"), "raw", False, Path("/d.json"))
+
+
+def record(
+    spec: MachineSpec,
+    allocations: Allocations,
+    disks: Path,
+    evidence: Path,
+    provenance: Mapping[str, object] = {},
+) -> Path:
+    """Write a machine's record and script; return the path of the script."""
+    record_machine(spec, allocations, folder=disks, evidence=evidence, provenance=provenance)
+    return evidence / "qemu.sh"
 
 
 def options(words: tuple[str, ...], name: str) -> list[str]:
     return [words[i + 1] for i, word in enumerate(words) if word == name]
 
 
+def variants() -> Iterator[tuple[str, MachineSpec, Allocations]]:
+    """Yield a plain and a full machine for each arch, accelerator and firmware, with its name."""
+    for arch in ARCHES:
+        for accel in ("tcg", "kvm"):
+            for kind in FirmwareKind:
+                if kind is FirmwareKind.BIOS and arch == "aarch64":
+                    continue
+                kernel = kind is FirmwareKind.KERNEL
+                spec = MachineSpec("m", arch, KERNEL if kernel else Firmware(kind))
+                allocations = replace(ALLOCATIONS, accel=accel)
+                if kind in (FirmwareKind.UEFI, FirmwareKind.UEFI_SECURE):
+                    flash = replace(FLASH, smm=kind is FirmwareKind.UEFI_SECURE)
+                    allocations = replace(
+                        allocations, firmware=flash, variables=Path("/d/efivars.fd")
+                    )
+                yield f"{arch} {accel} {kind} plain", spec, allocations
+                yield f"{arch} {accel} {kind} full", *full(spec, allocations)
+
+
+def full(spec: MachineSpec, allocations: Allocations) -> tuple[MachineSpec, Allocations]:
+    """Return a machine with every part that a machine can have."""
+    kernel = spec.firmware.kind is FirmwareKind.KERNEL
+    spec = replace(
+        spec,
+        cpus=3,
+        memory=512 * MIB,
+        disks=(
+            Disk("root", base=Path("/b"), boot_index=0),
+            Disk("seed", base=Path("/s"), readonly=True),
+        ),
+        nics=(Nic(outbound=True), Nic("lan", forward=())),
+        console=ConsoleDevice.VIRTIO,
+        credentials=(("a", "b,c"),),
+        display=True,
+        tpm=None if kernel else Tpm(),
+    )
+    return spec, replace(
+        allocations,
+        disks={
+            "root": DiskFile(Path("/d/root.qcow2"), "qcow2"),
+            "seed": DiskFile(Path("/s"), "raw"),
+        },
+        ram=Ram(Path("/r"), private=True),
+        incoming=Path("/dev"),
+        tpm_state=None if kernel else Path("/d/tpm"),
+        tpm_fd=None if kernel else 9,
+    )
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+def test_the_command_lines_of_every_arch_are_unchanged() -> None:
+    commands = {name: list(argv.build(spec, allocations)) for name, spec, allocations in variants()}
+    assert commands == json.loads(COMMANDS.read_text())
+
+
 def test_argv_is_a_function_of_its_arguments() -> None:
     spec = MachineSpec("m", "x86_64", KERNEL)
-    assert argv.build(spec, GIVEN) == argv.build(spec, GIVEN)
+    assert argv.build(spec, ALLOCATIONS) == argv.build(spec, ALLOCATIONS)
 
 
 def test_the_guest_waits_until_console_and_monitor_are_attached() -> None:
-    words = argv.build(MachineSpec("m", "x86_64", KERNEL), GIVEN)
+    words = argv.build(MachineSpec("m", "x86_64", KERNEL), ALLOCATIONS)
     assert "-S" in words
     assert "-no-shutdown" in words
     assert "socket,id=console,fd=5" in words
     assert "socket,id=qmp,fd=6" in words
 
 
-def test_by_hand_runs_at_once_on_the_terminal() -> None:
-    given = argv.by_hand(GIVEN, Path("/d"))
-    words = argv.build(MachineSpec("m", "x86_64", KERNEL), given)
+def test_by_hand_the_guest_runs_at_once_on_the_terminal() -> None:
+    allocations = argv.by_hand(ALLOCATIONS, Path("/d"))
+    words = argv.build(MachineSpec("m", "x86_64", KERNEL), allocations)
     assert "-S" not in words
     assert "-no-shutdown" not in words
     assert "stdio,id=console,signal=off" in words
 
 
-def test_a_tpm_is_reached_by_a_descriptor_and_by_hand_by_a_path(tmp_path: Path) -> None:
+def test_a_tpm_has_a_descriptor_in_a_run_and_a_path_by_hand(tmp_path: Path) -> None:
     uefi = Firmware(FirmwareKind.UEFI)
     disks = tmp_path / "disks"
-    given = replace(GIVEN, tpm_state=disks / "tpm", tpm_fd=9)
+    allocations = replace(ALLOCATIONS, tpm_state=disks / "tpm", tpm_fd=9)
     for arch, device in (("x86_64", "tpm-tis"), ("aarch64", "tpm-tis-device")):
-        words = argv.build(MachineSpec("m", arch, uefi, tpm=Tpm()), given)
+        words = argv.build(MachineSpec("m", arch, uefi, tpm=Tpm()), allocations)
         assert "socket,id=tpm,fd=9" in options(words, "-chardev")
         assert f"{device},tpmdev=tpm0" in options(words, "-device")
-    assert "-tpmdev" not in argv.build(MachineSpec("m", "x86_64", uefi), given)
+    assert "-tpmdev" not in argv.build(MachineSpec("m", "x86_64", uefi), allocations)
     spec = MachineSpec("m", "x86_64", uefi, tpm=Tpm(Path("/kept/tpm")))
-    script = reproduce(spec, given, disks, tmp_path / "qemu.sh").read_text()
-    assert '[ -e "$disks/tpm" ] || cp -r /kept/tpm "$disks/tpm"' in script
+    text = record(spec, allocations, disks, tmp_path).read_text()
+    assert '[ -e "$disks/tpm" ] || cp -r /kept/tpm "$disks/tpm"' in text
     start = 'swtpm socket --tpm2 --terminate --tpmstate dir="$disks/tpm" --ctrl type=unixio,path='
-    assert start in script
-    assert script.index(start) < script.index("exec ")
-    assert 'socket,id=tpm,path=$sockets/swtpm.sock"' in script
+    assert start in text
+    assert text.index(start) < text.index("exec ")
+    assert 'socket,id=tpm,path=$sockets/swtpm.sock"' in text
 
 
-def test_user_network_has_no_way_out_unless_asked_and_qemu_picks_the_port() -> None:
+def test_the_network_is_closed_by_default_and_qemu_picks_the_host_ports() -> None:
     closed, opened = (
-        options(argv.build(MachineSpec("m", "x86_64", KERNEL, nics=(nic,)), GIVEN), "-netdev")[0]
+        options(argv.build(MachineSpec("m", "x86_64", KERNEL, nics=(nic,)), ALLOCATIONS), "-netdev")
         for nic in (Nic(forward=(22, 80)), Nic(outbound=True))
     )
-    assert "restrict=on" in closed
-    assert closed.count("hostfwd=tcp:127.0.0.1:0-:") == 2
-    assert closed.endswith("-:80")
-    assert "restrict=off" in opened
+    assert "restrict=on" in closed[0]
+    assert closed[0].count("hostfwd=tcp:127.0.0.1:0-:") == 2
+    assert closed[0].endswith("-:80")
+    assert "restrict=off" in opened[0]
 
 
-def test_commas_are_doubled_in_paths() -> None:
+def test_commas_in_paths_are_doubled() -> None:
     spec = MachineSpec("m", "x86_64", KERNEL, disks=(Disk("d", size=512),))
-    given = replace(GIVEN, disks={"d": DiskFile(Path("/a,b/d.qcow2"), "qcow2")})
-    assert "file.filename=/a,,b/d.qcow2" in options(argv.build(spec, given), "-blockdev")[0]
+    allocations = replace(ALLOCATIONS, disks={"d": DiskFile(Path("/a,b/d.qcow2"), "qcow2")})
+    assert "file.filename=/a,,b/d.qcow2" in options(argv.build(spec, allocations), "-blockdev")[0]
 
 
-def test_disk_serial_boot_index_and_read_only() -> None:
+def test_disks_have_serial_boot_index_and_read_only() -> None:
     spec = MachineSpec(
         "m",
         "x86_64",
@@ -87,20 +179,20 @@ def test_disk_serial_boot_index_and_read_only() -> None:
         ),
     )
     files = {name: DiskFile(Path(f"/{name}"), "raw") for name in ("live", "target", "seed")}
-    words = argv.build(spec, replace(GIVEN, disks=files))
-    live, target, seed = (each for each in options(words, "-device") if "virtio-blk" in each)
+    words = argv.build(spec, replace(ALLOCATIONS, disks=files))
+    live, target, seed = (device for device in options(words, "-device") if "virtio-blk" in device)
     assert "bootindex=0" in live
     assert "serial=T-1" in target
     assert "bootindex" not in target
     assert "serial=seed" in seed
-    read_only = ["read-only=on" in each for each in options(words, "-blockdev")]
+    read_only = ["read-only=on" in blockdev for blockdev in options(words, "-blockdev")]
     assert read_only == [False, False, True]
 
 
-def test_uefi_flash_and_smm() -> None:
-    flash = FlashFirmware(Path("/code"), Path("/vars"), "raw", True, Path("/x.json"))
+def test_uefi_has_two_flash_devices_and_smm_where_needed() -> None:
     spec = MachineSpec("m", "x86_64", Firmware(FirmwareKind.UEFI_SECURE))
-    words = argv.build(spec, replace(GIVEN, firmware=flash, variables=Path("/mine")))
+    allocations = replace(ALLOCATIONS, firmware=replace(FLASH, smm=True), variables=Path("/mine"))
+    words = argv.build(spec, allocations)
     assert options(words, "-machine")[0].startswith("q35,smm=on")
     drives = options(words, "-drive")
     assert "readonly=on,file=/code" in drives[0]
@@ -108,42 +200,145 @@ def test_uefi_flash_and_smm() -> None:
     assert "driver=cfi.pflash01,property=secure,value=on" in words
 
 
-def test_credentials_go_by_smbios_or_by_fw_cfg_where_there_is_none() -> None:
+def test_credentials_use_smbios_or_fw_cfg_on_machines_without_it() -> None:
     secret = 'ssh-ed25519 AAAA, "x"\nline'
-    on_pc = MachineSpec("m", "x86_64", KERNEL, credentials=(("n", secret),))
+    pc = MachineSpec("m", "x86_64", KERNEL, credentials=(("n", secret),))
     encoded = base64.b64encode(secret.encode()).decode()
-    wanted = f"type=11,value=io.systemd.credential.binary:n={encoded}"
-    assert options(argv.build(on_pc, GIVEN), "-smbios") == [wanted]
-    on_arm = MachineSpec("m", "aarch64", KERNEL, credentials=(("n", "a,b"),))
-    wanted = "name=opt/io.systemd.credentials/n,string=a,,b"
-    assert options(argv.build(on_arm, GIVEN), "-fw_cfg") == [wanted]
+    expected = f"type=11,value=io.systemd.credential.binary:n={encoded}"
+    assert options(argv.build(pc, ALLOCATIONS), "-smbios") == [expected]
+    arm = MachineSpec("m", "aarch64", KERNEL, credentials=(("n", "a,b"),))
+    expected = "name=opt/io.systemd.credentials/n,string=a,,b"
+    assert options(argv.build(arm, ALLOCATIONS), "-fw_cfg") == [expected]
 
 
-def test_credentials_stay_out_of_a_spec_s_text() -> None:
+def test_the_text_of_a_spec_shows_no_credentials() -> None:
     spec = MachineSpec("m", "x86_64", KERNEL, credentials=(("password", "hunter2"),))
     assert "hunter2" not in repr(spec)
 
 
-def test_virtio_console() -> None:
+def test_a_virtio_console_replaces_the_serial_port() -> None:
     spec = MachineSpec("m", "x86_64", KERNEL, console=ConsoleDevice.VIRTIO)
-    words = argv.build(spec, GIVEN)
+    words = argv.build(spec, ALLOCATIONS)
     assert "virtconsole,bus=console-bus.0,chardev=console" in words
     assert "-serial" not in words
 
 
-def test_rendered_command_is_the_same_words_for_a_shell() -> None:
-    words = argv.build(MachineSpec("m", "x86_64", KERNEL), GIVEN)
+def test_a_rendered_command_is_the_same_words_for_a_shell() -> None:
+    words = argv.build(MachineSpec("m", "x86_64", KERNEL), ALLOCATIONS)
     assert tuple(shlex.split(argv.render(words).replace("\\\n", " "))) == words
 
 
-def test_script_makes_absent_disks_and_refers_to_its_own_folder(tmp_path: Path) -> None:
+# --- qemu.sh and machine.json -------------------------------------------------------------------
+
+
+def test_the_script_creates_missing_disks_and_refers_to_its_own_folder(tmp_path: Path) -> None:
     spec = MachineSpec(
         "m", "x86_64", KERNEL, disks=(Disk("root", base=Path("/base img"), size=1024),)
     )
     folder = tmp_path / "disks"
-    given = replace(GIVEN, disks={"root": DiskFile(folder / "root.qcow2", "qcow2")})
-    text = reproduce(spec, given, folder, tmp_path / "qemu.sh").read_text()
+    allocations = replace(ALLOCATIONS, disks={"root": DiskFile(folder / "root.qcow2", "qcow2")})
+    text = record(spec, allocations, folder, tmp_path).read_text()
     assert "-b '/base img' -F raw " in text
     assert '"$disks/root.qcow2" 1024' in text
     assert str(folder) not in text
     assert "fd=5" not in text
+
+
+def every_machine() -> Iterator[tuple[str, MachineSpec, Allocations]]:
+    """Yield all variants, and a machine that reaches a service."""
+    yield from variants()
+    spec = MachineSpec("m", "x86_64", KERNEL, nics=(Nic(guest_forwards=(GuestForward("s"),)),))
+    ram = Ram(Path("/proc/self/fd/9"), private=False, saved=Path("/saved"))
+    yield "saveable", MachineSpec("m", "x86_64", KERNEL), replace(ALLOCATIONS, ram=ram)
+    yield "service", spec, replace(ALLOCATIONS, services={"s": ("127.0.0.1", 40123)})
+
+
+def test_the_script_of_a_record_that_was_read_back_is_byte_for_byte_the_same(
+    tmp_path: Path,
+) -> None:
+    for name, spec, allocations in every_machine():
+        provenance: dict[str, Any] = {"image": "micro:1", "digests": {"kernel": "ab" * 32}}
+        record = record_machine(
+            spec, allocations, folder=Path("/d"), evidence=tmp_path, provenance=provenance
+        )
+        again = MachineRecord.read(tmp_path / "machine.json")
+        assert again == record, name
+        assert script(again).encode() == (tmp_path / "qemu.sh").read_bytes(), name
+        assert again.argv == argv.build(spec, allocations)
+        assert again.provenance == provenance
+
+
+def test_the_script_of_a_record_depends_on_nothing_but_the_record(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).touch()
+    base = tmp_path / "base"
+    base.symlink_to("first")
+    spec = MachineSpec("m", "x86_64", KERNEL, disks=(Disk("root", base=base),))
+    file = DiskFile(tmp_path / "disks" / "root.qcow2", "qcow2")
+    allocations = replace(ALLOCATIONS, disks={"root": file})
+    path = record(spec, allocations, tmp_path / "disks", tmp_path)
+    base.unlink()
+    base.symlink_to("second")
+    text = script(MachineRecord.read(tmp_path / "machine.json"))
+    assert text == path.read_text()
+    assert str(tmp_path / "first") in text
+
+
+def test_the_record_says_when_and_with_which_programs(tmp_path: Path) -> None:
+    code = tmp_path / "code.fd"
+    code.write_bytes(b"firmware")
+    allocations = replace(
+        ALLOCATIONS, firmware=replace(FLASH, code=code), variables=tmp_path / "efivars.fd"
+    )
+    spec = MachineSpec("m", "x86_64", Firmware(FirmwareKind.UEFI))
+    record(spec, allocations, tmp_path, tmp_path, provenance={"from": tmp_path})
+    content = json.loads((tmp_path / "machine.json").read_text())
+    assert content["format"] == FORMAT
+    assert content["time"].endswith("+00:00")
+    assert set(content["versions"]) == {"harness", "qemu", "firmware"}
+    assert len(content["versions"]["firmware"]) == 64
+    assert content["provenance"] == {"from": str(tmp_path)}
+
+
+def test_only_the_owner_reads_the_record_which_holds_credentials(tmp_path: Path) -> None:
+    spec = MachineSpec("m", "x86_64", KERNEL, credentials=(("password", "hunter2"),))
+    record(spec, ALLOCATIONS, tmp_path, tmp_path)
+    path = tmp_path / "machine.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert MachineRecord.read(path).spec.credentials == (("password", "hunter2"),)
+
+
+def changed(content: dict[str, Any], *keys: str, value: object) -> str:
+    *parents, last = keys
+    place = content
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    return json.dumps(content)
+
+
+def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
+    record(MachineSpec("m", "x86_64", KERNEL), ALLOCATIONS, tmp_path, tmp_path)
+    path = tmp_path / "machine.json"
+    text = path.read_text()
+    for damage in (
+        "",
+        "{",
+        "[]",
+        changed(json.loads(text), "format", value=FORMAT + 1),
+        changed(json.loads(text), "further", value=1),
+        changed(json.loads(text), "spec", "further", value=1),
+        changed(json.loads(text), "spec", "cpus", value="2"),
+        changed(json.loads(text), "spec", "cpus", value=0),
+        changed(json.loads(text), "spec", "arch", value="vax"),
+        changed(json.loads(text), "allocations", value={}),
+    ):
+        path.write_text(damage)
+        with pytest.raises(UsageError):
+            MachineRecord.read(path)
+    path.write_text(changed(json.loads(text), "format", value=FORMAT + 1))
+    with pytest.raises(UsageError, match="has format 2, and this Harness reads 1"):
+        MachineRecord.read(path)
+    path.unlink()
+    with pytest.raises(UsageError, match="is not the record of a machine"):
+        MachineRecord.read(path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,20 @@ from harness.qemu.filter import WRITES, Fault, Filters, faulty, recorder
 
 
 class Monitor:
-    """Takes commands as QEMU's monitor does, and refuses the ones it is told to."""
+    """A QEMU monitor that records commands, and refuses one of them."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[str, Any]] = []
+        self.commands: list[tuple[str, Any]] = []
         self.refuse = ""
 
     def execute(self, command: str, arguments: dict[str, Any]) -> None:
         if command == self.refuse:
             raise QmpError("no")
-        what = arguments.get("value") or arguments["node-name"]
-        self.said.append((command, what))
+        node = arguments.get("value") or arguments["node-name"]
+        self.commands.append((command, node))
 
 
-def test_filters_stack_and_come_off_from_the_top() -> None:
+def test_filters_are_stacked_and_removed_from_the_top() -> None:
     monitor = Monitor()
     filters = Filters(monitor)  # type: ignore[arg-type]
     assert filters.top("a") == "disk-a"
@@ -37,7 +38,7 @@ def test_filters_stack_and_come_off_from_the_top() -> None:
         filters.insert("a", "fault", {})
     filters.remove("a", "fault")
     filters.remove("a", "record")
-    assert monitor.said == [
+    assert monitor.commands == [
         ("blockdev-add", "record-a"),
         ("qom-set", "record-a"),
         ("blockdev-add", "fault-a"),
@@ -49,13 +50,13 @@ def test_filters_stack_and_come_off_from_the_top() -> None:
     ]
 
 
-def test_a_filter_that_does_not_go_in_leaves_nothing() -> None:
+def test_a_filter_that_qemu_refuses_leaves_nothing() -> None:
     monitor = Monitor()
     filters = Filters(monitor)  # type: ignore[arg-type]
     monitor.refuse = "qom-set"
     with pytest.raises(QmpError):
         filters.insert("a", "fault", {})
-    assert monitor.said[-1] == ("blockdev-del", "fault-a")
+    assert monitor.commands[-1] == ("blockdev-del", "fault-a")
     assert filters.top("a") == "disk-a"
 
 
@@ -65,27 +66,33 @@ def test_a_fault_begins_at_once_or_after_some_writes() -> None:
         "inject-error": [{"event": "none", "iotype": "write", "errno": 5, "once": False}]
     }
     rules = Fault(on=WRITES, after=2).rules()
-    steps = {(each["state"], each["new_state"]) for each in rules["set-state"]}
+    steps = {(rule["state"], rule["new_state"]) for rule in rules["set-state"]}
     assert steps == {(1, 2), (2, 3)}
-    assert {each["state"] for each in rules["inject-error"]} == {3}
+    assert {rule["state"] for rule in rules["inject-error"]} == {3}
 
 
-def test_a_fault_names_each_sector() -> None:
+def test_a_fault_has_a_rule_for_each_sector() -> None:
     options = faulty("disk-a", Fault(on=("read",), sectors=range(8, 16)))
     assert options["image"] == "disk-a"
-    assert [each["sector"] for each in options["inject-error"]] == list(range(8, 16))
+    assert [rule["sector"] for rule in options["inject-error"]] == list(range(8, 16))
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"on": ("reed",)}, {"on": ()}, {"after": -1}, {"sectors": range(0)}, {"sectors": range(5000)}],
+    ("arguments", "message"),
+    [
+        ({"on": ("reed",)}, "unknown request 'reed' (choose read, write, write-zeroes"),
+        ({"on": ()}, "Fault.on must name a request; Fault.after must be >= 0"),
+        ({"after": -1}, "Fault.on must name a request; Fault.after must be >= 0"),
+        ({"sectors": range(0)}, "Fault.sectors must have 1 to 4096 sectors, not 0"),
+        ({"sectors": range(5000)}, "Fault.sectors must have 1 to 4096 sectors, not 5000"),
+    ],
 )
-def test_a_fault_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        Fault(**wrong)
+def test_an_impossible_disk_fault_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        Fault(**arguments)
 
 
-def test_the_log_is_brought_up_to_date_with_each_entry() -> None:
+def test_the_super_block_of_the_log_is_updated_with_each_entry() -> None:
     options = recorder("disk-a", Path("/log"))
     assert options["log-super-update-interval"] == 1
-    assert "cache" not in options, "with no-flush it would not be told of flushes"
+    assert "cache" not in options, "with no-flush the filter would not see flushes"

@@ -16,7 +16,7 @@ def descriptor(folder: Path, name: str, *, features: list[str], arch: str = "x86
     code, variables = folder / f"{name}.code", folder / f"{name}.vars"
     code.touch()
     variables.touch()
-    told: dict[str, Any] = {
+    content: dict[str, Any] = {
         "interface-types": ["uefi"],
         "mapping": {
             "device": "flash",
@@ -28,17 +28,17 @@ def descriptor(folder: Path, name: str, *, features: list[str], arch: str = "x86
         ],
         "features": features,
     }
-    (folder / f"{name}.json").write_text(json.dumps(told))
+    (folder / f"{name}.json").write_text(json.dumps(content))
 
 
 def test_plain_uefi_skips_secure_boot_and_other_arches(tmp_path: Path) -> None:
     descriptor(tmp_path, "10-secure", features=["secure-boot", "enrolled-keys", "requires-smm"])
     descriptor(tmp_path, "20-arm", features=[], arch="aarch64")
     descriptor(tmp_path, "60-plain", features=[])
-    found = firmware.find("x86_64", FirmwareKind.UEFI, [tmp_path])
-    assert found is not None
-    assert found.descriptor.name == "60-plain.json"
-    assert not found.smm
+    plain = firmware.find("x86_64", FirmwareKind.UEFI, [tmp_path])
+    assert plain is not None
+    assert plain.descriptor.name == "60-plain.json"
+    assert not plain.smm
     secure = firmware.find("x86_64", FirmwareKind.UEFI_SECURE, [tmp_path])
     assert secure is not None
     assert secure.descriptor.name == "10-secure.json"
@@ -48,20 +48,20 @@ def test_plain_uefi_skips_secure_boot_and_other_arches(tmp_path: Path) -> None:
 def test_a_user_s_descriptor_hides_the_system_s_of_the_same_name(tmp_path: Path) -> None:
     descriptor(tmp_path / "user", "60-plain", features=[])
     descriptor(tmp_path / "system", "60-plain", features=[])
-    found = firmware.find("x86_64", FirmwareKind.UEFI, [tmp_path / "user", tmp_path / "system"])
-    assert found is not None
-    assert found.descriptor.parent.name == "user"
+    plain = firmware.find("x86_64", FirmwareKind.UEFI, [tmp_path / "user", tmp_path / "system"])
+    assert plain is not None
+    assert plain.descriptor.parent.name == "user"
 
 
-def test_lowest_number_wins_across_directories(tmp_path: Path) -> None:
+def test_the_lowest_number_wins_across_directories(tmp_path: Path) -> None:
     descriptor(tmp_path / "user", "70-late", features=[])
     descriptor(tmp_path / "system", "50-early", features=[])
-    found = firmware.find("x86_64", FirmwareKind.UEFI, [tmp_path / "user", tmp_path / "system"])
-    assert found is not None
-    assert found.descriptor.name == "50-early.json"
+    plain = firmware.find("x86_64", FirmwareKind.UEFI, [tmp_path / "user", tmp_path / "system"])
+    assert plain is not None
+    assert plain.descriptor.name == "50-early.json"
 
 
-def test_missing_firmware_names_the_package_and_what_was_looked_at(tmp_path: Path) -> None:
+def test_missing_firmware_names_the_package_and_each_refused_descriptor(tmp_path: Path) -> None:
     descriptor(tmp_path, "60-gone", features=[])
     (tmp_path / "60-gone.code").unlink()
     (tmp_path / "70-broken.json").write_text("{")
@@ -72,8 +72,23 @@ def test_missing_firmware_names_the_package_and_what_was_looked_at(tmp_path: Pat
     assert "70-broken.json: unreadable" in caught.value.evidence
 
 
-def test_bios_is_built_in_on_x86_and_absent_on_arm(tmp_path: Path) -> None:
+def test_bios_is_built_in_on_x86_and_missing_on_arm(tmp_path: Path) -> None:
     assert firmware.find("x86_64", FirmwareKind.BIOS, [tmp_path]) is None
     assert firmware.find("aarch64", FirmwareKind.KERNEL, [tmp_path]) is None
     with pytest.raises(FirmwareMissingError, match="no BIOS for aarch64"):
         firmware.find("aarch64", FirmwareKind.BIOS, [tmp_path])
+
+
+def test_a_user_without_a_home_has_no_descriptors_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descriptor(tmp_path, "60-plain", features=[])
+
+    def homeless(path: Path) -> Path:
+        if path.parts[:1] == ("~",):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    folders = [Path("~/.config/qemu/firmware"), tmp_path]
+    assert [path.name for path in firmware.descriptors(folders)] == ["60-plain.json"]

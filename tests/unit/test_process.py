@@ -12,30 +12,33 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadline import after
+from harness.deadline import UNSCALED
 from harness.errors import QemuMissingError, QemuStartError, QemuTooOldError
 from harness.qemu import binary, loop
 from harness.qemu.process import OwnedProcess
+from tests.programs import need
 
 
-def test_exit_is_an_event_with_a_status_and_last_words(tmp_path: Path) -> None:
-    told: list[OwnedProcess] = []
+def test_an_exit_is_an_event_with_a_status_and_the_last_output(tmp_path: Path) -> None:
+    need("setpriv")
+    exits: list[OwnedProcess] = []
     process = OwnedProcess(
         ["/bin/sh", "-c", "echo dying words >&2; exit 7"],
         stderr=tmp_path / "err",
-        on_exit=told.append,
+        on_exit=exits.append,
     )
-    assert process.wait(after(20))
+    assert process.wait(UNSCALED.after(20))
     assert process.status == 7
     assert process.how_ended() == "exit status 7"
     assert process.last_words() == "dying words"
     process.kill()
-    assert told == [process]
+    assert exits == [process]
 
 
-def test_one_that_ends_before_its_owner_goes_on_is_told_of(
+def test_an_exit_before_the_constructor_returns_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    need("setpriv")
     ended = threading.Event()
     call = loop.call
 
@@ -50,21 +53,24 @@ def test_one_that_ends_before_its_owner_goes_on_is_told_of(
     assert process.status == 0
 
 
-def test_kill_ends_it_and_says_how(tmp_path: Path) -> None:
+def test_kill_ends_the_process_and_reports_the_signal(tmp_path: Path) -> None:
+    need("setpriv")
     process = OwnedProcess(["/bin/sleep", "600"], stderr=tmp_path / "err")
     process.kill()
     assert not process.running
     assert process.how_ended() == "killed by SIGKILL"
 
 
-def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_program_is_reported(tmp_path: Path) -> None:
+    need("setpriv")
     with pytest.raises(QemuStartError, match="cannot be executed"):
         OwnedProcess([str(tmp_path / "none")], stderr=tmp_path / "err")
 
 
 @pytest.mark.parametrize("thread", ["main", "short-lived"])
-def test_it_dies_with_its_runner_even_by_kill_9(tmp_path: Path, thread: str) -> None:
-    """Also when a thread that is long gone had started it: the signal follows threads."""
+def test_a_process_dies_with_its_runner_even_by_kill_9(tmp_path: Path, thread: str) -> None:
+    """The kernel sends the signal when the forking thread ends, which may be early."""
+    need("setpriv")
     script = textwrap.dedent(
         f"""
         import sys, threading, signal
@@ -112,7 +118,7 @@ def test_qemu_s_version_is_checked(tmp_path: Path) -> None:
     with pytest.raises(QemuTooOldError, match=r"7\.2\.17; Harness needs 8\.2"):
         binary.check(old)
     mute = fake_qemu(tmp_path, "echo nothing; exit 1")
-    with pytest.raises(QemuMissingError, match="does not say its version"):
+    with pytest.raises(QemuMissingError, match="does not print its version"):
         binary.check(mute)
 
 

@@ -1,4 +1,4 @@
-"""The scale of deadlines: what it is made of, and what is remembered."""
+"""The factor for deadlines: its parts, and the stored measurement."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import speed
 from harness.errors import UnknownNameError
-from harness.host import Capacity
-from harness.speed import REFERENCE, crowding, measure, processor
+from harness.host import measured, speed
+from harness.host.capacity import Capacity
+from harness.host.speed import REFERENCE, crowding, measure, processor
 
 ROOM = Capacity(cpus=4.0, memory=1, available=1, limit="host", cpu_limit="host")
 
@@ -23,7 +23,7 @@ def idle() -> tuple[float, float, float]:
 
 
 class Clock:
-    """A clock on which each round of the computation takes what it is told."""
+    """A clock on which each round of the computation takes a fixed time."""
 
     def __init__(self, *rounds: float) -> None:
         self.seconds = 0.0
@@ -41,45 +41,45 @@ class Clock:
 
 
 @pytest.fixture
-def known(tmp_path: Path) -> Callable[[float], Path]:
-    """Return a cache that remembers a processor so many times as slow as the reference."""
+def cache_of(tmp_path: Path) -> Callable[[float], Path]:
+    """Return a function that returns a cache with the measurement of a slower processor."""
 
-    def known(times: float) -> Path:
+    def cache_of(times: float) -> Path:
         clock = Clock(times * REFERENCE)
         assert processor(tmp_path, work=clock.work, clock=clock) == pytest.approx(times)
         return tmp_path
 
-    return known
+    return cache_of
 
 
-def test_kvm_on_a_good_host_is_one(known: Callable[[float], Path]) -> None:
-    assert measure("kvm", "x86_64", known(1.0), room=ROOM, load=idle) == pytest.approx(1.0)
+def test_kvm_on_a_good_host_has_factor_one(cache_of: Callable[[float], Path]) -> None:
+    assert measure("kvm", "x86_64", cache_of(1.0), room=ROOM, load=idle) == pytest.approx(1.0)
 
 
-def test_a_fast_host_shortens_emulation_but_nothing_goes_below_one(
-    known: Callable[[float], Path],
+def test_a_fast_host_shortens_emulation_but_no_factor_is_below_one(
+    cache_of: Callable[[float], Path],
 ) -> None:
-    cache = known(0.5)
+    cache = cache_of(0.5)
     assert measure("kvm", "x86_64", cache, room=ROOM, load=idle) == 1.0
     assert measure("tcg", "x86_64", cache, room=ROOM, load=idle) == pytest.approx(4.0)
 
 
-def test_a_slow_host_and_arm_on_it_take_longer(known: Callable[[float], Path]) -> None:
-    cache = known(3.0)
+def test_a_slow_host_takes_longer_and_arm_even_longer(cache_of: Callable[[float], Path]) -> None:
+    cache = cache_of(3.0)
     assert measure("kvm", "aarch64", cache, room=ROOM, load=idle) == pytest.approx(3.0)
     x86 = measure("tcg", "x86_64", cache, room=ROOM, load=idle)
     assert x86 == pytest.approx(24.0)
     assert measure("tcg", "aarch64", cache, room=ROOM, load=idle) > x86
 
 
-def test_machines_that_share_cpus_take_longer(known: Callable[[float], Path]) -> None:
-    cache = known(1.0)
+def test_machines_that_share_cpus_take_longer(cache_of: Callable[[float], Path]) -> None:
+    cache = cache_of(1.0)
     alone = measure("tcg", "x86_64", cache, busy=2, room=ROOM, load=idle)
     assert alone == pytest.approx(8.0)
     assert measure("tcg", "x86_64", cache, busy=8, room=ROOM, load=idle) == pytest.approx(16.0)
 
 
-def test_what_else_the_host_does_counts_unless_a_cgroup_is_the_limit() -> None:
+def test_the_host_s_load_counts_unless_a_cgroup_is_the_limit() -> None:
     def load() -> tuple[float, float, float]:
         return (10.0, 0.0, 0.0)
 
@@ -88,19 +88,19 @@ def test_what_else_the_host_does_counts_unless_a_cgroup_is_the_limit() -> None:
     assert crowding(replace(ROOM, cpu_limit="/sys/fs/cgroup/box"), 2, load) == 1.0
 
 
-def test_half_a_cpu_is_half_as_fast_and_a_flood_has_an_end() -> None:
+def test_half_a_cpu_is_half_as_fast_and_the_load_has_a_bound() -> None:
     assert crowding(replace(ROOM, cpus=0.5, cpu_limit="/sys/fs/cgroup/box"), 0) == 2.0
     assert crowding(ROOM, 0, lambda: (4000.0, 0.0, 0.0)) == 4.0
 
 
-def test_a_host_without_load_averages_will_do() -> None:
+def test_a_host_without_load_averages_is_accepted() -> None:
     def none() -> tuple[float, float, float]:
         raise OSError
 
     assert crowding(ROOM, 8, none) == 2.0
 
 
-def test_names_that_are_none(tmp_path: Path) -> None:
+def test_unknown_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="accelerator"):
         measure("xen", "x86_64", tmp_path)
     with pytest.raises(UnknownNameError, match="arch"):
@@ -113,10 +113,12 @@ def test_the_best_round_counts(tmp_path: Path) -> None:
     assert clock.count == 7
 
 
-def test_it_is_measured_once_for_each_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processor_is_measured_once_per_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     boot_id = tmp_path / "boot_id"
     boot_id.write_text("one")
-    monkeypatch.setattr(speed, "_BOOT_ID", boot_id)
+    monkeypatch.setattr(measured, "BOOT_ID", boot_id)
     first, second, third = Clock(REFERENCE), Clock(2 * REFERENCE), Clock(3 * REFERENCE)
     assert processor(tmp_path, work=first.work, clock=first) == pytest.approx(1.0)
     assert processor(tmp_path, work=second.work, clock=second) == pytest.approx(1.0)
@@ -127,35 +129,41 @@ def test_it_is_measured_once_for_each_boot(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     "damage",
-    ["", "{", "[]", "null", '"x"', *(f'{{"key": 0, "processor": {n}}}' for n in (1, "null"))],
+    [
+        *("", "{", "[]", "null", '"x"', '{"key": 0}'),
+        *(f'{{"key": 0, "measured": {value}}}' for value in ('{"processor": 1}', 1, "null")),
+    ],
 )
-def test_a_damaged_memory_is_measured_anew(known: Callable[[float], Path], damage: str) -> None:
-    cache = known(1.0)
+def test_a_damaged_measurement_is_repeated(cache_of: Callable[[float], Path], damage: str) -> None:
+    cache = cache_of(1.0)
     (cache / "speed.json").write_text(damage)
     clock = Clock(2 * REFERENCE)
     assert processor(cache, work=clock.work, clock=clock) == pytest.approx(2.0)
     assert processor(cache) == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "NaN", "Infinity", "1e9", '"fast"', "[]"])
-def test_a_number_that_cannot_be_is_measured_anew(
-    known: Callable[[float], Path], value: str
+@pytest.mark.parametrize("value", ["0", "-1", "NaN", "Infinity", "1e9", '"fast"', "[]", "true"])
+def test_an_impossible_measurement_is_repeated(
+    cache_of: Callable[[float], Path], value: str
 ) -> None:
-    cache = known(1.0)
+    cache = cache_of(1.0)
     path = cache / "speed.json"
     stored = json.loads(path.read_text())
-    path.write_text(f'{{"key": {json.dumps(stored["key"])}, "processor": {value}}}')
+    key = json.dumps(stored["key"])
+    path.write_text(f'{{"key": {key}, "measured": {{"processor": {value}}}}}')
     clock = Clock(2 * REFERENCE)
     assert processor(cache, work=clock.work, clock=clock) == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize(("took", "wanted"), [(0.0, 1 / 16), (1000.0, 16.0)])
-def test_a_clock_that_lies_has_bounds(tmp_path: Path, took: float, wanted: float) -> None:
-    clock = Clock(took)
-    assert processor(tmp_path, work=clock.work, clock=clock) == wanted
+@pytest.mark.parametrize(("seconds", "factor"), [(0.0, 1 / 16), (1000.0, 16.0)])
+def test_a_wrong_clock_gives_a_bounded_factor(
+    tmp_path: Path, seconds: float, factor: float
+) -> None:
+    clock = Clock(seconds)
+    assert processor(tmp_path, work=clock.work, clock=clock) == factor
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     clock = Clock(2 * REFERENCE)
     cache = tmp_path / "file" / "cache"
@@ -163,6 +171,6 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
 
 
 def test_the_computation_takes_time_of_this_thread() -> None:
-    began = time.thread_time()
+    start = time.thread_time()
     speed.computation()
-    assert time.thread_time() > began
+    assert time.thread_time() > start

@@ -1,4 +1,4 @@
-"""Run the probe's guest code once under an accelerator and watch its progress."""
+"""A run of the probe's guest code under one accelerator, and its progress."""
 
 from __future__ import annotations
 
@@ -14,54 +14,43 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from harness import arch as arches
 from harness.deadline import Deadline
 from harness.errors import QemuMissingError
-from harness.qemu import probe
+from harness.host import probe
 
 _BEGIN, _ROUND, _DONE, _WRONG = b"b.Z!"
 _STDERR_KEPT: Final = 4096
-
-MACHINE: Final = {
-    "x86_64": (
-        ("-machine", "q35"),
-        ("-device", "isa-debugcon,iobase=0xe9,chardev=progress"),
-        ("-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
-    ),
-    "aarch64": (("-machine", "virt,gic-version=max"), ("-serial", "chardev:progress")),
-}
-"""The machine that the guest code is written for, and where its progress goes."""
-
-IMAGE_OPTION: Final = {"x86_64": "-bios", "aarch64": "-kernel"}
 
 
 class End(StrEnum):
     """How a run of the guest code ended."""
 
     DONE = "done"
-    """All rounds were done, and the code found its results right."""
+    """The code did all rounds, with the right results."""
     WRONG = "wrong"
-    """All rounds were done, and the code found its results wrong."""
+    """The code did all rounds, with wrong results."""
     LATE = "late"
-    """It was stopped: its time was up."""
+    """The deadline passed."""
     DIED = "died"
-    """QEMU ended before the code had."""
+    """QEMU ended before the code did."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """What came of one run.
+class ProbeRun:
+    """The outcome of one run.
 
     Attributes:
         end: How it ended.
-        rounds: How many rounds were done, of :data:`harness.qemu.probe.ROUNDS`.
+        rounds: Rounds done, of :data:`harness.host.probe.ROUNDS`.
         seconds: From the first 64-bit paged instruction to the end; 0 if there was none.
-        said: What QEMU wrote to stderr, its end.
+        stderr: The end of QEMU's standard error.
     """
 
     end: End
     rounds: int
     seconds: float
-    said: str
+    stderr: str
 
     @property
     def began(self) -> bool:
@@ -71,21 +60,21 @@ class Run:
 
 def run(
     qemu: Path, arch: str, accel: str, cpu: str, *, limit: Deadline, work: float | None = None
-) -> Run:
-    """Run the guest code of ``arch`` and return when it ends, or when its time is up.
+) -> ProbeRun:
+    """Run the guest code of ``arch``; return when it ends or its time is up.
 
-    QEMU is gone when this returns or raises, and when this process is killed.
+    QEMU has ended when this returns or raises. It also ends when this process is killed.
 
     Args:
         qemu: The program.
-        arch: Which guest code.
+        arch: The architecture of the guest code.
         accel: ``kvm`` or ``tcg``.
         cpu: QEMU's name of the CPU model.
-        limit: For all of it, the start of QEMU included.
+        limit: The deadline for everything, the start of QEMU included.
         work: Seconds for the guest code alone, from its first byte on.
 
     Raises:
-        QemuMissingError: if the program cannot be executed.
+        QemuMissingError: The program cannot be executed.
     """
     with _started(qemu, arch, accel, cpu) as process:
         return _watch(process, limit, work)
@@ -93,10 +82,11 @@ def run(
 
 @contextlib.contextmanager
 def _started(qemu: Path, arch: str, accel: str, cpu: str) -> Iterator[subprocess.Popen[bytes]]:
-    # The image has no file that a kill could leave behind.
+    # A memfd: killing this process leaves no file behind.
     image = os.memfd_create("harness-probe")
     try:
         os.write(image, probe.image(arch))
+        machine = arches.of(arch).probe
         options: Sequence[tuple[str, ...]] = (
             ("-no-user-config", "-nodefaults", "-no-reboot"),
             ("-display", "none"),
@@ -104,10 +94,10 @@ def _started(qemu: Path, arch: str, accel: str, cpu: str) -> Iterator[subprocess
             ("-cpu", cpu),
             ("-m", "64"),
             ("-chardev", "stdio,id=progress,signal=off"),
-            *MACHINE[arch],
-            (IMAGE_OPTION[arch], f"/dev/fd/{image}"),
+            *machine.options,
+            (machine.image_option, f"/dev/fd/{image}"),
         )
-        # setpriv(1) has the kernel kill QEMU when the thread that waits for it here is gone.
+        # setpriv(1) makes the kernel kill QEMU when the thread that waits for it ends.
         setpriv = shutil.which("setpriv")
         guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
         if not os.access(qemu, os.X_OK):
@@ -128,16 +118,16 @@ def _started(qemu: Path, arch: str, accel: str, cpu: str) -> Iterator[subprocess
             process.kill()
 
 
-def _watch(process: subprocess.Popen[bytes], limit: Deadline, work: float | None) -> Run:
+def _watch(process: subprocess.Popen[bytes], limit: Deadline, work: float | None) -> ProbeRun:
     assert process.stdout is not None
     assert process.stderr is not None
-    said = bytearray()
+    stderr = bytearray()
     rounds = 0
     began: float | None = None
 
-    def ended(end: End) -> Run:
+    def ended(end: End) -> ProbeRun:
         seconds = 0.0 if began is None else max(time.monotonic() - began, 1e-6)
-        return Run(end, rounds, seconds, said.decode(errors="replace").strip())
+        return ProbeRun(end, rounds, seconds, stderr.decode(errors="replace").strip())
 
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
@@ -154,8 +144,8 @@ def _watch(process: subprocess.Popen[bytes], limit: Deadline, work: float | None
                 if not data:
                     selector.unregister(key.fileobj)
                 elif key.fileobj is process.stderr:
-                    said += data
-                    del said[:-_STDERR_KEPT]
+                    stderr += data
+                    del stderr[:-_STDERR_KEPT]
                 else:
                     if began is None and _BEGIN in data:
                         began = time.monotonic()

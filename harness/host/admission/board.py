@@ -1,12 +1,13 @@
-"""The board: what is granted on a host and what is asked for, for all processes to see.
+"""The board: all grants and requests of a host, visible to all processes.
 
-Each entry is a named pipe (``fifo(7)``); its file name says what it stands for. It is alive while
-somebody has it open for writing: the kernel closes it with its process, ``kill -9`` included. Who
-waits has it open for reading, and ``poll(2)`` reports the hang-up, be it before the wait or in it:
-nothing polls, and no wake-up is lost. A child that inherits the writing end keeps the entry alive.
+Each claim is a named pipe (``fifo(7)``) whose file name describes it. A claim is alive while a process
+has the pipe open for writing; the kernel closes it with that process, ``kill -9`` included. A waiting
+process has the pipe open for reading, and ``poll(2)`` reports the hang-up whether it happens before or
+during the wait: nothing polls, and no wake-up is lost. A child that inherits the writing end keeps the
+claim alive.
 
-The board is read and changed under one short ``flock(2)``, the gate. An entry is let go without it:
-the file stays, dead, until the next who looks removes it.
+Processes read and change the board under one short ``flock(2)``, the gate. Releasing a claim needs no
+gate: its file stays, dead, until the next reader of the board removes it.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ _LONGEST_POLL: Final = 86400.0  # poll(2) takes milliseconds in an int
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """What somebody was granted, or asks for.
+class Claim:
+    """A grant, or a request for one.
 
     Attributes:
-        number: Counts the requests; a grant has its request's.
-        turn: Of requests: 0 for those served first, since they hold a grant already, 1 for others.
-            Of grants: tells those apart that were made together.
-        owner: A name for the process that no other process has.
-        pid: The process id, in its own namespace.
+        number: The number of the request; a grant keeps it.
+        turn: For requests, 0 if they are served first, because their process holds a grant, and 1 for
+            others. For grants, the position among those of the same request.
+        owner: A name that is unique to the process.
+        pid: The process id, in the process' own namespace.
         cpus: Virtual CPUs.
         memory: Bytes.
-        name: The machine's name; several with commas between.
+        name: The machine's name, or several names separated by commas.
     """
 
     number: int
@@ -57,8 +58,8 @@ class Entry:
     name: str
 
     @classmethod
-    def parse(cls, file: str) -> Entry | None:
-        """Return what a file name says; ``None`` if it is not an entry's."""
+    def parse(cls, file: str) -> Claim | None:
+        """Return the claim that a file name describes; ``None`` if it describes none."""
         try:
             number, turn, owner, pid, millis, memory, name = file.split("+")
             return cls(
@@ -75,7 +76,7 @@ class Entry:
 
     @property
     def file(self) -> str:
-        """The file name that says all this, the name without odd characters."""
+        """The file name that describes the claim, with odd characters in the name replaced."""
         name = _ODD.sub("_", self.name)[:_LONGEST_NAME]
         words = (self.number, self.turn, self.owner, self.pid, milli(self.cpus), self.memory, name)
         return "+".join(map(str, words))
@@ -85,44 +86,45 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
-    """Who has what, and who waits, in the order in which they will be served."""
+class Occupancy:
+    """All grants, and all requests in the order in which they will be served."""
 
-    granted: tuple[Entry, ...]
-    waiting: tuple[Entry, ...]
+    granted: tuple[Claim, ...]
+    waiting: tuple[Claim, ...]
 
     @property
     def cpus(self) -> float:
         """Virtual CPUs granted."""
-        return sum(milli(entry.cpus) for entry in self.granted) / 1000
+        return sum(milli(claim.cpus) for claim in self.granted) / 1000
 
     @property
     def memory(self) -> int:
         """Bytes granted."""
-        return sum(entry.memory for entry in self.granted)
+        return sum(claim.memory for claim in self.granted)
 
-    def held(self, owner: str) -> list[Entry]:
+    def held(self, owner: str) -> list[Claim]:
         """Return the grants of one process."""
-        return [entry for entry in self.granted if entry.owner == owner]
+        return [claim for claim in self.granted if claim.owner == owner]
 
-    def asking(self, request: Entry) -> Status:
-        """Return the same with one more request."""
-        return Status(self.granted, tuple(sorted((*self.waiting, request), key=place)))
+    def with_request(self, request: Claim) -> Occupancy:
+        """Return the occupancy with one more request."""
+        return Occupancy(self.granted, tuple(sorted((*self.waiting, request), key=place)))
 
-    def without(self, request: Entry) -> Status:
-        """Return the same without a request."""
-        return Status(
-            self.granted, tuple(one for one in self.waiting if one.number != request.number)
+    def without_request(self, request: Claim) -> Occupancy:
+        """Return the occupancy without a request."""
+        return Occupancy(
+            self.granted,
+            tuple(claim for claim in self.waiting if claim.number != request.number),
         )
 
 
-def place(request: Entry) -> tuple[int, int]:
-    """Return a request's place in line; smaller is served earlier."""
+def place(request: Claim) -> tuple[int, int]:
+    """Return a request's place in line; smaller places are served earlier."""
     return request.turn, request.number
 
 
 def milli(cpus: float) -> int:
-    """Return thousandths of CPUs: sums of fractions would not be exact."""
+    """Return thousandths of CPUs, because sums of fractions would not be exact."""
     return round(cpus * 1000)
 
 
@@ -130,7 +132,7 @@ class Board:
     """The board in a folder.
 
     Args:
-        root: The folder; made when it is first used.
+        root: The folder; created on first use.
     """
 
     def __init__(self, root: Path) -> None:
@@ -140,11 +142,11 @@ class Board:
 
     @contextlib.contextmanager
     def gate(self, deadline: Deadline) -> Iterator[None]:
-        """Keep everybody else from the board while the block runs.
+        """Keep all other processes and threads from the board while the block runs.
 
         Raises:
-            HostError: if the folder cannot be used.
-            WaitTimeoutError: at the deadline; somebody who has the gate must have been stopped.
+            HostError: The folder cannot be used.
+            WaitTimeoutError: The deadline passed; the process with the gate has probably been stopped.
         """
         path = self.root / "gate"
         with self._usable():
@@ -157,12 +159,12 @@ class Board:
             if not held:
                 pid = os.pread(fd, 32, 0).decode(errors="replace") or "unknown"
                 raise WaitTimeoutError(
-                    f"the gate of admission, which process {pid} has",
+                    f"the gate of admission, held by process {pid}",
                     deadline.seconds,
                     evidence=str(path),
-                    hint="it is held for an instant only: see whether that process is stopped",
+                    hint="a process holds it only for an instant: check whether that process is stopped",
                 )
-            # Nothing hangs on the note: a full disk must not keep anybody out.
+            # The pid is only information: a full disk must not block admission.
             with contextlib.suppress(OSError):
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, b"%d" % os.getpid(), 0)
@@ -170,7 +172,7 @@ class Board:
                 with self._usable():
                     yield
             finally:
-                # Closing would not do where a fork by another thread has a copy for a moment.
+                # Closing is not enough: a fork by another thread may hold a copy for a moment.
                 fcntl.flock(fd, fcntl.LOCK_UN)
         finally:
             os.close(fd)
@@ -183,52 +185,52 @@ class Board:
             raise HostError(
                 f"the folder of admission cannot be used: {error.strerror or error}",
                 evidence=str(error.filename or self.root),
-                hint="HARNESS_CACHE must be on a local file system, with room and leave to write",
+                hint="HARNESS_CACHE must be a writable folder with free space, on a local file system",
             ) from error
 
-    def look(self) -> Status:
-        """Return what is alive and remove what is dead; under the gate."""
+    def look(self) -> Occupancy:
+        """Return the live claims and remove the dead ones; the caller holds the gate."""
         granted, waiting = _sweep(self.grants), _sweep(self.requests)
-        return Status(tuple(sorted(granted, key=place)), tuple(sorted(waiting, key=place)))
+        return Occupancy(tuple(sorted(granted, key=place)), tuple(sorted(waiting, key=place)))
 
     @staticmethod
-    def publish(folder: Path, entry: Entry) -> int:
-        """Make an entry and return the descriptor that keeps it alive; under the gate."""
-        path = folder / entry.file
+    def publish(folder: Path, claim: Claim) -> int:
+        """Create a claim and return the descriptor that keeps it alive; the caller holds the gate."""
+        path = folder / claim.file
         os.mkfifo(path)
         try:
-            # For both ways: one without a reader cannot be opened for writing alone, fifo(7).
+            # O_RDWR, because O_WRONLY fails on a pipe without a reader: fifo(7).
             return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
 
-    def promote(self, request: Entry) -> Entry:
-        """Give a request a turn before those who hold nothing; under the gate."""
+    def promote(self, request: Claim) -> Claim:
+        """Move a request before those of processes without grants; the caller holds the gate."""
         promoted = replace(request, turn=0)
         (self.requests / request.file).rename(self.requests / promoted.file)
         return promoted
 
 
-def _sweep(folder: Path) -> list[Entry]:
-    entries = []
+def _sweep(folder: Path) -> list[Claim]:
+    claims = []
     for path in folder.iterdir():
-        entry = Entry.parse(path.name)
-        if entry is None:
+        claim = Claim.parse(path.name)
+        if claim is None:
             continue
         fd = watch(path)
         if fd is None:
             path.unlink(missing_ok=True)
         else:
             os.close(fd)
-            entries.append(entry)
-    return entries
+            claims.append(claim)
+    return claims
 
 
 def watch(path: Path) -> int | None:
-    """Return a descriptor that hangs up when an entry dies; ``None`` if it is dead.
+    """Return a descriptor that hangs up when a claim dies; ``None`` if it is dead.
 
-    A pipe that nobody has open for writing reads as ended, another as empty: ``pipe(7)``.
+    A pipe without a writer reads as ended, one with a writer as empty: ``pipe(7)``.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -246,10 +248,10 @@ def watch(path: Path) -> int | None:
 
 
 def hung_up(fds: Sequence[int], deadline: Deadline) -> bool:
-    """Wait until an entry dies; return whether one did before the deadline."""
+    """Wait until a claim dies; return whether one died before the deadline."""
     waiter = select.poll()
     for fd in fds:
-        waiter.register(fd, 0)  # a hang-up is reported unasked
+        waiter.register(fd, 0)  # poll always reports a hang-up
     while True:
         if waiter.poll(math.ceil(min(deadline.remaining(), _LONGEST_POLL) * 1000)):
             return True
@@ -258,25 +260,25 @@ def hung_up(fds: Sequence[int], deadline: Deadline) -> bool:
 
 
 def _lock(fd: int, deadline: Deadline) -> bool:
-    """Lock a file; return whether it was to be had before the deadline.
+    """Lock a file; return whether the lock was acquired before the deadline.
 
-    ``flock(2)`` takes no timeout, so a thread waits in it, on a twin of the descriptor. The lock
-    belongs to both: it is let go when both are closed, even if it is had only after the first was.
+    ``flock(2)`` takes no timeout, so a thread blocks in it, on a duplicate of the descriptor. Both share
+    the lock. The kernel releases it when both are closed, even if it was acquired after the first was.
     """
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
-    twin = os.dup(fd)
+    duplicate = os.dup(fd)
     done = threading.Event()
     failure: list[OSError] = []
 
     def take() -> None:
         try:
-            fcntl.flock(twin, fcntl.LOCK_EX)
+            fcntl.flock(duplicate, fcntl.LOCK_EX)
         except OSError as error:
             failure.append(error)
         finally:
-            os.close(twin)
+            os.close(duplicate)
             done.set()
 
     threading.Thread(target=take, name="harness-admission", daemon=True).start()
@@ -290,7 +292,7 @@ _this_process = (0, "")
 
 
 def owner() -> str:
-    """Return this process' own name: its id is another's in another namespace, or later."""
+    """Return a unique name of this process; ids repeat, in other namespaces and over time."""
     global _this_process
     if _this_process[0] != os.getpid():
         _this_process = (os.getpid(), secrets.token_hex(6))

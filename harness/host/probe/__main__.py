@@ -1,25 +1,24 @@
-"""Assemble the probe's guest code: ``python -m harness.qemu.probe`` in a checkout.
+"""Assemble the probe's guest code: ``python -m harness.host.probe`` in a checkout.
 
-It needs GNU ``as`` and ``objcopy`` for each arch: the packages ``binutils``, and
-``binutils-aarch64-linux-gnu`` or ``binutils-x86-64-linux-gnu`` for the arch that the host is not.
+It needs GNU ``as`` and ``objcopy`` for each architecture: the package ``binutils`` for the host's own,
+and ``binutils-aarch64-linux-gnu`` or ``binutils-x86-64-linux-gnu`` for the other one.
 """
 
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from harness.qemu import probe
-from harness.spec import ARCHES
+from harness import arch as arches
+from harness.host import probe
 
 
 def assembler(arch: str) -> str | None:
-    """Return the prefix of the tools that assemble for ``arch``, ``None`` if there are none."""
-    prefixes = [f"{arch}-linux-gnu-"] + ([""] if platform.machine() == arch else [])
+    """Return the prefix of the tools that assemble for ``arch``; ``None`` if there are none."""
+    prefixes = [f"{arch}-linux-gnu-"] + ([""] if arches.host() == arch else [])
     for prefix in prefixes:
         if shutil.which(f"{prefix}as") and shutil.which(f"{prefix}objcopy"):
             return prefix
@@ -27,10 +26,10 @@ def assembler(arch: str) -> str | None:
 
 
 def assemble(arch: str, prefix: str) -> bytes:
-    """Return the code of ``arch``, assembled anew.
+    """Return the freshly assembled code of ``arch``.
 
     Raises:
-        subprocess.CalledProcessError: if the source has a fault; the assembler names it on stderr.
+        subprocess.CalledProcessError: The source has an error; the assembler names it on stderr.
     """
     with tempfile.TemporaryDirectory() as folder:
         compiled, flat = Path(folder, "o"), Path(folder, "bin")
@@ -42,12 +41,12 @@ def assemble(arch: str, prefix: str) -> bytes:
 
 
 def main() -> int:
-    """Write the code of every arch that can be assembled here; return the exit status."""
+    """Write the code of every architecture that has an assembler here; return the exit status."""
     missing = False
-    for arch in ARCHES:
+    for arch in arches.ARCHES:
         prefix = assembler(arch)
         if prefix is None:
-            print(f"{arch}: no assembler (package binutils-{arch.replace('_', '-')}-linux-gnu)")
+            print(f"{arch}: no assembler (package {arches.of(arch).probe.assembler})")
             missing = True
             continue
         probe.binary(arch).write_bytes(assemble(arch, prefix))

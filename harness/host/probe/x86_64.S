@@ -1,32 +1,32 @@
-# The guest code of the accelerator probe, x86-64: a firmware image of its own.
+# The guest code of the accelerator probe, x86-64: a complete firmware image.
 #
-# It is the whole 64 KiB ROM that `qemu-system-x86_64 -bios` takes. From the reset vector it enters
-# long mode with 4-level paging and does ROUNDS equal rounds of what a kernel does all the time:
-# arithmetic, stores through 4 KiB pages, page faults that map a page, reloads of CR3, an MSR. It
-# tells its progress on port 0xe9 (QEMU's isa-debugcon), one byte each:
+# It is the whole 64 KiB ROM for `qemu-system-x86_64 -bios`. From the reset vector it enters long mode
+# with 4-level paging, then does ROUNDS equal rounds of common kernel work: arithmetic, stores through
+# 4 KiB pages, page faults that map a page, reloads of CR3, an MSR. It sends its progress to port 0xe9
+# (QEMU's isa-debugcon), one byte each:
 #
 #       b       64-bit paged code runs
 #       .       a round is done
-#       Z       all rounds are done, and memory and faults were what they had to be
-#       !       they were not
+#       Z       all rounds are done, and memory and faults are as expected
+#       !       all rounds are done, and they are not
 #
-# and ends QEMU by port 0xf4 (isa-debug-exit).
+# It ends QEMU by port 0xf4 (isa-debug-exit).
 #
 # Sources: Intel SDM volume 3A, 9.8.5 "Initializing IA-32e Mode", 4.5 "4-Level Paging", 6.14
 # "Exception and Interrupt Handling in 64-bit Mode". Assembled by __main__.py, beside this file.
 
         .set    ROUNDS, 256
-        .set    LOOPS, 250000           # of arithmetic in a round
-        .set    FAULTS, 4               # page faults, and CR3 reloads, in a round
+        .set    LOOPS, 250000           # of arithmetic per round
+        .set    FAULTS, 4               # page faults, and CR3 reloads, per round
 
-        .set    ROM, 0xf0000            # where a 64 KiB ROM is seen below 1 MiB
+        .set    ROM, 0xf0000            # where a 64 KiB ROM appears below 1 MiB
         .set    IDT, 0x5000
         .set    STACK, 0x9000
-        .set    PML4, 0x10000           # then a PDPT, a PD and two page tables, a page each
+        .set    PML4, 0x10000           # then a PDPT, a PD and two page tables, one page each
         .set    PDPT, PML4 + 0x1000
         .set    PD, PML4 + 0x2000
         .set    PT, PML4 + 0x3000
-        .set    AREA, 0x200000          # 1 MiB, at an even MiB: the same whatever the A20 gate is
+        .set    AREA, 0x200000          # at an even MiB, so the A20 gate makes no difference
         .set    PAGES, 64
         .set    AREA_PT, PT + 0x1000
 
@@ -52,7 +52,7 @@ start32:
         movl    $(PD + 3), PDPT
         movl    $(PT + 3), PD
         movl    $(AREA_PT + 3), PD + 8
-        mov     $3, %eax                # the first 4 MiB, each page where it is
+        mov     $3, %eax                # identity-map the first 4 MiB
         mov     $PT, %edi
 1:      mov     %eax, (%edi)
         add     $0x1000, %eax
@@ -91,7 +91,7 @@ start64:
         lidt    idtr(%rip)
 
         xor     %r14d, %r14d            # page faults taken
-        xor     %r13d, %r13d            # sum of what was read back
+        xor     %r13d, %r13d            # sum of the values read back
         mov     $ROUNDS, %r15d
         mov     $'b', %al
         outb    %al, $0xe9
@@ -107,7 +107,7 @@ round:  mov     $LOOPS, %ecx
         cmp     $(AREA + PAGES * 0x1000), %edi
         jb      3b
 
-        mov     $FAULTS, %ecx           # unmap a page, touch it: page_fault maps it again
+        mov     $FAULTS, %ecx           # unmap a page and touch it: page_fault maps it again
         mov     $AREA, %edi
         mov     $AREA_PT, %ebx
 4:      movq    $0, (%rbx)
@@ -118,14 +118,14 @@ round:  mov     $LOOPS, %ecx
         dec     %ecx
         jnz     4b
 
-        mov     $FAULTS, %ebx           # as a kernel that switches processes
+        mov     $FAULTS, %ebx           # like a kernel that switches processes
 5:      mov     %cr3, %rax
         mov     %rax, %cr3
         mov     AREA, %eax
         dec     %ebx
         jnz     5b
 
-        mov     $0xc0000100, %ecx       # IA32_FS_BASE, written at each switch of threads
+        mov     $0xc0000100, %ecx       # IA32_FS_BASE, which each thread switch writes
         rdmsr
         wrmsr
 
@@ -162,8 +162,8 @@ page_fault:
         add     $8, %rsp                # the error code
         iretq
 
-        # The descriptors are marked as accessed: the processor would write the mark, this is a ROM,
-        # and KVM that emulates the load repeats it for ever.
+        # The descriptors are marked as accessed. The processor would otherwise write the mark into this
+        # ROM, and a KVM that emulates the load would repeat it for ever.
         .balign 8
 gdt:    .quad   0
         .quad   0x00cf9b000000ffff      # 0x08: 32-bit code

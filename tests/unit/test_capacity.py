@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import host
+from harness.host import capacity as host
 
 MIB = 1024 * 1024
 
@@ -23,14 +23,14 @@ def write(folder: Path, **files: str) -> None:
         (folder / name.replace("__", ".")).write_text(text + "\n")
 
 
-def test_no_limit_is_the_host(proc: Path, tmp_path: Path) -> None:
+def test_without_a_limit_the_host_counts(proc: Path, tmp_path: Path) -> None:
     (proc / "self" / "cgroup").write_text("0::/\n")
     write(tmp_path / "cg", memory__max="max", cpu__max="max 100000")
     room = host.capacity(proc, tmp_path / "cg")
     assert (room.memory, room.available, room.limit) == (8192 * MIB, 4096 * MIB, "host")
 
 
-def test_v2_takes_the_tightest_group_above(proc: Path, tmp_path: Path) -> None:
+def test_v2_uses_the_tightest_group_above(proc: Path, tmp_path: Path) -> None:
     (proc / "self" / "cgroup").write_text("0::/pod/box\n")
     root = tmp_path / "cg"
     write(root / "pod", memory__max=str(1024 * MIB), memory__current=str(1000 * MIB))
@@ -42,7 +42,7 @@ def test_v2_takes_the_tightest_group_above(proc: Path, tmp_path: Path) -> None:
     assert room.cpus == 0.5
 
 
-def test_v1_limits_and_its_way_to_say_none(proc: Path, tmp_path: Path) -> None:
+def test_v1_has_limits_and_a_number_for_none(proc: Path, tmp_path: Path) -> None:
     (proc / "self" / "cgroup").write_text("4:memory:/a\n5:cpu,cpuacct:/a\n")
     root = tmp_path / "cg"
     write(root / "memory", memory__limit_in_bytes="9223372036854771712")
@@ -53,13 +53,13 @@ def test_v1_limits_and_its_way_to_say_none(proc: Path, tmp_path: Path) -> None:
     assert room.cpus == 0.25
 
 
-def test_a_path_of_the_host_s_falls_back_to_the_mount(proc: Path, tmp_path: Path) -> None:
+def test_a_path_on_the_host_falls_back_to_the_mount(proc: Path, tmp_path: Path) -> None:
     (proc / "self" / "cgroup").write_text("0::/kubepods/pod1/box\n")
     write(tmp_path / "cg", memory__max=str(256 * MIB))
     assert host.capacity(proc, tmp_path / "cg").memory == 256 * MIB
 
 
-def test_this_host_has_something() -> None:
+def test_this_host_has_cpus_and_memory() -> None:
     room = host.capacity()
     assert room.cpus > 0
     assert 0 < room.available <= room.memory

@@ -1,8 +1,8 @@
-"""What this host lets Harness have: CPU and memory, after cgroup limits.
+"""The CPUs and the memory of this host that Harness may use, after cgroup limits.
 
-In a pod ``/proc/meminfo`` tells of the node, not of the pod. The limits come from cgroup v2
+In a pod ``/proc/meminfo`` describes the node and not the pod. The limits of the pod come from cgroup v2
 (``memory.max``, ``cpu.max``; kernel documentation, *Control Group v2*) or v1
-(``memory.limit_in_bytes``, ``cpu.cfs_quota_us``), of this process' group and all above it.
+(``memory.limit_in_bytes``, ``cpu.cfs_quota_us``), of this process' group and all groups above it.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Final
 
 _V1_UNLIMITED: Final = 1 << 60
-"""cgroup v1 says "no limit" with a number near 2**63, rounded to pages."""
+"""cgroup v1 writes "no limit" as a number near 2**63, rounded to pages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What may be used.
+    """The CPUs and the memory that this process may use.
 
     Attributes:
-        cpus: CPUs, a fraction where a quota says so.
-        memory: Bytes of RAM this process may have in all.
-        available: Bytes of RAM free now.
-        limit: What sets ``memory``: ``host`` or the cgroup file.
-        cpu_limit: What sets ``cpus``: ``host``, ``affinity`` or the cgroup file.
+        cpus: CPUs; a fraction under a quota.
+        memory: Bytes of RAM that this process may have in all.
+        available: Bytes of RAM that are free now.
+        limit: The source of ``memory``: ``host`` or the cgroup file.
+        cpu_limit: The source of ``cpus``: ``host``, ``affinity`` or the cgroup file.
     """
 
     cpus: float
@@ -36,7 +36,7 @@ class Capacity:
 
 
 def capacity(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> Capacity:
-    """Return what this process may use now."""
+    """Return the capacity of this process now."""
     info = _meminfo(proc / "meminfo")
     memory, limit = info["MemTotal"], "host"
     available = info.get("MemAvailable", memory)
@@ -70,7 +70,7 @@ def _meminfo(path: Path) -> dict[str, int]:
 
 
 def _groups(proc: Path, root: Path, controller: str) -> list[Path]:
-    """Return the folders of this process' group for a controller and of those above it."""
+    """Return the folders of this process' group for a controller, and of the groups above it."""
     folders = []
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
@@ -86,7 +86,7 @@ def _groups(proc: Path, root: Path, controller: str) -> list[Path]:
             continue
         for base in bases:
             group = base / path.lstrip("/")
-            # In a container the path may be that of the host: the mount itself is then the group.
+            # In a container the path may be the one on the host; the mount itself is then the group.
             while group.is_relative_to(base):
                 if group.is_dir():
                     folders.append(group)
@@ -105,7 +105,7 @@ def _number(path: Path) -> int | None:
 
 
 def _quota(folder: Path) -> float | None:
-    """Return the CPUs of a group's quota, ``None`` for no quota."""
+    """Return the CPUs of a group's quota; ``None`` if it has no quota."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)

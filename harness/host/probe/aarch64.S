@@ -1,16 +1,16 @@
-# The guest code of the accelerator probe, AArch64: what `qemu-system-aarch64 -M virt -kernel` takes
-# as a raw image, placed 512 KiB into RAM and started at EL1 with the MMU off.
+# The guest code of the accelerator probe, AArch64: a raw image for `qemu-system-aarch64 -M virt
+# -kernel`, which loads it 512 KiB into RAM and starts it at EL1 with the MMU off.
 #
-# It does what x86_64.S beside it does, and tells the same bytes, on the machine's UART; it ends QEMU
-# by PSCI. The MMU is on, with 4 KiB granules and tables of three levels.
+# It does the same work as x86_64.S beside it and sends the same bytes, on the machine's UART. It ends
+# QEMU by PSCI. The MMU is on, with 4 KiB granules and three levels of tables.
 #
 # Sources: Arm ARM (DDI 0487) D8 "The AArch64 Virtual Memory System Architecture", D1.10 "Exception
 # entry"; PSCI (DEN 0022) SYSTEM_OFF; QEMU's docs/system/arm/virt.rst: RAM from 0x40000000, PL011
 # UART at 0x09000000. Assembled by __main__.py, beside this file.
 
         .set    ROUNDS, 256
-        .set    LOOPS, 250000           // of arithmetic in a round
-        .set    FAULTS, 4               // translation faults, and loads of TTBR0, in a round
+        .set    LOOPS, 250000           // of arithmetic per round
+        .set    FAULTS, 4               // translation faults, and loads of TTBR0, per round
 
         .set    UART, 0x09000000
         .set    L1, 0x40200000
@@ -23,7 +23,7 @@
         .set    DEVICE, 0x405           // block, access flag, attribute 1
         .set    NORMAL, 0x701           // block, access flag, attribute 0, inner shareable
         .set    TABLE, 0x3
-        .set    PAGE, 0x703             // as NORMAL, but a page
+        .set    PAGE, 0x703             // like NORMAL, but a page
 
 start:  mov     x27, #UART
         mov     w0, #0x301              // UART, transmit and receive enabled
@@ -55,7 +55,7 @@ start:  mov     x27, #UART
         add     x1, x1, #0x1000
         subs    x3, x3, #1
         b.ne    2b
-        mov     x1, x0                  // drop what caches may hold of memory written past them
+        mov     x1, x0                  // drop stale lines: the caches were off for these writes
         mov     x2, #0x3000
 3:      dc      ivac, x1
         add     x1, x1, #16
@@ -84,7 +84,7 @@ start:  mov     x27, #UART
 
         mov     x19, #ROUNDS
         mov     x20, #0                 // faults taken
-        mov     x21, #0                 // sum of what was read back
+        mov     x21, #0                 // sum of the values read back
         mov     w0, #'b'
         strb    w0, [x27]
 
@@ -101,7 +101,7 @@ round:  ldr     x0, =LOOPS
         subs    x1, x1, #1
         b.ne    5b
 
-        mov     x0, x26                 // unmap a page, touch it: the handler maps it again
+        mov     x0, x26                 // unmap a page and touch it: the handler maps it again
         mov     x1, x28
         mov     x2, #FAULTS
 6:      str     xzr, [x1], #8
@@ -115,7 +115,7 @@ round:  ldr     x0, =LOOPS
         subs    x2, x2, #1
         b.ne    6b
 
-        mov     x2, #FAULTS             // as a kernel that switches processes
+        mov     x2, #FAULTS             // like a kernel that switches processes
 7:      mrs     x0, ttbr0_el1
         msr     ttbr0_el1, x0
         isb
@@ -145,7 +145,7 @@ end:    strb    w0, [x27]
 
         .balign 2048
 vectors:
-        .org    vectors + 0x200         // synchronous, from this level; x15 and x16 are its own
+        .org    vectors + 0x200         // synchronous, from the same level; the handler owns x15, x16
         add     x20, x20, #1
         mrs     x15, far_el1
         and     x15, x15, #~0xfff

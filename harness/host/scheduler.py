@@ -1,0 +1,124 @@
+"""The scheduler: a machine waits for room on this host, then learns how slow it will run there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from harness.deadline import UNSCALED, Scale
+from harness.evidence.timeline import Timeline
+from harness.host import speed
+from harness.host.accel import Accel
+from harness.host.admission import Admission, Grant, footprint, fork_footprint, pool
+from harness.host.capacity import capacity
+from harness.scope import Scope
+from harness.spec import MachineSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A machine's turn on this host; a context manager whose exit gives the room back.
+
+    Attributes:
+        grant: The room that was granted; ``None`` for a machine that admission does not count.
+        scale: How much longer the machine will take than on a good host, for its deadlines.
+    """
+
+    grant: Grant | None = None
+    scale: Scale = UNSCALED
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The descriptors that hold the grant: it ends when the last process closes them."""
+        return () if self.grant is None else (self.grant.fileno(),)
+
+    def release(self) -> None:
+        """Give the room back; harmless if that was done before."""
+        if self.grant is not None:
+            self.grant.release()
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """Lets machines onto a host that several runs share: each asks before its QEMU starts.
+
+    Attributes:
+        cache: The cache of the host, below which the runs find each other.
+        accel: Returns the accelerator for an arch.
+        timeout_scale: A factor for the deadlines of all machines, besides what the host needs.
+    """
+
+    cache: Path
+    accel: Callable[[str], Accel]
+    timeout_scale: float = 1.0
+
+    def admit(
+        self,
+        spec: MachineSpec,
+        timeline: Timeline,
+        fork: bool = False,
+        *,
+        working_set: int | None = None,
+        urgent: bool = False,
+        scope: Scope | None = None,
+    ) -> Turn:
+        """Wait for a machine's turn; return it with the scale that the machine's deadlines need.
+
+        The time in line counts against no deadline; a step of the timeline says why it waits.
+
+        Args:
+            spec: The machine.
+            timeline: Gets a step for each reason to wait.
+            fork: Whether the machine shares the RAM of its origin.
+            working_set: Bytes of RAM that a fork will write to: see
+                :func:`harness.host.admission.fork_footprint`.
+            urgent: Whether other tests wait for its result: see :meth:`Admission.admit_together`.
+            scope: A failure scope; its failure ends the wait.
+
+        Raises:
+            HostError: The host can never carry it, or the cache cannot be used.
+            HarnessError: The failure of the scope.
+        """
+        room = capacity()
+        admission = Admission(pool(self.cache, room), room)
+        accel = self.accel(spec.arch)
+        memory = (
+            fork_footprint(spec.memory, working_set) if fork else footprint(spec.memory, accel.name)
+        )
+        with contextlib.ExitStack() as waiting:
+
+            def explain(reason: str) -> None:
+                waiting.close()
+                waiting.enter_context(timeline.step(reason, machine=spec.name))
+
+            grant = admission.admit(
+                spec.name,
+                memory=memory,
+                cpus=spec.cpus,
+                urgent=urgent,
+                progress=explain,
+                scope=scope,
+            )
+        try:
+            slowness = speed.measure(
+                accel.name, spec.arch, self.cache, busy=admission.status().cpus, room=room
+            )
+            return Turn(grant, Scale(self.timeout_scale * slowness))
+        except BaseException:
+            grant.release()
+            raise
