@@ -1,8 +1,8 @@
-"""Kills a process at each moment of what it does: before each change that it makes to files.
+"""Kills a process before its n-th change to files, so that tests can try every moment of an action.
 
-Python tells audit hooks of a change before it is made (``sys.addaudithook``, "Audit events table" of
-Python's documentation): a process that is killed at the n-th leaves what it had done by then. No clock
-has a part in it, so the moments are the same in each run.
+Python calls audit hooks before it makes a change (``sys.addaudithook``; "Audit events table" in the
+documentation of Python). A process that is killed at change n leaves the first n - 1 changes. No
+clock is involved, so the moments are the same in each run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Self
 ROOT = Path(__file__).resolve().parents[1]
 
 STEP = "tests.moment"
-"""The audit event of a step that is none for Python: what tells of one counts it as a change."""
+"""An audit event for steps without one of their own; code that raises it adds a moment."""
 
 CHANGES = frozenset(
     {
@@ -42,55 +42,56 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 def arm(last: int) -> Callable[[], int]:
-    """Kill this process before its ``last``-th change from now on; return what tells how many were made.
+    """Kill this process before its ``last``-th change; return a function that counts the changes.
 
     Args:
-        last: The number of the change; 0 kills nobody.
+        last: The number of the change, counted from 1 at this call; 0 never kills.
     """
-    made = 0
+    changes = 0
 
     def look(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal made
+        nonlocal changes
         if event == "open":
             flags = arguments[2]
             if not isinstance(flags, int) or not flags & _WRITING:
                 return
         elif event not in CHANGES:
             return
-        made += 1
-        if made == last:
+        changes += 1
+        if changes == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(look)
-    return lambda: made
+    return lambda: changes
 
 
 def serve(act: Callable[..., object]) -> None:
-    """Do something in a child for each line of standard input: the moment, and the words for ``act``.
+    """Call ``act`` in a child process for each line of standard input; print its exit status.
 
-    A child costs some milliseconds, an interpreter of its own some hundreds.
+    A line is a JSON array: the number of the change at which to kill the child, then the arguments
+    of ``act``. A fork costs milliseconds; a new interpreter would cost hundreds.
     """
     for line in sys.stdin:
-        last, *words = json.loads(line)
+        last, *arguments = json.loads(line)
         child = os.fork()
         if not child:
             status = 1
             try:
                 arm(last)
-                act(*words)
+                act(*arguments)
                 status = 0
             finally:
                 os._exit(status)
-        _, ended = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(ended), flush=True)
+        _, wait_status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(wait_status), flush=True)
 
 
 class Victim:
-    """A process that does what a module's :func:`serve` says, and is killed in it.
+    """A process that runs a module which calls :func:`serve`; a context manager that ends it.
 
     Args:
-        module: The module.
-        arguments: What it is started with.
+        module: The name of the module.
+        arguments: The arguments of the process.
     """
 
     def __init__(self, module: str, *arguments: str) -> None:
@@ -102,14 +103,14 @@ class Victim:
             text=True,
         )
 
-    def survives(self, last: int, *words: object) -> bool:
-        """Do it once; whether it came to its end before the ``last``-th change."""
+    def survives(self, last: int, *arguments: object) -> bool:
+        """Run the action once; return whether it ended before its ``last``-th change."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([last, *map(str, words)]) + "\n")
+        self._process.stdin.write(json.dumps([last, *map(str, arguments)]) + "\n")
         self._process.stdin.flush()
         status = int(self._process.stdout.readline())
-        assert status in (0, -signal.SIGKILL), f"it failed by itself: {status}"
+        assert status in (0, -signal.SIGKILL), f"the action failed with status {status}"
         return status == 0
 
     def __enter__(self) -> Self:

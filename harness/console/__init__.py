@@ -1,6 +1,7 @@
-"""The serial console of a guest: drained always, logged whole, watched for ruin.
+"""The serial console of a guest: every byte is read and logged, and failures end the waits.
 
-:class:`Console` is all that tests need; it knows nothing of QEMU, only a connected socket.
+Tests need :class:`Console` alone. The package knows nothing of QEMU: a console is built on a
+connected socket.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from harness.console.console import Console
 from harness.console.expect import Match
 from harness.console.failures import Expected
 from harness.console.keys import KEY_NAMES
-from harness.console.shell import Result
 from harness.console.terminal import Screen
 from harness.console.watch import DEFAULT_WATCHERS, Sighting, Watcher, watcher
 
@@ -19,7 +19,6 @@ __all__ = [
     "Console",
     "Expected",
     "Match",
-    "Result",
     "Screen",
     "Sighting",
     "Watcher",

@@ -1,8 +1,8 @@
-"""A person at the console: their terminal and the guest's, joined until Ctrl-].
+"""The interactive mode of a console: joins a person's terminal to the guest's until Ctrl-].
 
-Everything goes on meanwhile: the log, the recording, the watchers. What the person sees is read
-from the log, so that a terminal that does not keep up never stops the guest. Their terminal answers
-the guest's queries itself.
+The log, the recording and the watchers stay active. The terminal shows output that is read from
+the log, so a terminal that falls behind never stops the guest. While it is attached, the person's
+terminal answers the guest's queries, and Harness does not.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Final
 
 from harness.console.outbox import Signal
 from harness.console.stream import Stream
-from harness.deadline import after
+from harness.deadline import UNSCALED
 
-LEAVE: Final = 0x1D
-"""Ctrl-], as with telnet and virsh console."""
+ESCAPE_KEY: Final = 0x1D
+"""The byte of Ctrl-], which detaches, as in telnet and ``virsh console``."""
 
 _STEP: Final = 4096
 _SHOWN_BEFORE: Final = 2048
 
 _RESTORE: Final = (
-    b"\x1b[!p"  # soft reset: attributes, margins, cursor shown
+    b"\x1b[!p"  # soft reset: attributes, margins, cursor visible
     b"\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l"  # mouse, bracketed paste
 )
 
@@ -33,32 +33,33 @@ _ALTERNATE: Final = re.compile(rb"\x1b\[\?(?:1049|1047|47)([hl])")
 
 
 def attach(stream: Stream, stdin: int, stdout: int) -> str:
-    """Join a terminal and a console until the person leaves, or either of them ends.
+    """Join a terminal to a console until the person detaches or either side ends.
 
     Args:
-        stream: The console's stream.
-        stdin: The descriptor the person types at; a terminal is switched to raw mode and back.
-        stdout: The descriptor they look at.
+        stream: The stream of the console.
+        stdin: The descriptor to read keys from. A terminal is in raw mode until the call returns.
+        stdout: The descriptor to show output on.
 
     Returns:
-        Why it ended: ``left``, ``closed`` (the console) or ``gone`` (the person's terminal).
+        ``left`` if the person pressed Ctrl-], ``closed`` if the console ended, ``gone`` if the
+        person's terminal ended.
     """
     saved = termios.tcgetattr(stdin) if os.isatty(stdin) else None
-    news = Signal()
-    stream.listen(news)
+    changed = Signal()
+    stream.listen(changed)
     stream.queries.enabled = False
     start = stream.total
     out = _own_output(stdout)
     try:
         if saved is not None:
             tty.setraw(stdin)
-        return _join(stream, stdin, out, news, max(0, start - _SHOWN_BEFORE))
+        return _join(stream, stdin, out, changed, max(0, start - _SHOWN_BEFORE))
     finally:
         stream.queries.enabled = True
-        stream.unlisten(news)
-        news.close()
+        stream.unlisten(changed)
+        changed.close()
         if saved is not None:
-            # Now: draining would wait for a person who does not look.
+            # TCSADRAIN would block on a terminal that no longer reads.
             termios.tcsetattr(stdin, termios.TCSANOW, saved)
         if os.isatty(out):
             _restore_window(stream, start, out)
@@ -66,12 +67,12 @@ def attach(stream: Stream, stdin: int, stdout: int) -> str:
 
 
 def _own_output(stdout: int) -> int:
-    """Return a descriptor for the output that never blocks, without changing the caller's."""
+    """Return a descriptor that writes to ``stdout`` without blocking; ``stdout`` is unchanged."""
     if os.isatty(stdout):
         try:
             return os.open(os.ttyname(stdout), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
         except OSError:
-            pass  # a terminal of another namespace has no name here
+            pass  # a terminal of another mount namespace has no name here
     return os.dup(stdout)
 
 
@@ -82,26 +83,26 @@ def _write(out: int, data: bytes) -> int:
         return 0
 
 
-def _join(stream: Stream, stdin: int, stdout: int, news: Signal, shown: int) -> str:
+def _join(stream: Stream, stdin: int, stdout: int, changed: Signal, shown: int) -> str:
     poller = select.poll()
     poller.register(stdin, select.POLLIN)
-    poller.register(news, select.POLLIN)
-    looking = False
-    told = None
-    news.set()
+    poller.register(changed, select.POLLIN)
+    writing = False
+    reported = None
+    changed.set()
     while True:
         for fd, event in poller.poll():
             if fd == stdin:
                 typed = os.read(stdin, _STEP) if event & select.POLLIN else b""
                 if not typed:
                     return "gone"
-                keys, leave, _ = typed.partition(bytes([LEAVE]))
-                # Nobody waits for a guest that does not read, least of all a person.
-                stream.outbox.send(keys, after(1.0, scaled=False))
+                keys, leave, _ = typed.partition(bytes([ESCAPE_KEY]))
+                # A guest that does not read loses the keys: a person must not wait for it.
+                stream.outbox.send(keys, UNSCALED.after(1.0))
                 if leave:
                     return "left"
-            elif fd == news.fileno():
-                news.clear()
+            elif fd == changed.fileno():
+                changed.clear()
             else:
                 if event & (select.POLLERR | select.POLLHUP):
                     return "gone"
@@ -109,15 +110,15 @@ def _join(stream: Stream, stdin: int, stdout: int, news: Signal, shown: int) -> 
                 shown += _write(stdout, part)
         failure = stream.failures.current
         if shown < stream.total:
-            if not looking:
+            if not writing:
                 poller.register(stdout, select.POLLOUT)
-                looking = True
+                writing = True
             continue
-        if looking:
+        if writing:
             poller.unregister(stdout)
-            looking = False
-        if failure is not None and failure is not told:
-            told = failure
+            writing = False
+        if failure is not None and failure is not reported:
+            reported = failure
             note = f"\r\n[harness: {failure.kind.__name__}; Ctrl-] leaves]\r\n"
             if failure.final:
                 return "closed"

@@ -1,12 +1,11 @@
-"""The asciicast recording of a console, to be replayed in a terminal or a browser.
+"""The asciicast recording of a console, for replay in a terminal or a browser.
 
-Format: asciicast v2 (docs.asciinema.org/manual/asciicast/v2): a header line, then one JSON array an
-event, ``[seconds, code, data]``; code ``o`` is output, ``m`` a marker.
+Format: asciicast v2 (docs.asciinema.org/manual/asciicast/v2): a header line, then one JSON array
+per event, ``[seconds, code, data]``. Code ``o`` is output, ``m`` is a marker.
 
-The recording is for people, the raw log is the evidence. So a flood that nobody could watch is cut
-in the recording: past a burst of 8 MiB, output above 8 MiB/s is left out, a marker says how many
-bytes, and the end of what was left out is kept so that the screen is right afterwards. A serial
-port never gets there.
+The recording is for people; the raw log is the evidence. So the recording drops output that is too
+fast to watch: after a burst of 8 MiB, output above 8 MiB/s. A marker counts the dropped bytes. Their
+last 16 KiB are recorded, so that the screen is correct afterwards. A serial port is never that fast.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 COALESCE: Final = 0.02
-"""Output that comes within this many seconds is one event."""
+"""Seconds. Output that arrives within this time becomes one event."""
 
 _EVENT: Final = 256 * 1024
 _BURST: Final = 8 * 1024 * 1024
@@ -28,16 +27,19 @@ _KEPT: Final = 16 * 1024
 
 
 class CastWriter:
-    """Writes one asciicast file; called by the drain thread alone.
+    """Writes one asciicast file; used by the drain thread alone.
 
     Args:
-        path: The file; it is truncated.
-        title: What the player shows as title.
-        columns: Width in characters.
-        rows: Height in characters.
+        path: The file, which is truncated.
+        title: The title that the player shows.
+        columns: The width of the terminal in characters.
+        rows: The height of the terminal in characters.
+
+    Attributes:
+        error: The error that ended the recording early; ``None`` if there was none.
 
     Raises:
-        OSError: if the file cannot be made.
+        OSError: The file cannot be created.
     """
 
     def __init__(self, path: Path, *, title: str, columns: int = 80, rows: int = 24) -> None:
@@ -48,8 +50,8 @@ class CastWriter:
         self._pending_since = 0.0
         self._credit = float(_BURST)
         self._credit_at = self._start
-        self._left_out = 0
-        self._left_out_end = b""
+        self._dropped = 0
+        self._dropped_end = b""
         self.error: OSError | None = None
         header = {
             "version": 2,
@@ -62,16 +64,16 @@ class CastWriter:
         self._write(json.dumps(header) + "\n")
 
     def feed(self, data: memoryview, now: float) -> None:
-        """Record output that came at ``now`` (monotonic seconds)."""
+        """Record output that arrived at ``now``, in monotonic seconds."""
         self._credit = min(_BURST, self._credit + (now - self._credit_at) * _RATE)
         self._credit_at = now
         if len(data) > self._credit:
-            if not self._left_out:
+            if not self._dropped:
                 self._emit()
-            self._left_out += len(data)
-            self._left_out_end = (self._left_out_end + bytes(data[-_KEPT:]))[-_KEPT:]
+            self._dropped += len(data)
+            self._dropped_end = (self._dropped_end + bytes(data[-_KEPT:]))[-_KEPT:]
             return
-        if self._left_out:
+        if self._dropped:
             self._mark(now)
         self._credit -= len(data)
         if not self._pending:
@@ -81,19 +83,19 @@ class CastWriter:
             self._emit()
 
     def due(self, now: float) -> float | None:
-        """Return in how many seconds :meth:`flush` has something to write; ``None`` for never."""
+        """Return the seconds until :meth:`flush` must run; ``None`` if nothing is pending."""
         if self._pending:
             return max(0.0, self._pending_since + COALESCE - now)
-        return COALESCE if self._left_out else None
+        return COALESCE if self._dropped else None
 
     def flush(self, now: float) -> None:
-        """Write what is pending."""
+        """Write pending output."""
         self._emit()
-        if self._left_out:
+        if self._dropped:
             self._mark(now)
 
     def close(self) -> None:
-        """Write what is pending and close the file."""
+        """Write pending output and close the file."""
         if self._fd >= 0:
             self.flush(time.monotonic())
             os.close(self._fd)
@@ -106,12 +108,12 @@ class CastWriter:
             self._event(self._pending_since, "o", text)
 
     def _mark(self, now: float) -> None:
-        count = self._left_out - len(self._left_out_end)
-        self._event(now, "m", f"{count} bytes left out; the raw log has them")
+        count = self._dropped - len(self._dropped_end)
+        self._event(now, "m", f"{count} bytes dropped; the raw log has them")
         self._decoder.reset()
-        self._event(now, "o", self._decoder.decode(self._left_out_end))
-        self._left_out = 0
-        self._left_out_end = b""
+        self._event(now, "o", self._decoder.decode(self._dropped_end))
+        self._dropped = 0
+        self._dropped_end = b""
 
     def _event(self, at: float, code: str, text: str) -> None:
         if text:
@@ -125,5 +127,5 @@ class CastWriter:
             while data:
                 data = data[os.write(self._fd, data) :]
         except OSError as error:
-            # The recording is a convenience: it ends, the console goes on.
+            # The recording is a convenience: it ends, and the console continues.
             self.error = error

@@ -1,9 +1,9 @@
-"""The console of one machine: what tests and people do with it.
+"""The console of one machine, with the methods that tests and people use.
 
-The parts are modules of their own: :mod:`~harness.console.stream` drains and logs,
-:mod:`~harness.console.watch` finds what ends waits, :mod:`~harness.console.expect` matches,
-:mod:`~harness.console.shell` runs commands, :mod:`~harness.console.conversation` knows how far the
-talk has got, :mod:`~harness.console.view` shows the screen.
+:class:`Console` joins parts that are modules of their own: :mod:`~harness.console.stream` reads
+and logs, :mod:`~harness.console.watch` detects failures, :mod:`~harness.console.expect` matches
+patterns, :mod:`~harness.console.shell` runs commands, :mod:`~harness.console.conversation` keeps
+the position of the next search, :mod:`~harness.console.view` shows the screen.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from harness import deadline as deadlines
-from harness.console import attach as person
+from harness.console.attach import attach
 from harness.console.conversation import Conversation
 from harness.console.expect import (
     WINDOW,
@@ -31,49 +30,51 @@ from harness.console.expect import (
 )
 from harness.console.failures import Expected
 from harness.console.keys import key_bytes
-from harness.console.shell import Result
 from harness.console.stream import Stream
 from harness.console.terminal import Screen
 from harness.console.view import View
 from harness.console.watch import DEFAULT_WATCHERS, Sighting, Watcher
-from harness.deadline import Deadline
-from harness.errors import CommandError, GuestError, HarnessError, WaitTimeoutError
+from harness.deadline import UNSCALED, Limit, Scale
+from harness.errors import GuestError, HarnessError, WaitTimeoutError
+from harness.result import Result
 
 EXPECT_SECONDS: Final = 60.0
 RUN_SECONDS: Final = 60.0
 LOGIN_SECONDS: Final = 120.0
 SEND_SECONDS: Final = 10.0
 
-Limit = Deadline | float | None
-"""A deadline, seconds on a good host (they are scaled), or ``None`` for the method's own."""
-
 
 class Console:
-    """The serial console of one guest; a context manager, and the owner of the socket it is given.
+    """The serial console of one guest; a context manager that owns its socket.
 
-    From its making on, the guest's output is drained into the log, whether anybody waits or not.
-    Every wait takes a deadline, and ends at once when a watcher sees that the guest is lost, when
-    :meth:`fail` is called, or when the connection ends. What the guest said before still counts: a
-    wait that earlier output satisfies succeeds.
+    A thread reads the guest's output into the log from construction to :meth:`close`, whether or
+    not a test waits. Each method that waits takes a ``deadline``: a
+    :class:`~harness.deadline.Deadline`, or seconds on a good host, which the scale stretches, or
+    ``None`` for the method's default.
 
-    ``expect``, ``send`` and ``run`` are one conversation: use them from one thread at a time. All
-    else is safe from any thread.
+    A wait ends at once when a watcher sees a failure, when :meth:`fail` is called, or when the
+    connection ends. A failure has a position in the output: a wait that matches output from before
+    that position still succeeds.
+
+    :meth:`expect`, :meth:`send` and :meth:`run` form one conversation, so use them from one thread
+    at a time. All other methods are safe from any thread.
 
     Args:
-        sock: A connected stream socket whose other end is the guest's serial port.
-        log: The raw log: every byte the guest wrote. It is appended to.
-        cast: The asciicast recording, or ``None`` for none.
-        name: The machine's name, for messages.
-        watchers: What ends waits; see :data:`~harness.console.watch.DEFAULT_WATCHERS`.
-        columns: Width of the terminal in characters.
-        rows: Height of the terminal in characters.
-        on_eof: Makes the error for a connection that the guest's side closed, for who knows why it
-            did. Runs in the drain thread; until it returns, waits do not know of the end.
-        on_failure: Told of a failure that a watcher saw, for whoever owns other waits on the same
-            guest. Runs in the drain thread.
+        sock: A connected stream socket, whose other end is the guest's serial port.
+        log: The file of the raw log, which gets every byte of output; it is appended to.
+        cast: The file of the asciicast recording; ``None`` records nothing.
+        name: The name of the machine, for messages.
+        watchers: The watchers whose errors end waits.
+        columns: The width of the terminal in characters.
+        rows: The height of the terminal in characters.
+        on_eof: Returns the error for a connection that the guest's side closed. It is called in
+            the drain thread, and no wait sees the end of the connection before it returns.
+        on_failure: Called in the drain thread with the error of a watcher that ends the waits, so
+            that the failure can reach the rest of the failure scope.
+        scale: The scale of the machine's deadlines.
 
     Raises:
-        OSError: if the log or the recording cannot be made.
+        OSError: The log or the recording cannot be created.
     """
 
     def __init__(
@@ -88,7 +89,9 @@ class Console:
         rows: int = 24,
         on_eof: Callable[[], BaseException] | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
+        scale: Scale = UNSCALED,
     ) -> None:
+        self._scale = scale
         self._stream = Stream(
             sock,
             log=log,
@@ -98,6 +101,7 @@ class Console:
             size=(columns, rows),
             on_eof=on_eof,
             on_failure=on_failure,
+            scale=scale,
         )
         self._talk = Conversation(self._stream)
         self._view = View(self._stream, (columns, rows))
@@ -114,17 +118,20 @@ class Console:
         self.close()
 
     def close(self) -> None:
-        """Stop draining, write what is pending, close the socket. Waits in other threads end."""
+        """Stop reading, write pending output to the files and close the socket.
+
+        Waits in other threads end with an error. A second call does nothing.
+        """
         self._stream.close()
 
     @property
     def name(self) -> str:
-        """The machine's name."""
+        """The name of the machine."""
         return self._stream.name
 
     @property
     def log(self) -> Path:
-        """Where the raw log is."""
+        """The file of the raw log."""
         return self._stream.log
 
     # Reading.
@@ -137,26 +144,27 @@ class Console:
         since: int | None = None,
         window: int = WINDOW,
     ) -> Match:
-        """Wait until the output matches a regular expression, with pexpect's rules.
+        """Wait until the output matches a regular expression, by the rules of pexpect.
 
-        The search begins behind the last match. Of several patterns the one that matches first in
-        the output wins; of those, the first in the list. The dot fits newlines. Note that, as with
-        pexpect, ``.*`` at the end of a pattern fits whatever happens to be there.
+        The search starts where the last match ended. Of several patterns, the one whose match
+        starts first in the output wins; of those, the first in the list. The dot matches newlines,
+        unless a compiled pattern says otherwise. As in pexpect, a pattern that ends in ``.*``
+        matches only the output that has arrived by then.
 
         Args:
-            patterns: One or several; text is taken as UTF-8.
-            deadline: When to give up; 60 s unless given.
-            since: Search from this mark instead (see :meth:`mark`).
-            window: Bytes of the longest match that is certain to be found.
+            patterns: One or several regular expressions; ``str`` is matched as UTF-8.
+            deadline: 60 s on a good host by default.
+            since: A :meth:`mark` from which to search instead.
+            window: The length in bytes up to which a match is certain to be found.
 
         Raises:
-            WaitTimeoutError: at the deadline.
-            HarnessError: the console's failure.
-            UsageError: if a pattern is no regular expression.
+            WaitTimeoutError: The deadline passed.
+            HarnessError: The console has failed, and no earlier output matches.
+            UsageError: A pattern is not a regular expression.
         """
-        wanted = _listed(patterns)
-        limit = deadlines.of(deadline, EXPECT_SECONDS)
-        return self._talk.search(regex_searcher(wanted), describe(wanted), limit, since, window)
+        listed = _listed(patterns)
+        limit = self._scale.limit(deadline, EXPECT_SECONDS)
+        return self._talk.search(regex_searcher(listed), describe(listed), limit, since, window)
 
     def expect_exact(
         self,
@@ -165,62 +173,71 @@ class Console:
         *,
         since: int | None = None,
     ) -> Match:
-        """Wait until the output has a text; otherwise as :meth:`expect`."""
-        wanted = [texts] if isinstance(texts, (str, bytes)) else list(texts)
-        window = max(len(text) * 4 for text in wanted)
-        limit = deadlines.of(deadline, EXPECT_SECONDS)
-        return self._talk.search(text_searcher(wanted), describe(wanted), limit, since, window)
+        """Wait until the output contains a plain text; otherwise like :meth:`expect`."""
+        listed = [texts] if isinstance(texts, (str, bytes)) else list(texts)
+        window = max(len(text) * 4 for text in listed)
+        limit = self._scale.limit(deadline, EXPECT_SECONDS)
+        return self._talk.search(text_searcher(listed), describe(listed), limit, since, window)
 
     def mark(self) -> int:
-        """Return the place the output has reached, for :meth:`since` and :meth:`expect`."""
+        """Return the current end of the output, for :meth:`since` and :meth:`expect`."""
         return self._stream.total
 
     def skip(self) -> int:
-        """Let the next :meth:`expect` or :meth:`login` see only later output; return a mark."""
+        """Make the next :meth:`expect` or :meth:`login` ignore all output so far; return a mark."""
         return self._talk.skip()
 
     def since(self, mark: int) -> str:
-        """Return all output since a mark, as it came; what is no UTF-8 is replaced.
+        """Return all output since a mark, unchanged; invalid UTF-8 is replaced.
 
         Raises:
-            StoreError: if the log cannot be read.
+            DiskFullError: The log could not be written that far.
+            StoreError: The log cannot be read.
         """
         return self._stream.read(mark, self._stream.total).decode("utf-8", "replace")
 
     def last_output(self, lines: int = 25) -> str:
-        """Return the last lines of output, without escape sequences."""
+        """Return the last lines of output without escape sequences, for messages."""
         return self._stream.tail(lines)
 
     def silent_for(self) -> float:
-        """Return for how many seconds the guest has printed nothing."""
+        """Return the seconds since the last output."""
         return self._stream.silent_for()
 
-    # Writing.
+    # Typing.
 
     def send(self, data: str | bytes, deadline: Limit = None) -> None:
-        """Send text to the guest, whole and in order.
+        """Type text, without Enter; ``str`` is sent as UTF-8.
 
-        It is delivered to the guest's serial port, which takes it as its FIFO has room. A guest's
-        terminal drops input that no program reads: past 4095 bytes of a line, or some 64 KiB.
+        The call returns when the guest's serial port has accepted all bytes. The guest's terminal
+        drops input that no program reads: beyond 4095 bytes of a line, or about 64 KiB in all.
+
+        Args:
+            data: The text or the bytes.
+            deadline: 10 s on a good host by default.
 
         Raises:
-            WaitTimeoutError: if the guest does not take it until the deadline; 10 s unless given.
-            HarnessError: the console's failure.
+            WaitTimeoutError: The deadline passed before the guest accepted all bytes.
+            HarnessError: The console has failed.
         """
         raw = data.encode() if isinstance(data, str) else data
-        self._talk.send(raw, deadlines.of(deadline, SEND_SECONDS))
+        self._talk.send(raw, self._scale.limit(deadline, SEND_SECONDS))
 
     def send_line(self, text: str | bytes = "", deadline: Limit = None) -> None:
-        """Send text and Enter, which is a carriage return, as on a keyboard; see :meth:`send`."""
+        """Type text and Enter, which is a carriage return; otherwise like :meth:`send`."""
         self.send((text.encode() if isinstance(text, str) else text) + b"\r", deadline)
 
     def press(self, *keys: str, deadline: Limit = None) -> None:
-        """Press keys one after the other: ``"Down"``, ``"F2"``, ``"Ctrl-C"``, ``"Alt-x"``, ``"y"``.
+        """Press keys in order: ``"Down"``, ``"F2"``, ``"Ctrl-C"``, ``"Alt-x"``, ``"y"``.
+
+        Args:
+            keys: Names of keys, as in :data:`KEY_NAMES`, or single characters.
+            deadline: 10 s on a good host by default.
 
         Raises:
-            UnknownNameError: if there is no such key; nothing is sent then.
-            WaitTimeoutError: as :meth:`send`.
-            HarnessError: the console's failure.
+            UnknownNameError: A key does not exist. No key is sent in this case.
+            WaitTimeoutError: The deadline passed before the guest accepted all bytes.
+            HarnessError: The console has failed.
         """
         application = self._view.application_keys
         data = b"".join(key_bytes(key, application=application) for key in keys)
@@ -232,84 +249,91 @@ class Console:
         self,
         user: str | None = "root",
         password: str | None = None,
+        deadline: Limit = None,
         *,
         prompt: str | None = None,
-        deadline: Limit = None,
     ) -> None:
-        """Wait for the login prompt, log in, and get ready for :meth:`run`.
+        """Wait for the login prompt, log in, and start the shell that :meth:`run` uses.
 
         Args:
-            user: Who logs in; ``None`` where the console has a shell already.
-            password: The password, or ``None`` if none is asked for.
-            prompt: A regular expression for the end of the shell's prompt, if that is not one of
-                ``# $ % >``.
-            deadline: When to give up; 120 s unless given.
+            user: The user; ``None`` if the console already shows a shell's prompt.
+            password: The password; ``None`` if the guest asks for none.
+            deadline: 120 s on a good host by default.
+            prompt: A regular expression for the end of the shell's prompt, if the prompt does not
+                end in ``#``, ``$``, ``%`` or ``>``.
 
         Raises:
-            LoginError: if the login is refused or ends at once.
-            WaitTimeoutError: at the deadline.
-            HarnessError: the console's failure.
+            LoginError: The guest refused the login, or the session ended at once.
+            WaitTimeoutError: The deadline passed.
+            HarnessError: The console has failed.
         """
-        self._talk.log_in(user, password, prompt, deadlines.of(deadline, LOGIN_SECONDS))
+        self._talk.log_in(user, password, prompt, self._scale.limit(deadline, LOGIN_SECONDS))
 
     def run(self, command: str, deadline: Limit = None, *, check: bool = False) -> Result:
-        """Run a command in the guest; return its output and its status.
+        """Run a command in the guest's shell and return its result.
 
-        Neither noise on the line nor the command's output can forge or break the result. Each
-        command has a subshell of its own, ``/dev/null`` for input, and one stream for output and
-        errors; NUL bytes of the output are lost. The next :meth:`expect` begins behind it.
+        Noise on the line and the output of the command can neither forge nor corrupt the result.
+        All commands share one shell: ``cd`` and variables persist. Each command reads from
+        ``/dev/null``, and its standard error goes into ``stdout``. The next :meth:`expect` starts
+        after the result.
 
         Args:
-            command: What ``sh -c`` would take; it may have several lines.
-            deadline: When to give up; 60 s unless given. The command is then interrupted.
-            check: Whether a status other than zero is an error.
+            command: A shell command; it may span several lines.
+            deadline: 60 s on a good host by default; the command is interrupted when it passes.
+            check: Whether an exit status other than 0 is an error.
 
         Raises:
-            CommandError: with ``check``, if the status is not zero.
-            LoginError: if nobody is logged in, or not any more.
-            WaitTimeoutError: at the deadline.
-            UsageError: if the command has a NUL or a Ctrl-C byte.
-            HarnessError: the console's failure.
+            CommandError: The exit status is not 0, and ``check`` is set.
+            LoginError: No user is logged in, or the session has ended.
+            WaitTimeoutError: The deadline passed.
+            UsageError: The command contains a NUL or a Ctrl-C byte.
+            HarnessError: The console has failed.
         """
-        result = self._talk.run(command, deadlines.of(deadline, RUN_SECONDS))
-        if check and not result.ok:
-            raise CommandError(
-                f"{self.name}: `{command}` ended with status {result.status}",
-                evidence=result.stdout or str(self.log),
-                hint=f"the whole console is in {self.log}",
-            )
-        return result
+        result = self._talk.run(command, self._scale.limit(deadline, RUN_SECONDS))
+        return result.check() if check else result
 
     def export_shell(self) -> tuple[int, str] | None:
-        """Return what the console of a fork needs to go on with this shell; ``None`` without one."""
+        """Return the state that the console of a fork needs to continue with this shell.
+
+        ``None`` means that there is no shell to continue with.
+        """
         return self._talk.export_shell()
 
     def adopt_shell(self, count: int, up: str) -> None:
-        """Go on with the shell of the machine that this one was forked from."""
+        """Continue with the shell of the saved machine: the values of its :meth:`export_shell`."""
         self._talk.adopt_shell(count, up)
 
     @property
     def logged_in(self) -> bool:
-        """Whether :meth:`run` has a shell, as far as is known."""
+        """Whether :meth:`run` has a shell, as far as the console can see."""
         return self._talk.logged_in
 
     def leave(self, deadline: Limit = None) -> None:
-        """Give the console back as it was before :meth:`login`: a prompt, with echo.
+        """End the shell of :meth:`run`: the console shows a prompt with echo, as before :meth:`login`.
+
+        Args:
+            deadline: 10 s on a good host by default.
 
         Raises:
-            WaitTimeoutError: if the prompt does not come until the deadline; 10 s unless given.
+            WaitTimeoutError: The deadline passed before the prompt appeared.
+            HarnessError: The console has failed.
         """
-        self._talk.leave(deadlines.of(deadline, SEND_SECONDS))
+        self._talk.leave(self._scale.limit(deadline, SEND_SECONDS))
 
     @contextlib.contextmanager
     def interactive(self, deadline: Limit = None) -> Iterator[None]:
-        """Have a prompt and echo in the block, as a person has, and :meth:`run` again after it.
+        """Give the block a prompt with echo, and restore the shell of :meth:`run` after it.
 
-        For programs that ask: send their name, expect their questions. The block ends at a prompt,
-        also when it raises; only a wait that timed out leaves the console as it is.
+        Use it for programs that ask questions: type the program's name, then expect its questions.
+        The block must end at a prompt. The shell is also restored after an exception, except after
+        a wait that timed out, which leaves the console as it is.
 
         Args:
-            deadline: For leaving the shell and for taking it back; 10 s and 120 s unless given.
+            deadline: For leaving the shell, 10 s on a good host by default, and again for
+                restoring it, 120 s by default.
+
+        Raises:
+            HarnessError: As :meth:`leave` and :meth:`login` do.
         """
         self.leave(deadline)
         try:
@@ -323,9 +347,9 @@ class Console:
         self.login(None, deadline=deadline)
 
     def forget_login(self) -> None:
-        """Take note that the guest was reset: there is no shell, and an older prompt is none.
+        """Record that the guest was reset: the shell is gone, and earlier login prompts are stale.
 
-        It takes no lock: whoever learns of a reset must not wait for a wait.
+        It never blocks, even while another thread waits on the console.
         """
         self._talk.forget_login()
 
@@ -333,22 +357,31 @@ class Console:
 
     @property
     def screen(self) -> Screen:
-        """What a person would see now."""
+        """The current screen."""
         return self._view.screen
 
-    def wait_for_screen(self, wanted: str | re.Pattern[str], deadline: Limit = None) -> Screen:
-        """Wait until a text is on the screen, or what fits a regular expression.
+    def wait_for_screen(self, pattern: str | re.Pattern[str], deadline: Limit = None) -> Screen:
+        """Wait until the screen contains a text, or a match of a compiled regular expression.
+
+        Args:
+            pattern: A plain text or a compiled regular expression.
+            deadline: 60 s on a good host by default.
 
         Raises:
-            WaitTimeoutError: at the deadline, 60 s unless given; it shows the screen.
-            HarnessError: the console's failure.
+            WaitTimeoutError: The deadline passed; its note shows the screen.
+            HarnessError: The console has failed.
         """
-        return self._view.wait_for(wanted, deadlines.of(deadline, EXPECT_SECONDS))
+        return self._view.wait_for(pattern, self._scale.limit(deadline, EXPECT_SECONDS))
 
     # Failure.
 
     def fail(self, error: BaseException) -> None:
-        """End every wait, now and until cleared, with an error: QEMU died, the guest stopped."""
+        """End every wait, present and later, with ``error``; a leaf of a failure scope.
+
+        The failure is placed at the current end of the output: a wait that earlier output
+        satisfies still succeeds. An earlier failure stays, with the exceptions that
+        :meth:`Failures.set <harness.console.failures.Failures.set>` lists. It never blocks.
+        """
         self._stream.fail(error)
 
     def check(self) -> None:
@@ -356,42 +389,46 @@ class Console:
         self._stream.check()
 
     def clear_failure(self) -> list[Sighting]:
-        """Forget the failure, as after a reboot; return all that the watchers have seen."""
+        """Clear the failure, as after a reboot; return the recorded sightings of all watchers.
+
+        The end of the connection cannot be cleared.
+        """
         return self._stream.clear_failure()
 
     def expecting(self, *kinds: type[GuestError]) -> AbstractContextManager[Expected]:
-        """Within the scope, let these errors pass: the test provokes them.
+        """Within the block, record errors of these kinds instead of failing: the test causes them.
 
-        ``with console.expecting(PanicError) as panic: ...; panic.wait(deadline)``
+        ``with console.expecting(PanicError) as panic: ...; panic.wait(30)``
         """
         return self._stream.failures.expecting(*kinds)
 
     def ignore(self, *kinds: type[GuestError]) -> None:
-        """Let these errors pass from now on; they are recorded all the same."""
+        """From now on, record errors of these kinds instead of failing."""
         self._stream.failures.ignore(*kinds)
 
     @property
     def sightings(self) -> list[Sighting]:
-        """What the watchers have seen since the last :meth:`clear_failure`; at most a hundred."""
+        """The sightings of all watchers since the last :meth:`clear_failure`; at most 100."""
         return list(self._stream.failures.sightings)
 
-    # A person.
+    # Interactive use.
 
     def attach(self, stdin: int | None = None, stdout: int | None = None) -> str:
-        """Join a person's terminal to the console until they press Ctrl-].
+        """Join a person's terminal to the console until the person presses Ctrl-].
 
-        A shell of :meth:`login` is left first, so that the person has a prompt; :meth:`login` with
-        ``user=None`` takes it back.
+        If a user is logged in, the shell of :meth:`run` ends first, so that the person gets a
+        prompt; :meth:`login` with ``user=None`` starts it again.
 
         Args:
-            stdin: The descriptor the person types at; the process's own unless given.
-            stdout: The descriptor they look at; the process's own unless given.
+            stdin: The descriptor to read keys from; the standard input of this process by default.
+            stdout: The descriptor to show output on; the standard output by default.
 
         Returns:
-            Why it ended: ``left``, ``closed`` (the console ended) or ``gone`` (their terminal did).
+            ``left`` if the person pressed Ctrl-], ``closed`` if the console ended, ``gone`` if the
+            person's terminal ended.
         """
         with self._talk.handed_over(SEND_SECONDS):
-            return person.attach(
+            return attach(
                 self._stream,
                 sys.stdin.fileno() if stdin is None else stdin,
                 sys.stdout.fileno() if stdout is None else stdout,

@@ -1,4 +1,4 @@
-"""The conversation with one guest: how far it has got, and whether a shell answers."""
+"""The conversation with one guest: the position of the next search, and the shell of ``run``."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from harness import deadline as deadlines
 from harness.console.expect import Match, search, timeout_error
 from harness.console.login import log_in, wait_for_prompt
-from harness.console.shell import Driver, Result
+from harness.console.shell import Driver
 from harness.console.stream import Stream
 from harness.deadline import Deadline
 from harness.errors import WaitTimeoutError
+from harness.result import Result
 
 
 class Conversation:
-    """What is said on a console, in turns: each turn begins behind what the last one was answered.
+    """A sequence of turns on a console; each turn starts where the last one ended.
 
-    One thread talks at a time; the others wait for their turn.
+    A turn holds a lock, so turns of several threads run one after the other.
 
     Args:
-        stream: The console's stream.
+        stream: The stream of the console.
 
     Attributes:
-        driver: Runs commands, once somebody is logged in.
+        driver: Runs commands after a login.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -37,39 +37,46 @@ class Conversation:
         self._prompt: str | None = None
 
     def search(
-        self, searcher: object, what: str, deadline: Deadline, since: int | None, window: int
+        self, searcher: object, description: str, deadline: Deadline, since: int | None, window: int
     ) -> Match:
-        """Wait for what a searcher finds, from behind the last match or from the mark ``since``.
+        """Wait for a match of a searcher, from the end of the last match or from a mark.
+
+        Args:
+            searcher: A searcher of pexpect.
+            description: The patterns, for the message.
+            deadline: When to give up.
+            since: The mark; ``None`` searches from the end of the last match.
+            window: The length in bytes up to which a match is certain to be found.
 
         Raises:
-            WaitTimeoutError: at the deadline.
-            HarnessError: the console's failure.
+            WaitTimeoutError: The deadline passed.
+            HarnessError: The console has failed, and no earlier output matches.
         """
         with self._talking:
             start = self._position if since is None else since
-            found = search(
+            match = search(
                 self._stream,
                 searcher,
                 start,
                 deadline,
-                lambda: timeout_error(self._stream, what, deadline),
+                lambda: timeout_error(self._stream, description, deadline),
                 window=window,
             )
-            self._position = max(self._position, found.end)
-            return found
+            self._position = max(self._position, match.end)
+            return match
 
     def skip(self) -> int:
-        """Let the next turn see only later output; return a mark."""
+        """Make the next turn ignore all output so far; return a mark."""
         with self._talking:
             self._position = self._typed_at = self._stream.total
             return self._position
 
     def send(self, raw: bytes, limit: Deadline) -> None:
-        """Send bytes; takes no turn.
+        """Send bytes, without a turn.
 
         Raises:
-            WaitTimeoutError: if the guest does not take them until the deadline.
-            HarnessError: the console's failure.
+            WaitTimeoutError: The deadline passed before the guest accepted all bytes.
+            HarnessError: The console has failed.
         """
         self._stream.check()
         self._typed_at = self._stream.total
@@ -86,38 +93,39 @@ class Conversation:
         """Log in and start the driver.
 
         Raises:
-            LoginError: if the login is refused or ends at once.
-            WaitTimeoutError: at the deadline.
-            HarnessError: the console's failure.
+            LoginError: The guest refused the login, or the session ended at once.
+            WaitTimeoutError: The deadline passed.
+            HarnessError: The console has failed.
         """
         with self._talking:
             self.driver.active = False
             self._prompt = prompt
-            # A prompt waits for its answer, whatever was printed or looked for after it.
-            spoken = min(self.driver.position, self._line_start())
-            start = max(self._typed_at, spoken, self._reset_at)
+            # A login prompt stays valid until it is answered, even if the kernel printed after it
+            # or a search has gone past it.
+            unanswered = min(self.driver.position, self._line_start())
+            start = max(self._typed_at, unanswered, self._reset_at)
             log_in(self._stream, self.driver, start, user, password, prompt, limit)
             self._position = max(self._position, self.driver.position)
 
     def _line_start(self) -> int:
-        """Return where the last line begins, which may be a prompt."""
+        """Return the offset of the last line, which may be a prompt."""
         end = self._stream.total
         data = self._stream.read(max(0, end - 512), end)
         return end - len(data) + max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
 
     @property
     def logged_in(self) -> bool:
-        """Whether there is a shell, as far as is known."""
+        """Whether there is a shell, as far as the console can see."""
         return self.driver.active
 
     def run(self, command: str, limit: Deadline) -> Result:
         """Run a command in the shell.
 
         Raises:
-            LoginError: if nobody is logged in, or not any more.
-            WaitTimeoutError: at the deadline.
-            UsageError: if the command has a NUL or a Ctrl-C byte.
-            HarnessError: the console's failure.
+            LoginError: No user is logged in, or the session has ended.
+            WaitTimeoutError: The deadline passed.
+            UsageError: The command contains a NUL or a Ctrl-C byte.
+            HarnessError: The console has failed.
         """
         with self._talking:
             try:
@@ -126,45 +134,49 @@ class Conversation:
                 self._position = max(self._position, self.driver.position)
 
     def export_shell(self) -> tuple[int, str] | None:
-        """Return what a fork needs to go on with this shell; ``None`` without one."""
+        """Return the state that a fork needs to continue with this shell; ``None`` without one."""
         with self._talking:
             return self.driver.export()
 
     def adopt_shell(self, count: int, up: str) -> None:
-        """Go on with the shell of the machine that was forked."""
+        """Continue with the shell of the machine that this one was forked from."""
         with self._talking:
             self.driver.adopt(count, up)
 
     def leave(self, limit: Deadline) -> None:
-        """End the driver, if there is one, and wait for the prompt.
+        """End the driver, if it runs, and wait for the prompt.
 
         Raises:
-            WaitTimeoutError: if it does not come until the deadline.
+            WaitTimeoutError: The deadline passed before the prompt appeared.
+            HarnessError: The console has failed.
         """
         with self._talking:
             if self.driver.active:
                 mark = self._stream.total
                 self.driver.leave(limit)
-                found = wait_for_prompt(self._stream, mark, self._prompt, limit)
-                self._position = max(self._position, found.end)
+                match = wait_for_prompt(self._stream, mark, self._prompt, limit)
+                self._position = max(self._position, match.end)
 
     def forget_login(self) -> None:
-        """Take note that the guest was reset; takes no turn, as that must not wait for a wait."""
+        """Record that the guest was reset.
+
+        It takes no turn: the caller must not block while another thread waits on the console.
+        """
         self._reset_at = self._stream.total
         self.driver.active = False
 
     @contextlib.contextmanager
     def handed_over(self, seconds: float) -> Iterator[None]:
-        """Let somebody else talk in the block, who finds a prompt; the next turn begins behind it.
+        """Leave the console to a person in the block, at a prompt; the next turn starts after it.
 
         Args:
-            seconds: How long to wait for the prompt, on a good host.
+            seconds: How long to wait for the prompt, in seconds on a good host.
         """
         with self._talking:
             if self.driver.active and self._stream.failures.current is None:
-                # A person can cope without a prompt, and may want to see why there is none.
+                # A person can work without a prompt, and may want to see why there is none.
                 with contextlib.suppress(WaitTimeoutError):
-                    self.leave(deadlines.after(seconds))
+                    self.leave(self._stream.scale.after(seconds))
             try:
                 yield
             finally:

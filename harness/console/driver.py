@@ -1,24 +1,30 @@
-r"""The part of the console that runs in the guest: shell text, of builtins where it must be fast.
+r"""The driver: the shell script in the guest that runs the commands of a console.
 
-Under emulation a fork costs 2 ms, a byte on a serial line some 15 us: more than all else here. So
-the driver forks nothing for a command with little output: it is run by ``eval``, its output goes
-to a file in memory (a new one for each command, so that a background job cannot write into
-another's result), and ``read`` takes it from there. Output that is long, has a NUL, or meets a
-shell whose ``read`` cannot do that (dash) is sent by ``cat``.
+Under emulation a fork costs 2 ms and a byte on a serial line about 15 us; nothing else here costs
+as much. So the driver uses builtins and forks nothing for a command with little output: ``eval``
+runs the command, its output goes to a file in memory, and ``read`` reads that file. Each command
+has a file of its own, so that a background job cannot write into the result of a later command.
+``cat`` sends output that is long, output that contains a NUL, and all output in shells whose
+``read`` lacks the options (dash).
 
-The terminal is set raw but for lines, without echo: no editing, nothing expanded but LF to CR LF,
-and Ctrl-C alone still interrupts. Input comes in lines because bash reads ahead: what it had read
-of a second line, it would take for the beginning of the next file it reads. Its speed is set to
-115200: QEMU's 16550 holds the last bytes of input back for four character times, which is 4 ms at
-Linux's default of 9600 (QEMU ``hw/char/serial.c``, ``fifo_timeout_timer``).
+The terminal is in a raw mode that still delivers lines, without echo: it edits nothing, maps only
+LF to CR LF, and Ctrl-C still interrupts. Input arrives in lines because bash reads ahead: it would
+take bytes that it had read of a second line for the start of the next file that it reads. The
+speed is set to 115200 because QEMU's 16550 holds the last bytes of input back for four character
+times, which is 4 ms at Linux's default of 9600 (QEMU ``hw/char/serial.c``, ``fifo_timeout_timer``).
 
-An outer loop starts the driver again when a command has ended it (``exit``, a syntax error,
-Ctrl-C); its exit status is then the command's, and the file has the output.
+An outer loop restarts the driver when a command has ended it (``exit``, a syntax error, Ctrl-C).
+The exit status of the driver is then the status of the command, and the file holds its output.
 
-Requests: ``x TAG .CMD.`` run; ``a TAG .TEXT.``, ``p TAG .TEXT.`` put a line, a part of one, before
-the next command; ``r TAG ..`` send the result again; ``s TAG .TAG2,OFFSET,LENGTH.`` send a piece
-of it; ``q TAG ..`` end. The dots keep ``read`` from taking blanks off the ends. A result that is
-asked for and unknown is answered ``<TAG ???>``.
+Requests:
+
+* ``x TAG .CMD.``: run a command.
+* ``a TAG .TEXT.``, ``p TAG .TEXT.``: prepend a line, or a part of a line, to the next command.
+* ``r TAG ..``: send the result again; ``<TAG ???>`` answers if there is none.
+* ``s TAG .TAG2,OFFSET,LENGTH.``: send a piece of the result, in a frame with the tag TAG2.
+* ``q TAG ..``: end the driver.
+
+The dots protect leading and trailing blanks, which ``read`` removes.
 """
 
 from __future__ import annotations
@@ -33,16 +39,20 @@ BOOTSTRAP: Final = (
     'while IFS= read -r s;do case $s in D=*)eval "$s";exit;;esac;done\''
     ' ${BASH:-sh};stty "$g" 2>/dev/null'
 )
-"""Typed at the prompt, hence short: waits for the rest. The blank keeps it out of a history."""
+"""The line that is typed at the prompt; it is short, and waits for the rest.
 
-# Names begin with two underscores: commands share the shell. It stands in single quotes.
+The leading blank keeps it out of the shell's history.
+"""
+
+# Names begin with two underscores because commands share the shell. The script is quoted with '.
 _DRIVER: Final = (
     "__D=$1;__r=$2;__n=;__d=;__e=;__b=;__o=;__s=0;__k=0;__z=;"
     '__l=$(printf "\\n.");__l=${__l%.};__m=$(printf "\\r");'
-    # A trace (`set -x`) of the driver would break its frames.
+    # A trace of the driver (`set -x`) would corrupt its frames.
     'exec 2>/dev/null;mkdir -p "$__D";printf "a\\n" >"$__D/.t";'
     '{ IFS= read -r -n 9 -d "" __o <"$__D/.t";};[ "$__o" = "a$__l" ]&&__z=1;'
-    # The frame of the result. Without the status, this driver is not the one that ran the command.
+    # Send the frame of the result. If this driver did not run the command, the status is the exit
+    # status of the driver before it.
     '__f(){ [ "$__n" = "$__d" ]||{ __s=$__r;__d=$__n;};__o=;__t=;'
     'if [ -s "$__D/$__i" ];then '
     '{ [ "$__z" ]&&! IFS= read -r -n 128 -d "" __o <"$__D/$__i";}||__t=1;'
@@ -56,14 +66,14 @@ _DRIVER: Final = (
     "else local LC_ALL=C;"
     'printf "<%s %s %s\\n%s%s %s %s>\\n" '
     '"$__n" "$__s" "${#__o}" "$__o" "$__n" "$__s" "${#__o}";fi;};'
-    # A piece of it.
+    # Send a piece of the result.
     '__g(){ printf "<%s 0 %s\\n" "$1" "$3";'
     'command -p tail -c "+$(($2+1))" "$__D/$__i"|command -p head -c "$3";'
     'printf "%s 0 %s>\\n" "$1" "$3";};'
     'if [ "$2" ];then printf "<%s up>\\n" TAG;else printf "<%s 0 0\\n%s 0 0>\\n" TAG TAG;fi;'
-    # At the end of input (the line hung up) there is no starting again.
+    # The end of input means that the line hung up, so the outer loop must end as well.
     'while IFS=" " read -r __p __n __c||{ : >"$__D/.q";! :;};do '
-    # The file is not named by the whole tag: a program can see where its output goes.
+    # The name of the file lacks the secret half of the tag: a program can see its own output file.
     "__i=${__n%%.*};__c=${__c#.};__c=${__c%.};"
     "case $__p in "
     'x)if [ ! -e "$__D/$__i" ];then '
@@ -91,7 +101,8 @@ def driver_script(tag: str) -> str:
     """Return the line that :data:`BOOTSTRAP` waits for.
 
     Args:
-        tag: Of the frame it answers with; names its directory, and its line when it starts again.
+        tag: The tag of the frame that the driver answers with. It also names the directory of the
+            results, and the line that the driver prints when it restarts.
     """
     assert not set("'\n") & set(_DRIVER)
     return _KEEPER.replace("DRIVER", _DRIVER).replace("TAG", tag)

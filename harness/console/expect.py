@@ -1,9 +1,9 @@
-"""Waiting for a pattern in the output, with pexpect's matcher.
+"""Waits for a pattern in the output, with the searchers of pexpect.
 
-pexpect's searchers decide what matches: of several patterns the one that begins first, of those the
-first in the list. What they search comes from the log, so that a wait that begins gigabytes behind
-still sees everything. Time is linear in the output: what has been searched is searched again only
-for the last :data:`WINDOW` bytes, so that a match longer than that may be missed.
+Of several patterns, the one whose match starts first in the output wins; of those, the first in the
+list. The searchers read from the log, so a wait that starts gigabytes behind still sees all output.
+The time is linear in the output: of searched output, only the last :data:`WINDOW` bytes are
+searched again, so a longer match may be missed.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from harness.deadline import Deadline
 from harness.errors import UsageError, WaitTimeoutError
 
 WINDOW: Final = 16 * 1024
-"""Bytes; a match is at most this long."""
+"""The default length in bytes up to which a match is certain to be found."""
 
 BEFORE: Final = 1024 * 1024
-"""Bytes; of the output before a match, this much is kept."""
+"""The bytes of output before a match that :attr:`Match.before` holds at most."""
 
 _CONTEXT: Final = 256
 _STEP: Final = 128 * 1024
-"""Bytes searched at a time: so long the drain may have to wait for the interpreter."""
+"""Bytes per search. A search holds the interpreter lock, and the drain thread waits for it."""
 
 Pattern = str | bytes | re.Pattern[str] | re.Pattern[bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What was found.
+    """A match in the output.
 
     Attributes:
-        index: Which of the patterns it was.
-        match: The match, on bytes; for a plain text, its bytes.
-        before: The output from where the wait began to the match; of much, the last
-            :data:`BEFORE` bytes.
-        start: Offset of the match in the output.
-        end: Offset behind the match: the next wait begins there.
+        index: The index of the matching pattern.
+        match: The match object, on bytes; for a plain text, the text as bytes.
+        before: The output from the start of the search to the match; at most the last
+            :data:`BEFORE` bytes of it.
+        start: The offset of the match in the output, in bytes.
+        end: The offset of the first byte after the match, where the next search starts.
     """
 
     index: int
@@ -51,30 +51,33 @@ class Match:
 
     @property
     def text(self) -> str:
-        """What matched."""
+        """The matching text; invalid UTF-8 is replaced."""
         return self.group()
 
-    def group(self, which: int | str = 0) -> str:
-        """Return a group of the match as text; empty if it took no part.
+    def group(self, group: int | str = 0) -> str:
+        """Return the text of a group; empty if the group did not take part in the match.
+
+        Args:
+            group: The number or the name of the group; 0 is the whole match.
 
         Raises:
-            IndexError: if there is no such group.
+            IndexError: The pattern has no such group.
         """
         if isinstance(self.match, bytes):
-            if which != 0:
+            if group != 0:
                 raise IndexError("no such group")
             return self.match.decode("utf-8", "replace")
-        found = self.match.group(which)
-        return "" if found is None else found.decode("utf-8", "replace")
+        text = self.match.group(group)
+        return "" if text is None else text.decode("utf-8", "replace")
 
 
 def compile_pattern(pattern: Pattern) -> re.Pattern[bytes]:
-    """Return a pattern as a regular expression on bytes; as with pexpect, the dot fits newlines.
+    """Return a pattern as a regular expression on bytes.
 
-    A compiled expression keeps its own flags.
+    As in pexpect, the dot matches newlines. A compiled expression keeps its own flags.
 
     Raises:
-        UsageError: if it is no regular expression.
+        UsageError: The pattern is not a regular expression.
     """
     try:
         if isinstance(pattern, bytes):
@@ -86,11 +89,11 @@ def compile_pattern(pattern: Pattern) -> re.Pattern[bytes]:
             return re.compile(source, pattern.flags)
         return re.compile(source.encode(), pattern.flags & ~re.UNICODE)
     except re.error as error:
-        raise UsageError(f"{pattern!r} is no regular expression: {error}") from error
+        raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
 
 
 def describe(patterns: Sequence[Pattern]) -> str:
-    """Return the patterns as a message names them."""
+    """Return the patterns as text for a message."""
     shown = []
     for pattern in patterns:
         source = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
@@ -101,7 +104,14 @@ def describe(patterns: Sequence[Pattern]) -> str:
 
 
 def timeout_error(stream: Stream, waited_for: str, deadline: Deadline, hint: str = "") -> Exception:
-    """Return the error for a wait on a console that reached its deadline."""
+    """Return the error for a wait on a console that reached its deadline.
+
+    Args:
+        stream: The stream of the console.
+        waited_for: The event that did not happen: ``a shell prompt``.
+        deadline: The deadline.
+        hint: What to try next.
+    """
     return WaitTimeoutError(
         f"{waited_for} on the console of {stream.name}",
         deadline.elapsed,
@@ -113,17 +123,17 @@ def timeout_error(stream: Stream, waited_for: str, deadline: Deadline, hint: str
 
 
 def regex_searcher(patterns: Sequence[Pattern]) -> Any:
-    """Return pexpect's searcher for regular expressions."""
+    """Return a searcher of pexpect for regular expressions."""
     from pexpect.expect import searcher_re
 
     return searcher_re([compile_pattern(pattern) for pattern in patterns])
 
 
 def text_searcher(texts: Sequence[str | bytes]) -> Any:
-    """Return pexpect's searcher for plain texts."""
+    """Return a searcher of pexpect for plain texts."""
     from pexpect.expect import searcher_string
 
-    return searcher_string([t.encode() if isinstance(t, str) else t for t in texts])
+    return searcher_string([text.encode() if isinstance(text, str) else text for text in texts])
 
 
 def search(
@@ -135,11 +145,18 @@ def search(
     *,
     window: int = WINDOW,
 ) -> Match:
-    """Wait until a searcher finds something in the output from an offset on.
+    """Wait until a searcher finds a match in the output.
+
+    Args:
+        stream: The stream of the console.
+        searcher: A searcher of pexpect.
+        start: The offset at which the search starts.
+        deadline: When to give up.
+        timed_out: Returns the error to raise at the deadline.
+        window: The length in bytes up to which a match is certain to be found.
 
     Raises:
-        HarnessError: what ``timed_out`` makes, at the deadline; or the console's failure, if there
-            was no match before it.
+        HarnessError: The deadline passed, or the console failed and no earlier output matches.
     """
     position = start
     held = b""
@@ -155,11 +172,11 @@ def search(
             if index >= 0:
                 base = position - len(held)
                 return _match(stream, searcher, index, base, start)
-            # The context is not searched again, but lookbehinds see it.
+            # The searcher skips the context, but lookbehinds can see it.
             held = held[-(window + _CONTEXT) :]
 
 
 def _match(stream: Stream, searcher: Any, index: int, base: int, start: int) -> Match:
-    found, end = base + searcher.start, base + searcher.end
-    before = stream.read(max(start, found - BEFORE), found)
-    return Match(index, searcher.match, before.decode("utf-8", "replace"), found, end)
+    at, end = base + searcher.start, base + searcher.end
+    before = stream.read(max(start, at - BEFORE), at)
+    return Match(index, searcher.match, before.decode("utf-8", "replace"), at, end)

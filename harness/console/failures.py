@@ -1,8 +1,8 @@
-"""Whether waiting still makes sense: what went wrong with a guest, and what a test expects to.
+"""The failure that ends the waits on one console, and the errors that a test expects.
 
-A failure has a place in the output. What the guest said before it still counts: a wait that is
-satisfied by earlier output succeeds, however late the waiting thread gets to look. So the outcome
-of a test depends on what the guest did, not on how its output was cut into chunks.
+A failure has a position in the output. A wait that earlier output satisfies succeeds, no matter how
+late its thread looks. So the outcome of a test depends on the guest alone, not on how its output
+was split into chunks.
 """
 
 from __future__ import annotations
@@ -11,37 +11,50 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from harness.console.watch import Sighting
-from harness.deadline import Deadline
+from harness.deadline import UNSCALED, Limit, Scale
 from harness.errors import GuestError, OopsError, PanicError
 
-_KEPT = 100
+_KEPT: Final = 100
+"""Sightings that are recorded at most."""
+
+_EXPECTED_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why waits end.
+    """The reason why waits end.
 
     Attributes:
-        make: Makes the exception to raise, at the time it is raised.
-        offset: Where in the output it happened.
+        build: Returns the exception, each time that it is raised: its evidence is the output then.
+        offset: The position of the failure in the output.
         kind: The class of the exception.
-        final: Whether nothing can come any more: the connection is closed.
+        final: Whether the connection is closed, so that no more output can arrive.
     """
 
-    make: Callable[[], BaseException]
+    build: Callable[[], BaseException]
     offset: int
     kind: type[BaseException]
     final: bool = False
 
 
 class Expected:
-    """What :meth:`Console.expecting` yields: the sightings of errors that the test provokes."""
+    """The errors that a test causes on purpose; :meth:`Console.expecting` yields it.
 
-    def __init__(self, condition: threading.Condition, kinds: tuple[type[GuestError], ...]) -> None:
-        self._condition = condition
+    It is true once an error was seen.
+
+    Attributes:
+        sightings: The expected errors that were seen; at most 100.
+    """
+
+    def __init__(
+        self, failures: Failures, kinds: tuple[type[GuestError], ...], scale: Scale
+    ) -> None:
+        self._failures = failures
         self._kinds = kinds
+        self._scale = scale
         self.sightings: list[Sighting] = []
 
     def __bool__(self) -> bool:
@@ -54,57 +67,80 @@ class Expected:
             self.sightings.append(sighting)
         return True
 
-    def wait(self, deadline: Deadline) -> Sighting | None:
-        """Wait until the first of them is seen; return it, or ``None`` at the deadline."""
-        with self._condition:
-            self._condition.wait_for(lambda: self.sightings, _timeout(deadline))
-            return self.sightings[0] if self.sightings else None
+    def wait(self, deadline: Limit = None) -> Sighting | None:
+        """Wait until an expected error is seen; return the first, or ``None`` at the deadline.
 
+        Args:
+            deadline: 60 s on a good host by default.
 
-def _timeout(deadline: Deadline) -> float | None:
-    # A lock cannot be waited for longer than this many seconds.
-    timeout = deadline.timeout()
-    return None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
+        Raises:
+            HarnessError: The console failed in another way, and no expected error was seen.
+        """
+        timeout = self._scale.limit(deadline, _EXPECTED_SECONDS).timeout()
+        if timeout is not None:
+            # Longer waits raise OverflowError (Python's documentation of threading.TIMEOUT_MAX).
+            timeout = min(timeout, threading.TIMEOUT_MAX)
+        failures = self._failures
+        with failures.condition:
+            failures.condition.wait_for(
+                lambda: self.sightings or failures.current is not None, timeout
+            )
+            if self.sightings:
+                return self.sightings[0]
+        failures.check()
+        return None
 
 
 class Failures:
-    """The failure of one console, if any. All methods are safe from any thread.
+    """The failure of one console and the sightings of its watchers; safe from any thread.
 
     Args:
-        condition: Notified when something changes; shared with the waits for output.
-        explain: Makes the exception for a sighting.
+        condition: Notified of each change; shared with the waits for output.
+        explain: Returns the exception for a sighting.
+        scale: The scale of the machine's deadlines.
+
+    Attributes:
+        current: The failure; ``None`` if there is none.
+        sightings: The sightings since the last :meth:`clear`; at most 100.
     """
 
     def __init__(
-        self, condition: threading.Condition, explain: Callable[[Sighting], BaseException]
+        self,
+        condition: threading.Condition,
+        explain: Callable[[Sighting], BaseException],
+        scale: Scale = UNSCALED,
     ) -> None:
-        self._condition = condition
+        self.condition = condition
         self._explain = explain
+        self._scale = scale
         self._expected: list[Expected] = []
         self._ignored: set[type[GuestError]] = set()
         self.current: Failure | None = None
         self.sightings: list[Sighting] = []
 
-    def saw(self, sighting: Sighting) -> bool:
-        """Take a sighting of a watcher; return whether it is a failure."""
-        with self._condition:
+    def add(self, sighting: Sighting) -> bool:
+        """Record a sighting of a watcher; return whether it became the failure."""
+        with self.condition:
             if len(self.sightings) < _KEPT:
                 self.sightings.append(sighting)
-            self._condition.notify_all()
+            self.condition.notify_all()
             kind = sighting.watcher.error
-            # The newest scope knows best what it provokes; each of them gets to see it.
-            if [scope for scope in self._expected if scope._offer(sighting)]:
+            # A list, not any(): every open block records the sighting.
+            if [block for block in self._expected if block._offer(sighting)]:
                 return False
             if issubclass(kind, tuple(self._ignored)):
                 return False
             return self.set(Failure(lambda: self._explain(sighting), sighting.offset, kind))
 
     def set(self, failure: Failure) -> bool:
-        """Make it the failure, unless there is one that says more; return whether it is now."""
-        with self._condition:
+        """Set the failure; return whether it took effect.
+
+        The first failure stays, with two exceptions: a panic replaces an oops, because a panic
+        often begins with one, and any failure replaces the end of the connection, because it says
+        why the connection ended.
+        """
+        with self.condition:
             old = self.current
-            # The first cause stays. But an oops is often only how a panic begins, and a closed
-            # connection says less than whoever knows why.
             better = (
                 old is None
                 or (issubclass(old.kind, OopsError) and issubclass(failure.kind, PanicError))
@@ -113,36 +149,43 @@ class Failures:
             if better:
                 if old is not None:
                     failure = Failure(
-                        failure.make,
+                        failure.build,
                         min(old.offset, failure.offset),
                         failure.kind,
                         old.final or failure.final,
                     )
                 self.current = failure
-                self._condition.notify_all()
+                self.condition.notify_all()
             return better
 
+    def check(self) -> None:
+        """Raise the failure, if there is one."""
+        failure = self.current
+        if failure is not None:
+            error = failure.build()
+            raise error.with_traceback(None)
+
     def clear(self) -> list[Sighting]:
-        """Forget the failure, unless the connection is closed; return all sightings so far."""
-        with self._condition:
+        """Clear the failure, unless the connection is closed; return all sightings so far."""
+        with self.condition:
             if self.current is not None and not self.current.final:
                 self.current = None
-            seen, self.sightings = self.sightings, []
-            return seen
+            sightings, self.sightings = self.sightings, []
+            return sightings
 
     def ignore(self, *kinds: type[GuestError]) -> None:
-        """Let these errors pass from now on; they are recorded all the same."""
-        with self._condition:
+        """From now on, record errors of these kinds instead of failing."""
+        with self.condition:
             self._ignored.update(kinds)
 
     @contextmanager
     def expecting(self, *kinds: type[GuestError]) -> Iterator[Expected]:
-        """Within the scope, let these errors pass and collect them."""
-        scope = Expected(self._condition, kinds)
-        with self._condition:
-            self._expected.append(scope)
+        """Within the block, record errors of these kinds instead of failing."""
+        block = Expected(self, kinds, self._scale)
+        with self.condition:
+            self._expected.append(block)
         try:
-            yield scope
+            yield block
         finally:
-            with self._condition:
-                self._expected.remove(scope)
+            with self.condition:
+                self._expected.remove(block)

@@ -1,20 +1,19 @@
-r"""Results of commands on a line that anybody may write to.
+r"""Frames: the results of commands, on a line that other programs write to as well.
 
-The kernel prints wherever it likes, daemons write to the console, and a guest may be hostile. So a
-result travels in a frame, with a tag drawn for this one command::
+The kernel prints at any moment, daemons write to the console, and a guest may be hostile. So each
+result is sent in a frame, with a tag that is drawn for one command::
 
     <TAG STATUS LENGTH [CRC]\n  PAYLOAD  TAG STATUS LENGTH [CRC]>
 
-``STATUS`` is the exit status, ``LENGTH`` the payload's in bytes, ``CRC`` its checksum by
-``cksum``. Noise only ever adds bytes. Wherever it adds them, header and trailer no longer agree,
-or the length no longer fits, and the frame is refused: a broken frame is never taken for a whole
-one, and the guest is asked for the result again. Output cannot forge a frame, for it does not know
-the tag. For the same reason whatever looks like a header or a trailer inside a frame shows that
-the frame was broken.
+``STATUS`` is the exit status, ``LENGTH`` the length of the payload in bytes, ``CRC`` its checksum
+by ``cksum``. Noise only adds bytes. Wherever it adds them, header and trailer differ or the length
+is wrong, and the parser rejects the frame; the console then requests the result again. Output
+cannot forge a frame, because no program knows the tag. For the same reason, a header or a trailer
+inside a frame proves that the frame is broken.
 
-The terminal driver of the guest may turn each newline into CR LF. Whether it does shows in the
-newline of the header, and is undone in the payload. That makes a CR of the payload and an LF of
-noise behind it look like one newline: a payload with a CR has a checksum.
+The guest's terminal may turn each LF into CR LF. The newline of the header shows whether it does,
+and the parser undoes it in the payload. A CR of the payload followed by an LF of noise would then
+look like one newline, so a payload that contains a CR carries a checksum.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ _LONGEST_MARK: Final = 64
 
 
 def new_tag(number: int = 0) -> str:
-    """Return a tag: a number for the guest to name things by, a dot, and 36 random bits.
+    """Return a tag: a number, a dot, and 36 random bits as six characters.
 
-    What carries the number may be seen by programs of the guest; the bits nobody can guess in the
-    time of a command.
+    The guest uses the number in file names, which its programs can see. No program can guess the
+    random bits while a command runs.
     """
     return f"{number}.{secrets.token_urlsafe(5)[:6]}"
 
@@ -44,8 +43,8 @@ _REVERSED: Final = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 def cksum(data: bytes) -> int:
     """Return the checksum that POSIX ``cksum`` prints.
 
-    It is zlib's CRC with the bits of each byte the other way round, begun at zero, over the data
-    and its length (POSIX.1-2017, ``cksum``).
+    It is the CRC of zlib with the bits of each byte reversed and the initial value 0, over the
+    data and then its length (POSIX.1-2017, ``cksum``).
     """
     length = len(data)
     tail = length.to_bytes((length.bit_length() + 7) // 8, "little")
@@ -55,10 +54,10 @@ def cksum(data: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A whole frame.
+    """A complete frame.
 
     Attributes:
-        status: The exit status in it.
+        status: The exit status of the command.
         payload: The bytes between header and trailer.
     """
 
@@ -68,14 +67,14 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a frame says of itself.
+    """The header of a frame.
 
     Attributes:
-        status: The exit status.
-        length: The payload's length in bytes.
-        checksum: The payload's checksum, if there is one.
+        status: The exit status of the command.
+        length: The length of the payload in bytes.
+        checksum: The checksum of the payload; ``None`` if the header has none.
         mapped: Whether the terminal turns LF into CR LF.
-        trailer: How the frame ends.
+        trailer: The bytes that end the frame.
     """
 
     status: int
@@ -85,17 +84,24 @@ class Header:
     trailer: bytes
 
     def fits(self, payload: bytes) -> bool:
-        """Whether this is the payload."""
+        """Return whether a payload has this length and checksum."""
         if len(payload) != self.length:
             return False
         return self.checksum is None or self.checksum == cksum(payload)
 
 
 class FrameParser:
-    """Finds the frame of one tag in a stream of chunks; linear time, memory bounded by the frame.
+    """Finds the frame of one tag in a stream of chunks.
+
+    The time is linear in the output, and the memory is bounded by the length of the frame.
 
     Args:
         tag: The tag.
+
+    Attributes:
+        broken: The number of broken frames so far.
+        lost: The header of the last broken frame whose header was intact.
+        unknown: Whether the guest has answered that it has no result for this tag.
     """
 
     def __init__(self, tag: str) -> None:
@@ -107,29 +113,26 @@ class FrameParser:
         self._unknown = b"<%s ???>" % self._tag
         self._buffer = bytearray()
         self._head: Header | None = None
-        self._searched = 0  # up to here there is no trailer
-        self._counted = 0  # up to here CR LF have been counted
-        self._newlines = 0  # how many
-        self.broken = 0
-        """How often a frame was seen that was not whole."""
-        self.lost: Header | None = None
-        """The header of the last frame that was broken behind it."""
-        self.unknown = False
-        """Whether the guest said that it has no result for this tag."""
+        self._searched = 0  # the buffer has no trailer before this index
+        self._counted = 0  # each CR LF before this index is counted in _newlines
+        self._newlines = 0
         self._noise = bytearray()
+        self.broken = 0
+        self.lost: Header | None = None
+        self.unknown = False
 
     @property
     def length(self) -> int | None:
-        """The length of the payload, while inside a frame."""
+        """The length of the payload in bytes inside a frame; ``None`` outside."""
         return self._head.length if self._head else None
 
     @property
     def tail(self) -> bytes:
-        """The end of what came, while outside a frame."""
+        """The last bytes outside a frame; empty inside one."""
         return b"" if self._head else bytes(self._noise[-512:] + self._buffer)
 
     def feed(self, data: bytes) -> Frame | None:
-        """Take output; return the frame once it is whole."""
+        """Parse a chunk of output; return the frame once it is complete."""
         self._buffer += data
         while True:
             if self._head is None and not self._find_header():
@@ -139,13 +142,13 @@ class FrameParser:
                 return frame
 
     def _find_header(self) -> bool:
-        found = self._header.search(self._buffer)
-        if found is None:
+        match = self._header.search(self._buffer)
+        if match is None:
             self._drop_debris()
             return False
-        # Before the buffer changes under the match.
-        text, status, length, checksum, newline = found.groups()
-        start, end = found.span()
+        # Read the groups before the buffer changes: the match refers to it.
+        text, status, length, checksum, newline = match.groups()
+        start, end = match.span()
         self._head = Header(
             int(status),
             int(length),
@@ -159,43 +162,43 @@ class FrameParser:
         return True
 
     def _drop_debris(self) -> None:
-        """Drop what holds no header; a trailer without one is a broken frame."""
+        """Drop bytes that contain no header; a trailer without a header is a broken frame."""
         if self._unknown in self._buffer:
             self.unknown = True
         keep = max(0, len(self._buffer) - _LONGEST_MARK)
-        for end in [found.end() for found in self._mark.finditer(self._buffer)]:
+        for end in [mark.end() for mark in self._mark.finditer(self._buffer)]:
             self.broken += 1
             keep = max(keep, end)
         self._note(keep)
 
     def _find_trailer(self) -> tuple[Frame | None, bool]:
-        """Return the frame, if it is whole, and whether to look for a header again."""
+        """Return the frame, if it is complete, and whether to look for a header again."""
         assert self._head is not None
         head = self._head
-        found = self._mark.search(self._buffer, max(0, self._searched - _LONGEST_MARK))
-        if found is None:
+        match = self._mark.search(self._buffer, max(0, self._searched - _LONGEST_MARK))
+        if match is None:
             return None, self._overdue(head)
-        mark, (start, end) = found.group(), found.span()
+        mark, (start, end) = match.group(), match.span()
         raw = bytes(self._buffer[:start])
         payload = raw.replace(b"\r\n", b"\n") if head.mapped else raw
         if mark == head.trailer and head.fits(payload):
             del self._buffer[:end]
             self._head = None
             return Frame(head.status, payload), False
-        # A header may begin another transmission; a trailer has ended this one.
+        # A header may start the next transmission, so keep it. A trailer ends this one.
         return None, self._restart(start if mark.startswith(b"<") else end)
 
     def _overdue(self, head: Header) -> bool:
-        """Give the frame up if it should have ended by now; return whether to look again."""
+        """Reject the frame if its trailer is overdue; return whether to look again."""
         self._newlines += self._buffer.count(b"\r\n", max(0, self._counted - 1))
         self._counted = self._searched = len(self._buffer)
         received = len(self._buffer) - (self._newlines if head.mapped else 0)
         overdue = received >= head.length + len(head.trailer) + 2
-        # What is left of the trailer may be the beginning of anything.
+        # The last bytes may be the start of a header.
         return overdue and self._restart(max(0, len(self._buffer) - _LONGEST_MARK))
 
     def _restart(self, drop: int) -> bool:
-        """Count the frame as broken and drop its beginning; return whether to look again."""
+        """Count the frame as broken and drop its first bytes; return ``True``: look again."""
         assert self._head is not None
         self.lost = self._head
         self.broken += 1
@@ -204,7 +207,7 @@ class FrameParser:
         return True
 
     def _note(self, count: int) -> None:
-        """Drop bytes that belong to no frame."""
+        """Drop bytes that belong to no frame; keep their end for :attr:`tail`."""
         self._noise += self._buffer[max(0, count - _NOISE) : count]
         del self._noise[:-_NOISE]
         del self._buffer[:count]

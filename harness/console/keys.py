@@ -1,7 +1,7 @@
-"""The bytes a terminal sends for each key, by the names printed on it.
+"""The bytes that a terminal sends for each key.
 
-Source: xterm's ``ctlseqs`` ("PC-Style Function Keys", "VT220-Style Function Keys"); EDK2's terminal
-driver, GRUB, and every curses program with an xterm or vt220 terminfo entry read the same.
+Source: xterm's ``ctlseqs`` ("PC-Style Function Keys", "VT220-Style Function Keys"). EDK2's terminal
+driver, GRUB, and curses programs with an xterm or vt220 terminfo entry read the same sequences.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 from harness.errors import UnknownNameError
 
 _CURSOR: Final = {"up": b"A", "down": b"B", "right": b"C", "left": b"D", "home": b"H", "end": b"F"}
-"""Keys that cursor mode (DECCKM) changes: ``ESC O x`` in application mode, else ``ESC [ x``."""
+"""The keys that DECCKM changes: ``ESC O x`` in application mode, ``ESC [ x`` otherwise."""
 
 _NAMES: Final = {
     "Up": b"",
@@ -58,20 +58,20 @@ _ALIASES: Final = {
 _KEYS: Final = {name.lower(): data for name, data in _NAMES.items()}
 
 KEY_NAMES: Final = (*_NAMES, "Ctrl-X", "Alt-x")
-"""Every name :func:`key_bytes` knows, besides any single character."""
+"""The names that :func:`key_bytes` accepts, besides single characters."""
 
 
 def key_bytes(key: str, *, application: bool = False) -> bytes:
-    """Return what a terminal sends for a key.
+    """Return the bytes that a terminal sends for a key.
 
     Args:
-        key: A name as in :data:`KEY_NAMES`, whatever its case; ``Ctrl-C``; ``Alt-`` before another
-            key; or one character.
+        key: A name in :data:`KEY_NAMES`, in any case; ``Ctrl-`` and a character; ``Alt-`` and
+            another key; or one character.
         application: Whether the guest has switched the cursor keys to application mode
-            (``ESC[?1h``, as curses programs do).
+            (``ESC[?1h``), as curses programs do.
 
     Raises:
-        UnknownNameError: if there is no such key.
+        UnknownNameError: The key does not exist.
     """
     if len(key) == 1:
         return key.encode()
@@ -87,7 +87,7 @@ def key_bytes(key: str, *, application: bool = False) -> bytes:
         rest = name[len("ctrl-") :]
         if rest == "space":
             return b"\x00"
-        # A terminal's Ctrl clears the upper bits of the characters from @ to _ (ASCII's C0 set).
+        # Ctrl clears the upper bits of the characters from @ to _, which gives ASCII's C0 set.
         if len(rest) == 1 and "@" <= rest.upper() <= "_":
             return bytes([ord(rest.upper()) & 0x1F])
         if rest == "?":

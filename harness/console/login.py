@@ -1,7 +1,7 @@
-"""Logging in on a console: from whatever is on the line to a shell that answers.
+"""The login on a console: from any state of the line to a shell that answers.
 
-No prompt of a shell is known in advance. What looks like one is only taken for a reason to ask: the
-shell is there when it computes an answer, which its echo of the question is not.
+The shell's prompt is unknown in advance. Output that looks like a prompt only starts a probe: a
+command whose output differs from its echo. The shell is ready when that output arrives.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ LOGIN_PROMPT: Final = (
     rb"(?<!Last )\b[Ll]ogin: ?(?=\Z|[\[\r\n\x1b])"
     rb"|(?:\A|[\r\n])(?!Last )[A-Za-z0-9.-]+ login: (?=\S)(?![^\r\n]*\(automatic login\))"
 )
-"""At the end of the line or where a kernel message cut it; or as agetty shows it, behind the host's
-name, where a program wrote on."""
+"""The prompt of ``login``.
+
+It ends the output or is cut by a kernel message. After a host name, as agetty prints it, it may
+also be followed by the output of another program.
+"""
 
 _AUTOMATIC: Final = rb"\(automatic login\)"
 PASSWORD_PROMPT: Final = rb"[Pp]assword(?: for [^\r\n:]*)?: ?"
@@ -33,13 +36,13 @@ _REFUSED: Final = (
 )
 
 _SHELL_PROMPT: Final = rb"(?<=[#$%>]) ?(?:\x1b\[[0-9;?]*[A-Za-z])*\Z"
-"""What the end of a prompt looks like: a sign, a blank; busybox then asks for the cursor."""
+"""The end of a shell's prompt: a sign and a blank; busybox then queries the cursor position."""
 
 _PROBES: Final = 8
 
-_NO_LOGIN: Final = (
-    "check user and password; if every login ends at once, the image may lack the `login` program"
-    " or the user's shell"
+_REFUSED_HINT: Final = (
+    "check the user and the password; if every login ends at once, the image may lack the `login`"
+    " program or the user's shell"
 )
 
 
@@ -55,53 +58,55 @@ def log_in(
     """Log in and start the driver.
 
     Args:
-        stream: The console's stream.
+        stream: The stream of the console.
         driver: The driver to start.
-        start: Offset of the output from which a login prompt counts.
-        user: Who logs in; ``None`` if the console logs in by itself.
-        password: The password, or ``None`` if none is asked for.
-        prompt: A regular expression for the shell's prompt, if it does not end in ``#``, ``$``,
-            ``%`` or ``>``.
+        start: The offset in the output from which a login prompt counts.
+        user: The user; ``None`` if the console logs in automatically.
+        password: The password; ``None`` if the guest asks for none.
+        prompt: A regular expression for the end of the shell's prompt, if the prompt does not end
+            in ``#``, ``$``, ``%`` or ``>``.
         deadline: When to give up.
 
     Raises:
-        LoginError: if the login is refused or ends at once.
-        WaitTimeoutError: at the deadline.
+        LoginError: The guest refused the login, or the session ended at once.
+        WaitTimeoutError: The deadline passed.
+        HarnessError: The console has failed.
     """
     shell_prompt = prompt.encode() if prompt else _SHELL_PROMPT
     if user is not None:
-        what = f"a login prompt for {user}"
-        found = _find(stream, [LOGIN_PROMPT, _AUTOMATIC], start, deadline, what)
-        start = found.end
-    if user is not None and found.index == 0:
+        awaited = f"a login prompt for {user}"
+        match = _find(stream, [LOGIN_PROMPT, _AUTOMATIC], start, deadline, awaited)
+        start = match.end
+    if user is not None and match.index == 0:
         _send(driver, user, deadline)
-        what = f"the login of {user}"
-        wanted = [_REFUSED, PASSWORD_PROMPT, LOGIN_PROMPT, shell_prompt]
-        found = _find(stream, wanted, start, deadline, what)
-        if found.index == 0:
-            raise _refused(stream, user, found)
-        if found.index == 1:
+        awaited = f"the login of {user}"
+        patterns = [_REFUSED, PASSWORD_PROMPT, LOGIN_PROMPT, shell_prompt]
+        match = _find(stream, patterns, start, deadline, awaited)
+        if match.index == 0:
+            raise _refused(stream, user, match)
+        if match.index == 1:
             if password is None:
                 raise LoginError(
-                    f"{stream.name} asks for a password of {user}, and none was given",
+                    f"{stream.name} asks for the password of {user}, and the login has none",
                     evidence=stream.evidence(),
-                    hint="give the password, or make the image's console log in by itself",
+                    hint="pass the password, or make the image log in automatically on its console",
                 )
-            start = found.end
+            start = match.end
             _send(driver, password, deadline)
-        elif found.index == 2:
-            raise _refused(stream, user, found)
+        elif match.index == 2:
+            raise _refused(stream, user, match)
     _probe(stream, driver, start, user, shell_prompt, deadline)
     driver.enter(deadline)
 
 
 def wait_for_prompt(stream: Stream, start: int, prompt: str | None, deadline: Deadline) -> Match:
-    """Wait until what looks like a shell's prompt ends the output.
+    """Wait until the output ends in a shell's prompt.
 
-    Before a shell shows it, it sets the terminal up, and what was typed until then may be lost.
+    A shell sets up the terminal before it prints the prompt, and input typed earlier may be lost.
 
     Raises:
-        WaitTimeoutError: at the deadline.
+        WaitTimeoutError: The deadline passed.
+        HarnessError: The console has failed.
     """
     return _find(
         stream, [prompt.encode() if prompt else _SHELL_PROMPT], start, deadline, "a shell prompt"
@@ -116,48 +121,50 @@ def _probe(
     shell_prompt: bytes,
     deadline: Deadline,
 ) -> None:
-    """Ask whatever looks like a shell until one answers."""
+    """Type a probe at each prompt until a shell answers."""
     token = secrets.token_hex(6)
     answer = f"h{token}".encode()
-    what = "a shell prompt" + (f" after the login of {user}" if user else "")
+    awaited = "a shell prompt" + (f" after the login of {user}" if user else "")
     patterns = [answer, _REFUSED, shell_prompt]
     if user is not None:
         patterns.append(LOGIN_PROMPT)
     for _ in range(_PROBES):
-        found = _find(stream, patterns, start, deadline, what)
-        start = found.end
-        if found.index == 0:
+        match = _find(stream, patterns, start, deadline, awaited)
+        start = match.end
+        if match.index == 0:
             return
-        if found.index != 2:
-            raise _refused(stream, user or "nobody", found)
-        # The shell joins the words; the echo of the line has them apart.
+        if match.index != 2:
+            raise _refused(stream, user or "the console's user", match)
+        # The shell joins the two words; in the echo of the line they are separate.
         _send(driver, f" echo 'h''{token}'", deadline)
-    _find(stream, [answer], start, deadline, what)
+    _find(stream, [answer], start, deadline, awaited)
 
 
 def _find(
-    stream: Stream, patterns: list[bytes], start: int, deadline: Deadline, what: str
+    stream: Stream, patterns: list[bytes], start: int, deadline: Deadline, awaited: str
 ) -> Match:
     return search(
         stream,
         regex_searcher([re.compile(pattern) for pattern in patterns]),
         start,
         deadline,
-        lambda: timeout_error(stream, what, deadline, hint="see the log for what it shows instead"),
+        lambda: timeout_error(
+            stream, awaited, deadline, hint="the log shows what the guest printed instead"
+        ),
     )
 
 
 def _send(driver: Driver, line: str, deadline: Deadline) -> None:
-    # Enter is CR: agetty sets the terminal's newline mapping by what ends the user's name.
-    # A newline before it would be an empty name.
+    # Enter is CR: agetty sets the newline mapping of the terminal by the byte that ends the name.
+    # A newline before the name would be an empty name.
     driver.send(line.encode() + b"\r", deadline, "a login", own_line=False)
 
 
-def _refused(stream: Stream, user: str, found: Match) -> LoginError:
-    said = found.text.strip()
-    reason = "the login prompt is back" if "ogin:" in said else said
+def _refused(stream: Stream, user: str, match: Match) -> LoginError:
+    text = match.text.strip()
+    reason = "the login prompt is back" if "ogin:" in text else text
     return LoginError(
         f"the login of {user} on {stream.name} was refused: {reason}",
         evidence=stream.evidence(),
-        hint=_NO_LOGIN,
+        hint=_REFUSED_HINT,
     )

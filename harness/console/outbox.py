@@ -1,8 +1,8 @@
-"""What goes to the guest: whole, in order, and never in the way of the drain.
+"""The writing side of a console: sends and replies, which never block the drain thread.
 
-A *send* is a person's or a test's: it is delivered whole or fails at its deadline. A *reply* is a
-terminal's answer to a query: it never waits, never lands inside a send, and is dropped when the
-guest does not read.
+A *send* is input from a test or a person; it is written completely or fails at its deadline. A
+*reply* is the terminal's answer to a query of the guest; it never waits, never lands inside a send,
+and is dropped if the guest does not read.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Final
 from harness.deadline import Deadline
 
 _REPLIES: Final = 4096
-"""Bytes of replies that may wait for a guest that does not read."""
+"""Bytes of replies that are queued at most, for a guest that does not read."""
 
 
 class Signal:
-    """A flag that ``poll`` can wait for."""
+    """A flag that ``poll(2)`` can wait for."""
 
     def __init__(self) -> None:
         self._out, self._in = socket.socketpair()
@@ -27,19 +27,19 @@ class Signal:
         self._in.setblocking(False)
 
     def fileno(self) -> int:
-        """Return the descriptor that is readable while the flag is up."""
+        """Return the descriptor, which is readable while the flag is set."""
         return self._out.fileno()
 
     def set(self) -> None:
-        """Raise the flag. After :meth:`close` nothing happens."""
+        """Set the flag; after :meth:`close` it does nothing."""
         try:
             self._in.send(b"\0")
         except OSError:
-            # Full: the flag is up already. Closed: nobody looks.
+            # A full socket means that the flag is set already; a closed one has no reader.
             return
 
     def clear(self) -> None:
-        """Take the flag down."""
+        """Clear the flag."""
         try:
             while self._out.recv(4096):
                 pass
@@ -47,7 +47,7 @@ class Signal:
             return
 
     def close(self) -> None:
-        """Free the descriptors."""
+        """Close the descriptors."""
         self._out.close()
         self._in.close()
 
@@ -56,9 +56,12 @@ class Outbox:
     """The writing side of a console's socket.
 
     Args:
-        sock: The socket, non-blocking.
-        aborted: Raised when a wait must end: the guest failed or the console is closed.
-        poke: Raised by the outbox when replies are left for the drain thread to write.
+        sock: The socket, in non-blocking mode.
+        aborted: Set by the owner to end sends: the guest failed or the console is closed.
+        poke: Set by the outbox when the drain thread must write replies.
+
+    Attributes:
+        sent: The number of sends so far; replies do not count.
     """
 
     def __init__(self, sock: socket.socket, aborted: Signal, poke: Signal) -> None:
@@ -69,20 +72,20 @@ class Outbox:
         self._guard = threading.Lock()
         self._replies = bytearray()
         self._replied = False
-        self.dropped = 0
+
         self.sent = 0
-        """How many times something was sent; replies do not count."""
 
     def send(self, data: bytes, deadline: Deadline, *, after_replies: bytes = b"") -> int:
-        """Write all of ``data``; return how many bytes were not written.
+        """Write all of ``data``; return the number of bytes that were not written.
 
-        Anything but zero means that the deadline passed or that a wait must end. The guest then
-        has the beginning only.
+        A result other than 0 means that the deadline passed, that ``aborted`` is set, or that the
+        connection ended. The guest then has only the first bytes.
 
         Args:
-            data: What to write.
+            data: The bytes to write.
             deadline: When to give up.
-            after_replies: Goes first if replies were written since the last such send.
+            after_replies: Bytes to write before ``data`` if replies were written since the last
+                send that had this argument.
         """
         timeout = deadline.timeout()
         if not self._writing.acquire(timeout=-1 if timeout is None else timeout):
@@ -90,7 +93,7 @@ class Outbox:
         try:
             with self._guard:
                 self.sent += 1
-                # What the socket has not taken of a reply goes first, or it would be cut in two.
+                # The rest of a reply goes first, or this send would split it.
                 first = bytes(self._replies)
                 self._replies.clear()
             if after_replies and (self._replied or first):
@@ -113,7 +116,7 @@ class Outbox:
             except BlockingIOError:
                 pass
             except OSError:
-                # The other end is gone; the drain thread finds out and says why.
+                # The connection ended; the drain thread sees it too, and reports the reason.
                 return len(view)
             if poller is None:
                 poller = select.poll()
@@ -125,35 +128,35 @@ class Outbox:
         return 0
 
     def reply(self, data: bytes, sent: int | None = None) -> None:
-        """Queue a reply and write what the socket takes now.
+        """Queue a reply and write as much as the socket accepts now.
 
-        It is dropped if too much waits.
+        The reply is dropped if too many bytes are queued.
 
         Args:
             data: The reply.
-            sent: What :attr:`sent` was before the query came; the reply is dropped if it has grown.
+            sent: The value of :attr:`sent` before the query arrived; the reply is dropped if there
+                was a send since. ``None`` does not check.
         """
         with self._guard:
             if sent not in (None, self.sent) or len(self._replies) + len(data) > _REPLIES:
-                self.dropped += 1
                 return
             self._replies += data
         self.write_replies()
 
     @property
     def room(self) -> bool:
-        """Whether a reply would be taken."""
+        """Whether the queue has room for a reply."""
         return len(self._replies) < _REPLIES // 2
 
     @property
     def waiting(self) -> bool:
-        """Whether replies wait for the socket, and nobody who is sending will see to them."""
+        """Whether replies are queued and no send is in progress that would write them."""
         return bool(self._replies) and not self._writing.locked()
 
     def write_replies(self) -> None:
-        """Write what the socket takes of the replies, unless a send is under way."""
+        """Write as many queued replies as the socket accepts, unless a send is in progress."""
         if not self._writing.acquire(blocking=False):
-            return  # the sender pokes the drain thread when it is done
+            return  # the send pokes the drain thread at its end
         try:
             with self._guard:
                 while self._replies:

@@ -1,12 +1,11 @@
-"""Answers the questions that programs ask the terminal they run on.
+"""Answers the queries that programs send to their terminal.
 
-systemd, agetty and busybox ask where the cursor is, to find the terminal's size, and wait for the
-answer; some ask what terminal it is, or its colours. A console that never answers makes each login
-stall. The questions and the answers are those of xterm (``ctlseqs``: DSR, DA, window operations,
-dynamic colours, XTGETTCAP) and of systemd's ``src/basic/terminal-util.c``.
+systemd, agetty and busybox query the cursor position to learn the size of the terminal, and wait
+for the answer. Other programs query the type of the terminal or its colours. Without answers, each
+login stalls. The queries and the answers are those of xterm (``ctlseqs``: DSR, DA, window
+operations, dynamic colours, XTGETTCAP) and of systemd's ``src/basic/terminal-util.c``.
 
-A guest that asks without end gets few answers: they are counted out at a rate that no program
-reaches which waits for them.
+The rate of answers is limited. A program that waits for each answer never reaches the limit.
 """
 
 from __future__ import annotations
@@ -35,16 +34,19 @@ _MOVE: Final = re.compile(rb"\x1b\[(\d{0,5})(?:;(\d{0,5}))?[Hf]\Z")
 _BURST: Final = 64.0
 _RATE: Final = 64.0
 _CONTEXT: Final = 8 * 1024
-"""Bytes of output before a query from which the cursor's place is worked out."""
+"""Bytes of output before a query that are interpreted to compute the cursor position."""
 
 
 class QueryResponder:
     """Finds queries in the output and answers them; used by the drain thread alone.
 
     Args:
-        reply: Takes the answer for the guest; never blocks.
-        columns: Width of the terminal in characters.
-        rows: Height of the terminal in characters.
+        reply: Called with each answer; must not block.
+        columns: The width of the terminal in characters.
+        rows: The height of the terminal in characters.
+
+    Attributes:
+        enabled: Whether queries are answered; off while a person's terminal answers them.
     """
 
     def __init__(self, reply: Callable[[bytes], None], *, columns: int, rows: int) -> None:
@@ -58,8 +60,8 @@ class QueryResponder:
         self._fed = 0
         self.enabled = True
 
-    def wants(self, buffer: bytearray, start: int, end: int) -> bool:
-        """Whether ``buffer[start:end]`` has to be looked at."""
+    def concerns(self, buffer: bytearray, start: int, end: int) -> bool:
+        """Return whether :meth:`feed` must process ``buffer[start:end]``."""
         return bool(self._cut) or buffer.find(b"\x1b", start, end) >= 0
 
     def feed(self, chunk: bytes, before: bytes, offset: int, now: float) -> None:
@@ -67,9 +69,9 @@ class QueryResponder:
 
         Args:
             chunk: The chunk of output.
-            before: The output before the chunk, or its end.
-            offset: Where in the output the chunk begins.
-            now: Monotonic seconds.
+            before: The output before the chunk, or the last part of it.
+            offset: The offset of the chunk in the output.
+            now: The current time in monotonic seconds.
         """
         held = len(self._cut)
         before = before[: len(before) - held]
@@ -93,7 +95,7 @@ class QueryResponder:
             row, column = self._cursor(text, query.start(), before, offset)
             self._reply(b"\x1b[%d;%dR" % (row, column))
         elif query["da"] is not None:
-            # A VT220 with colours; of the secondary kind, xterm's own answer; a unit id of zero.
+            # Primary: a VT220 with colours. Secondary: the answer of xterm. Tertiary: unit id 0.
             answers = {b"": b"\x1b[?62;22c", b">": b"\x1b[>1;10;0c", b"=": b"\x1bP!|00000000\x1b\\"}
             self._reply(answers[query["da"]])
         elif query["size"]:
@@ -106,7 +108,7 @@ class QueryResponder:
             self._reply(b"\x1bP0+r\x1b\\")
 
     def _cursor(self, text: bytes, at: int, before: bytes, offset: int) -> tuple[int, int]:
-        """Return the cursor's row and column, from 1, at ``text[at]``."""
+        """Return the cursor's row and column, counted from 1, at ``text[at]``."""
         move = _MOVE.search(before[-16:] + text[max(0, at - 16) : at])
         if move:
             row, column = (int(group or 1) for group in move.groups())

@@ -1,25 +1,24 @@
 r"""Commands over a serial console: exact output and status, at the speed of the line.
 
-At a prompt, a small driver is started in the guest (see :mod:`harness.console.driver`): a loop of
-shell builtins that reads one request a line, runs commands with their output captured in a file in
-memory, and answers with frames (see :mod:`harness.console.frame`). No prompt is parsed, nothing is
-forked but what the command forks itself. A frame that noise broke is sent again from the file; the
-command never runs twice.
+At a prompt, the console starts a small driver in the guest (:mod:`harness.console.driver`): a loop
+of shell builtins that reads one request per line, captures the output of each command in a file in
+memory, and answers with frames (:mod:`harness.console.frame`). No prompt is parsed, and the driver
+forks nothing for a short result. If noise breaks a frame, the guest sends the result again from
+the file; a command never runs twice.
 
-What follows from this:
+The consequences:
 
-* Commands run in one shell, as a person's would: ``cd`` and variables last. ``exit 3`` ends that
-  shell with the status 3, and the next command has a new one.
-* Their standard input is ``/dev/null``; their standard error goes where their output goes.
-* A background job does not hold the command up; what it prints later is lost unless redirected.
-* A person reading the log sees ``$ command`` before each frame.
+* All commands run in one shell: ``cd`` and variables persist. ``exit 3`` ends that shell with
+  status 3, and the next command gets a new one.
+* Standard input is ``/dev/null``; standard error goes into the output.
+* A command does not wait for its background jobs. Their later output is lost unless redirected.
+* The log shows ``$ command`` before each frame.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
 from typing import Final
 
 from harness.console.driver import BOOTSTRAP, driver_script
@@ -29,19 +28,20 @@ from harness.console.stream import Stream
 from harness.console.text import strip_escapes
 from harness.deadline import Deadline
 from harness.errors import HarnessError, LoginError, UsageError
+from harness.result import Result
 
 _LINE: Final = 1000
-"""Bytes of a command in one request. The driver takes a byte at a time."""
+"""Bytes of a command in one request."""
 
 _PACE: Final = 16 * 1024
-"""Bytes after which the driver is asked whether it has kept up: a tty drops what it cannot hold."""
+"""Bytes of requests before a wait for the driver to read them: a tty drops excess input."""
 
 _PIECE: Final = 4096
-"""A broken result longer than this is asked for in pieces, each of which has better chances."""
+"""Bytes. A broken result that is longer is requested in pieces, which are likelier to arrive."""
 
 _ASK_FIRST: Final = 1.0
 _ASK_QUIET: Final = 30.0
-"""Seconds before the result is asked for again: if there was noise; if there was none."""
+"""Seconds before the result is requested again: after noise, and without any noise."""
 
 _GONE: Final = re.compile(
     rb"(?:^|[\r\n])(?!\$ )[^\r\n]*(?<!Last )\blogin: ?\Z|\[ *0\.000000\][^\r\n]* Linux version \d"
@@ -54,20 +54,20 @@ _INTERRUPT: Final = b"\x03"
 _ASK: Final = b"r TAG ..\n"
 
 _SETTLED: Final = 3.0
-"""Seconds of silence after which a start whose frame was lost in noise is taken for done."""
+"""Seconds of silence after which a start counts as done although noise destroyed its frame."""
 
 _STEP: Final = 1024 * 1024
 
 _AHEAD: Final = 0.1
-"""Seconds for which fewer bytes than any answer has are not looked at."""
+"""Seconds to wait for as many bytes as the shortest answer has, before looking at fewer."""
 
 
 class _DriverGoneError(Exception):
-    """The driver ended, and a prompt is there again.
+    """The driver ended, and the shell's prompt is back.
 
     Attributes:
-        untouched: Whether the prompt, not the driver, got the request: it took it for a command
-            named ``x`` or ``r``, and refused it. So nothing was run.
+        untouched: Whether the shell read the request instead of the driver. The shell rejects it
+            as an unknown command named ``x`` or ``r``, so the command did not run.
     """
 
     def __init__(self, untouched: bool) -> None:
@@ -75,43 +75,20 @@ class _DriverGoneError(Exception):
         self.untouched = untouched
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a command did.
-
-    Attributes:
-        command: The command.
-        raw: Its output, standard error included, as bytes.
-        status: Its exit status; 128 and the number of the signal that killed it.
-        seconds: How long it took, transport included.
-    """
-
-    command: str
-    raw: bytes
-    status: int
-    seconds: float
-
-    @property
-    def stdout(self) -> str:
-        """The output as text; what is no UTF-8 is replaced."""
-        return self.raw.decode("utf-8", "replace")
-
-    @property
-    def ok(self) -> bool:
-        """Whether the status is zero."""
-        return self.status == 0
-
-
 def requests(command: str, tag: str) -> list[bytes]:
     """Return the request lines that run a command.
 
+    Args:
+        command: The command; it may span several lines.
+        tag: The tag of the result's frame.
+
     Raises:
-        UsageError: if the command has a byte that no line to a tty can carry: NUL, or Ctrl-C.
+        UsageError: The command contains a NUL or a Ctrl-C byte, which a tty does not pass on.
     """
     if "\0" in command or "\x03" in command:
         raise UsageError(
             "a command on the console cannot contain NUL or Ctrl-C bytes",
-            hint="let printf make them in the guest, as \\000 or \\003",
+            hint="let printf print them in the guest, as \\000 or \\003",
         )
     lines = []
     *texts, last = command.split("\n")
@@ -125,29 +102,33 @@ def requests(command: str, tag: str) -> list[bytes]:
 
 
 class Driver:
-    """The driver in the guest and what is known of it; one thread at a time.
+    """The host's side of the driver in the guest; for one thread at a time.
 
     Args:
-        stream: The console's stream.
+        stream: The stream of the console.
+
+    Attributes:
+        active: Whether the driver runs, as far as the host can see.
+        position: The offset in the output after the last result.
     """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._up = b""  # what the driver prints when it had to start again
+        self._up = b""  # the line that the driver prints when it restarts
         self._count = 0
-        self._hung = ""  # the command that did not end in time
+        self._hung = ""  # the command that was interrupted at its deadline
         self.active = False
         self.position = 0
-        """Offset behind the last result."""
 
     def enter(self, deadline: Deadline) -> None:
-        """Start the driver, at a prompt.
+        """Start the driver at a shell's prompt.
 
         Raises:
-            LoginError: if the guest has no directory to write results to.
-            WaitTimeoutError: if it did not start until the deadline.
+            LoginError: The guest has no directory to write results to.
+            WaitTimeoutError: The deadline passed before the driver started.
+            HarnessError: The console has failed.
         """
-        what = "a shell to take commands"
+        awaited = "a shell to take commands"
         first, second = new_tag(), new_tag()
         self._up = b"<%s up>" % second.encode()
         for tag, script, again in (
@@ -155,45 +136,57 @@ class Driver:
             (second, driver_script(second) + "\n", _ASK),
         ):
             position = self._stream.total
-            self.send(script.encode(), deadline, what)
-            # That noise broke the frame shows no less that the guest got this far.
-            frame, _ = self._collect(tag, position, deadline, what, again=again, broken_ok=True)
+            self.send(script.encode(), deadline, awaited)
+            # A broken frame proves just as well that the script runs.
+            frame, _ = self._collect(tag, position, deadline, awaited, again=again, broken_ok=True)
             if frame is not None and frame.status:
                 raise LoginError(
-                    f"no directory that the user may write to on {self._stream.name}",
+                    f"the user cannot write to any directory for results on {self._stream.name}",
                     evidence=self._stream.evidence(),
-                    hint="one of /run, /dev/shm, /tmp or the home directory has to be writable",
+                    hint="make /run, /dev/shm, /tmp or the home directory writable",
                 )
         self.active = True
         self._hung = ""
 
     def export(self) -> tuple[int, str] | None:
-        """Return what another driver object needs to go on with this shell; ``None`` without one."""
+        """Return the state that the driver of a fork needs to continue with this shell.
+
+        ``None`` means that there is no shell to continue with.
+        """
         if not self.active or self._hung:
             return None
         return self._count, self._up.decode()
 
     def adopt(self, count: int, up: str) -> None:
-        """Go on with the shell of a guest that was saved: its :meth:`export`.
+        """Continue with the shell of a saved guest.
 
-        The numbers go on too: the guest keeps results by them, and an old one is not run again.
+        Args:
+            count: The number of the last command. The guest stores results by number and does not
+                run a number twice, so the fork must continue to count.
+            up: The line that the driver prints when it restarts.
         """
         self._count, self._up, self._hung = count, up.encode(), ""
         self.active = True
 
     def leave(self, deadline: Deadline) -> None:
-        """End the driver: the prompt and the terminal are as before."""
+        """End the driver; the shell's prompt and the settings of the terminal are as before it.
+
+        Raises:
+            WaitTimeoutError: The deadline passed before the guest accepted the request.
+            HarnessError: The console has failed.
+        """
         if self.active:
             self.active = False
             self.send(b"q %s ..\n" % new_tag().encode(), deadline, "the shell's end")
 
     def run(self, command: str, deadline: Deadline) -> Result:
-        """Run a command; see the module's text for what holds.
+        """Run a command and return its result; the docstring of this module has the rules.
 
         Raises:
-            UsageError: if the command cannot be sent.
-            LoginError: if there is no shell, or not any more.
-            WaitTimeoutError: at the deadline; the command is interrupted then.
+            UsageError: The command contains a NUL or a Ctrl-C byte.
+            LoginError: No user is logged in, or the session has ended.
+            WaitTimeoutError: The deadline passed; the command was interrupted.
+            HarnessError: The console has failed.
         """
         if not self.active:
             raise LoginError(
@@ -206,13 +199,13 @@ class Driver:
         self._stream.check()
         started = time.monotonic()
         shown = command if len(command) <= 200 else command[:200] + " ..."
-        what = f"`{shown}` to end"
+        awaited = f"`{shown}` to end"
         echo = b"$ " + command.partition("\n")[0].encode("utf-8", "surrogateescape")
         try:
             try:
                 if self._hung:
                     self._recover(deadline)
-                frame = self._exchange(lines, tag, deadline, what, echo)
+                frame = self._exchange(lines, tag, deadline, awaited, echo)
             except _DriverGoneError as gone:
                 if not gone.untouched:
                     self.active = False
@@ -220,32 +213,38 @@ class Driver:
                         f"the shell on the console of {self._stream.name} ended while it ran"
                         f" `{shown}`",
                         evidence=self._stream.evidence(),
-                        hint="console.login(None) starts another one at the prompt",
+                        hint="console.login(None) starts a new one at the prompt",
                     ) from None
                 self.enter(deadline)
-                frame = self._exchange(lines, tag, deadline, what, echo)
+                frame = self._exchange(lines, tag, deadline, awaited, echo)
         except HarnessError:
             if deadline.expired:
                 self._hung = shown
-                # Nobody may be listening any more: what the socket does not take now is not sent.
+                # The guest may no longer read, so this send must not wait.
                 self._stream.outbox.send(_INTERRUPT, Deadline(0, time.monotonic()))
             raise
-        return Result(command, frame.payload, frame.status, time.monotonic() - started)
+        return Result(
+            stdout=frame.payload.decode("utf-8", "replace"),
+            stderr="",
+            status=frame.status,
+            seconds=time.monotonic() - started,
+            command=command,
+            machine=self._stream.name,
+        )
 
-    def send(
-        self, data: bytes, deadline: Deadline, waited_for: str, *, own_line: bool = True
-    ) -> None:
+    def send(self, data: bytes, deadline: Deadline, awaited: str, *, own_line: bool = True) -> None:
         """Write to the guest.
 
         Args:
-            data: What to write.
+            data: The bytes to write.
             deadline: When to give up.
-            waited_for: What the caller waits for, for the message.
-            own_line: Whether an answer to a terminal query must not be before it on its line.
+            awaited: The event that the caller waits for, for the message.
+            own_line: Whether to start a new line if an answer to a terminal query was written
+                before.
 
         Raises:
-            WaitTimeoutError: if the guest did not take it until the deadline.
-            HarnessError: the console's failure.
+            WaitTimeoutError: The deadline passed before the guest accepted all bytes.
+            HarnessError: The console has failed.
         """
         after_replies = b"\n" if own_line else b""
         left = self._stream.outbox.send(data, deadline, after_replies=after_replies)
@@ -253,71 +252,73 @@ class Driver:
             self._stream.check()
             raise timeout_error(
                 self._stream,
-                f"the guest to read its input ({left} of {len(data)} bytes left), for {waited_for}",
+                f"the guest to read its input ({left} of {len(data)} bytes left), for {awaited}",
                 deadline,
             )
 
     def _exchange(
-        self, lines: list[bytes], tag: str, deadline: Deadline, what: str, echo: bytes
+        self, lines: list[bytes], tag: str, deadline: Deadline, awaited: str, echo: bytes
     ) -> Frame:
         position = self._stream.total
-        self._send_paced(lines, deadline, what)
+        self._send_paced(lines, deadline, awaited)
         while True:
             frame, parser = self._collect(
-                tag, position, deadline, what, again=_ASK, pieces_from=_PIECE, echo=echo
+                tag, position, deadline, awaited, again=_ASK, pieces_from=_PIECE, echo=echo
             )
             if frame is None and not parser.unknown and parser.lost is not None:
-                frame = self._pieces(tag, parser.lost, deadline, what)
+                frame = self._pieces(tag, parser.lost, deadline, awaited)
             if frame is not None:
                 return frame
-            # The guest never got the command. If it did after all, it does not run it again.
+            # The guest has not received the command. The driver never runs the same tag twice, so
+            # sending it again is safe.
             position = self._stream.total
-            self._send_paced(lines, deadline, what)
+            self._send_paced(lines, deadline, awaited)
 
-    def _send_paced(self, lines: list[bytes], deadline: Deadline, what: str) -> None:
+    def _send_paced(self, lines: list[bytes], deadline: Deadline, awaited: str) -> None:
         batch: list[bytes] = []
         size = 0
         for line in lines[:-1]:
             batch.append(line)
             size += len(line)
             if size >= _PACE:
-                # Wait until the driver has read them.
+                # Wait until the driver has read these lines.
                 tag = new_tag()
                 position = self._stream.total
                 batch.append(_ASK.replace(b"TAG", tag.encode()))
-                self.send(b"".join(batch), deadline, what)
-                self._collect(tag, position, deadline, what, again=_ASK, broken_ok=True)
+                self.send(b"".join(batch), deadline, awaited)
+                self._collect(tag, position, deadline, awaited, again=_ASK, broken_ok=True)
                 batch, size = [], 0
-        self.send(b"".join([*batch, lines[-1]]), deadline, what)
+        self.send(b"".join([*batch, lines[-1]]), deadline, awaited)
 
     def _collect(
         self,
         tag: str,
         position: int,
         deadline: Deadline,
-        what: str,
+        awaited: str,
         *,
         again: bytes,
         broken_ok: bool = False,
         pieces_from: int | None = None,
         echo: bytes = b"",
     ) -> tuple[Frame | None, FrameParser]:
-        """Wait for the frame of a tag; ask for it again when it was broken.
+        """Wait for the frame of a tag, and request it again if it is broken.
 
         Args:
             tag: The tag.
-            position: Offset from which the frame may come.
+            position: The offset in the output from which the frame may arrive.
             deadline: When to give up.
-            what: What is waited for.
-            again: The request that asks for it again, if there is one.
-            broken_ok: A broken frame will do: it shows that the guest is there.
-            pieces_from: A broken frame with a payload longer than this will do: the caller gets it
-                in pieces.
-            echo: What the driver prints when it starts the command; more than that is noise.
+            awaited: The event that the caller waits for, for the message.
+            again: The request that makes the guest send the frame again; empty for none.
+            broken_ok: Whether to return at a broken frame, which proves that the guest answers.
+            pieces_from: The length in bytes of a payload above which to return at a broken frame,
+                because the caller requests it in pieces; ``None`` for no limit.
+            echo: The line that the driver prints when it starts the command; other output before
+                the frame is noise.
 
         Returns:
-            The frame; or none, if the guest knows of none, if a long one is broken, or if a broken
-            one will do.
+            The frame, or ``None`` if the guest has no such result or the call returned at a broken
+            frame; and the parser.
         """
         parser = FrameParser(tag)
         again = again.replace(b"TAG", tag.encode())
@@ -331,7 +332,7 @@ class Driver:
             ask_at = asked_at + (patience if noisy else max(patience, _ASK_QUIET))
             timeout = min(deadline.remaining(), max(0.0, ask_at - time.monotonic()))
             if ahead:
-                # A serial port gives a byte at a time: do not wake for each of them.
+                # A serial port delivers single bytes: do not wake for each of them.
                 self._stream.wait_past(position + ahead, min(timeout, _AHEAD), check=False)
                 ahead = 0
             end = min(self._stream.wait_past(position, timeout), position + _STEP)
@@ -342,14 +343,14 @@ class Driver:
                     return frame, parser
                 self._check_gone(parser, tag, echo)
                 if self._up and not restarted and self._up in parser.tail:
-                    # The command ended its shell; what there is of a result is in the file.
+                    # The command ended its shell; the file holds its output.
                     restarted = True
                     if again:
-                        self.send(again, deadline, what)
+                        self.send(again, deadline, awaited)
                 elif parser.length is not None:
-                    asked_at = time.monotonic()  # a long result is on its way
+                    asked_at = time.monotonic()  # a long result is arriving
             elif deadline.expired:
-                raise timeout_error(self._stream, what, deadline)
+                raise timeout_error(self._stream, awaited, deadline)
             due = time.monotonic() >= ask_at
             if parser.broken > broken:
                 if broken_ok:
@@ -364,11 +365,11 @@ class Driver:
                 if broken_ok and not again and self._stream.silent_for() > _SETTLED:
                     return None, parser
             if again:
-                self.send(again, deadline, what)
+                self.send(again, deadline, awaited)
             asked_at = time.monotonic()
 
-    def _pieces(self, tag: str, lost: Header, deadline: Deadline, what: str) -> Frame:
-        """Fetch a long result in pieces: each has better chances to come whole."""
+    def _pieces(self, tag: str, lost: Header, deadline: Deadline, awaited: str) -> Frame:
+        """Request a long result in pieces, each of which is likelier to arrive intact."""
         payload = bytearray()
         while not lost.fits(bytes(payload)):
             if len(payload) >= lost.length:
@@ -377,8 +378,10 @@ class Driver:
             part = new_tag()
             request = f"s {tag} .{part},{len(payload)},{size}.\n".encode()
             position = self._stream.total
-            self.send(request, deadline, what)
-            frame, _ = self._collect(part, position, deadline, what, again=request, broken_ok=True)
+            self.send(request, deadline, awaited)
+            frame, _ = self._collect(
+                part, position, deadline, awaited, again=request, broken_ok=True
+            )
             if frame is not None and len(frame.payload) == size:
                 payload += frame.payload
         return Frame(lost.status, bytes(payload))
@@ -393,16 +396,16 @@ class Driver:
                 evidence=self._stream.evidence(),
                 hint="console.login() again after a reboot",
             )
-        # The driver echoes nothing and has no prompt.
+        # The driver has no echo and no prompt, so an echoed request before a prompt is the shell's.
         if self.active and b" %s ." % tag.encode() in tail and _PROMPT.search(strip_escapes(tail)):
             started = echo and echo[:40] in tail
             raise _DriverGoneError(not started and b"x %s ." % tag.encode() in tail)
 
     def _recover(self, deadline: Deadline) -> None:
-        """Wait for the driver to be done with a command that was interrupted."""
-        what = f"the shell, after `{self._hung}` was interrupted"
+        """Wait until the driver has finished a command that was interrupted."""
+        awaited = f"the shell, after `{self._hung}` was interrupted"
         tag = new_tag()
         position = self._stream.total
-        self.send(b"\n" + _ASK.replace(b"TAG", tag.encode()), deadline, what)
-        self._collect(tag, position, deadline, what, again=_ASK, broken_ok=True)
+        self.send(b"\n" + _ASK.replace(b"TAG", tag.encode()), deadline, awaited)
+        self._collect(tag, position, deadline, awaited, again=_ASK, broken_ok=True)
         self._hung = ""

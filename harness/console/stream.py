@@ -1,9 +1,9 @@
-"""The reading side of a console: always drained, every byte in the log.
+"""The reading side of a console: a thread that drains the socket into the log.
 
-One thread reads the socket, whatever else goes on: a guest whose console nobody reads stands still.
-Each chunk goes to the raw log, the recording, the watchers and the terminal's answers, then the
-waits are woken. The log is also the buffer: waits read from it, at any distance behind, so that
-memory stays bounded and nothing is lost. An offset is a byte's place in the output of this console.
+The thread reads all the time, because a guest blocks when its serial port is not read. Each chunk
+goes to the raw log, the recording, the watchers and the query responder; then the waits are woken.
+The log is also the buffer: waits read from it, however far they are behind, so memory is bounded
+and no output is lost. An *offset* is the position of a byte in the output of this console.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from harness.console.outbox import Outbox, Signal
 from harness.console.query import QueryResponder
 from harness.console.text import last_lines
 from harness.console.watch import Scanner, Sighting, Watcher
+from harness.deadline import UNSCALED, Scale
 from harness.errors import DiskFullError, HarnessError, QemuExitedError, StoreError
 
 _CHUNK: Final = 1024 * 1024
@@ -32,21 +33,30 @@ _LINES: Final = 25
 
 
 class Stream:
-    """Drains a socket; owns it, the thread, the log and the recording.
+    """Drains a socket; owns the socket, the drain thread, the log and the recording.
 
     Args:
         sock: A connected stream socket; the stream closes it.
-        log: The raw log; it is appended to, so that the consoles of one machine's boots share one.
-        cast: The recording, or ``None``.
-        name: The machine's name, for messages.
-        watchers: What ends the waits.
-        size: Columns and rows of the terminal.
-        on_eof: Makes the error for a connection that the guest's side closed; runs in the drain
-            thread.
-        on_failure: Told of a failure that a watcher saw; runs in the drain thread.
+        log: The file of the raw log. It is appended to, so that all boots of a machine share it.
+        cast: The file of the recording; ``None`` records nothing.
+        name: The name of the machine, for messages.
+        watchers: The watchers whose errors end waits.
+        size: The columns and rows of the terminal.
+        on_eof: Returns the error for a connection that the guest's side closed; called in the
+            drain thread.
+        on_failure: Called with the error of a watcher that ends the waits; in the drain thread.
+        scale: The scale of the machine's deadlines.
+
+    Attributes:
+        total: The number of bytes of output so far, which is the offset of the next byte.
+        last_at: The time of the last output, in monotonic seconds.
+        condition: Notified of output and of failures.
+        failures: The failure that ends waits.
+        outbox: The writing side.
+        queries: Answers the queries of the guest.
 
     Raises:
-        OSError: if the log or the recording cannot be made.
+        OSError: The log or the recording cannot be created.
     """
 
     def __init__(
@@ -60,14 +70,16 @@ class Stream:
         size: tuple[int, int],
         on_eof: Callable[[], BaseException] | None,
         on_failure: Callable[[BaseException], None] | None = None,
+        scale: Scale = UNSCALED,
     ) -> None:
         self.name = name
         self.log = log
+        self.scale = scale
         self._sock = sock
         self._on_eof = on_eof
         self._on_failure = on_failure
         self._closing = False
-        self._untold = False
+        self._unreported = False
         self._sent_before = 0
         self._listeners: list[Signal] = []
         sock.setblocking(False)
@@ -86,7 +98,7 @@ class Stream:
         self.total = 0
         self.last_at = time.monotonic()
         self.condition = threading.Condition()
-        self.failures = Failures(self.condition, self._explain)
+        self.failures = Failures(self.condition, self._explain, scale)
         self._aborted = Signal()
         self._poke = Signal()
         self.outbox = Outbox(sock, self._aborted, self._poke)
@@ -99,18 +111,23 @@ class Stream:
 
     @property
     def readable(self) -> int:
-        """The offset up to which waits look: the end of output, or the place of the failure."""
+        """The offset up to which waits search: the end of the output, or the failure before it."""
         failure = self.failures.current
         return self.total if failure is None else min(self.total, failure.offset)
 
     def wait_past(self, offset: int, timeout: float | None, *, check: bool = True) -> int:
         """Wait until there is output past an offset; return :attr:`readable`.
 
-        At the timeout, in seconds, it returns ``offset`` or less; also, without ``check``, after a
-        failure.
+        A result of ``offset`` or less means that the timeout passed; without ``check``, also that
+        the console has failed.
+
+        Args:
+            offset: The offset.
+            timeout: Seconds; ``None`` waits without limit.
+            check: Whether to raise the failure.
 
         Raises:
-            HarnessError: the failure, if no output before it is left.
+            HarnessError: The console has failed, and no output past the offset precedes it.
         """
         with self.condition:
             end = self.readable
@@ -126,17 +143,14 @@ class Stream:
 
     def check(self) -> None:
         """Raise the failure, if there is one."""
-        failure = self.failures.current
-        if failure is not None:
-            error = failure.make()
-            raise error.with_traceback(None)
+        self.failures.check()
 
     def read(self, start: int, end: int) -> bytes:
-        """Return output between two offsets, from the log.
+        """Return the output between two offsets, from the log.
 
         Raises:
-            DiskFullError: if the log could not be written that far.
-            StoreError: if the log cannot be read.
+            DiskFullError: The log could not be written that far.
+            StoreError: The log cannot be read.
         """
         parts = []
         while start < end:
@@ -151,43 +165,46 @@ class Stream:
         return b"".join(parts) if len(parts) != 1 else parts[0]
 
     def tail(self, count: int = _LINES) -> str:
-        """Return the last lines of output as plain text."""
+        """Return the last ``count`` lines of output as plain text."""
         with self.condition:
             data = bytes(self._tail[-_TAIL:])
         return last_lines(data, count)
 
     def silent_for(self) -> float:
-        """Return for how many seconds there has been no output."""
+        """Return the seconds since the last output."""
         return max(0.0, time.monotonic() - self.last_at)
 
     def evidence(self) -> str:
-        """Return where the log is and how it ends, for an error."""
+        """Return the path of the log and its last lines, for an error."""
         tail = self.tail()
         return f"{self.log}\n{tail}" if tail else str(self.log)
 
     def fail(self, error: BaseException) -> None:
-        """End every wait with this error, now and until it is cleared."""
-        self._set_failure(Failure(lambda: error, self.total, type(error)))
+        """End every wait with ``error``, at the current end of the output; never blocks."""
+        with self.condition:
+            self._set_failure(Failure(lambda: error, self.total, type(error)))
 
     def clear_failure(self) -> list[Sighting]:
-        """Forget the failure; return what the watchers have seen."""
-        seen = self.failures.clear()
-        if self.failures.current is None:
-            self._aborted.clear()
-        return seen
+        """Clear the failure; return the sightings of all watchers."""
+        # The signal and the failure change together, or the failure of another thread would lose it.
+        with self.condition:
+            sightings = self.failures.clear()
+            if self.failures.current is None:
+                self._aborted.clear()
+        return sightings
 
     def listen(self, signal: Signal) -> None:
-        """Raise a signal at each output and each failure, until :meth:`unlisten`."""
+        """Set a signal at each output and each failure, until :meth:`unlisten`."""
         with self.condition:
             self._listeners.append(signal)
 
     def unlisten(self, signal: Signal) -> None:
-        """Stop raising a signal."""
+        """Stop setting a signal."""
         with self.condition:
             self._listeners.remove(signal)
 
     def close(self) -> None:
-        """Stop draining and close everything. Waits in other threads end."""
+        """Stop the drain thread, close the files and the socket, and end all waits."""
         if self._closing:
             return
         self._closing = True
@@ -218,7 +235,7 @@ class Stream:
             now = time.monotonic()
             if not events:
                 self._settle(now)
-                self._tell()
+                self._report_failure()
             for fd, event in events:
                 if fd != sock_fd:
                     self._poke.clear()
@@ -233,7 +250,7 @@ class Stream:
                         self._ended()
                         return
                     self._take(view, count, now)
-                    self._tell()
+                    self._report_failure()
             if self.outbox.waiting:
                 self.outbox.write_replies()
             if writing != self.outbox.waiting:
@@ -241,32 +258,35 @@ class Stream:
                 poller.modify(self._sock, select.POLLIN | (select.POLLOUT if writing else 0))
 
     def _due(self) -> float | None:
-        """Return in how many seconds :meth:`_settle` has something to do."""
+        """Return the seconds until :meth:`_settle` must run; ``None`` if nothing is pending."""
         due = self._cast.due(time.monotonic()) if self._cast is not None else None
         if self._scanner.late:
             due = COALESCE if due is None else min(due, COALESCE)
         return due
 
     def _settle(self, now: float) -> None:
-        """Do what was put off while output came in small pieces."""
+        """Process the output that was held back while it arrived in small pieces."""
         if self._cast is not None:
             self._cast.flush(now)
-        self._report(self._scanner.flush())
+        self._record(self._scanner.flush())
 
-    def _report(self, sightings: list[Sighting]) -> None:
+    def _record(self, sightings: list[Sighting]) -> None:
+        if not sightings:
+            return
         failed = False
-        for sighting in sightings:
-            failed |= self.failures.saw(sighting)
-        if failed:
-            self._aborted.set()
-            self._untold = True
+        with self.condition:
+            for sighting in sightings:
+                failed |= self.failures.add(sighting)
+            if failed:
+                self._aborted.set()
+                self._unreported = True
 
-    def _tell(self) -> None:
-        """Tell whoever has other waits on the guest what a watcher saw; holds no lock."""
+    def _report_failure(self) -> None:
+        """Call ``on_failure`` if a watcher saw a new failure; holds no lock."""
         failure = self.failures.current
-        if self._untold and failure is not None and self._on_failure is not None:
-            self._on_failure(failure.make())
-        self._untold = False
+        if self._unreported and failure is not None and self._on_failure is not None:
+            self._on_failure(failure.build())
+        self._unreported = False
 
     def _take(self, view: memoryview, count: int, now: float) -> None:
         start, end = self._head, self._head + count
@@ -277,7 +297,7 @@ class Stream:
         if self._cast is not None:
             self._cast.feed(chunk, now)
         sightings = self._scanner.feed(self._buffer, start, end, offset)
-        if self.queries.wants(self._buffer, start, end):
+        if self.queries.concerns(self._buffer, start, end):
             self.queries.feed(bytes(chunk), bytes(self._tail[-8192:]), offset, now)
         with self.condition:
             self._tail += chunk[-_TAIL:]
@@ -285,7 +305,7 @@ class Stream:
                 del self._tail[:-_TAIL]
             self.total = offset + count
             self.last_at = now
-            self._report(sightings)
+            self._record(sightings)
             self.condition.notify_all()
             for signal in self._listeners:
                 signal.set()
@@ -296,7 +316,7 @@ class Stream:
             while chunk:
                 chunk = chunk[os.write(self._log_fd, chunk) :]
         except OSError as error:
-            # Draining goes on: a guest that stands still would hide what is wrong.
+            # Keep draining: a blocked guest would hide the cause.
             self._log_error = error
             lost = self._log_lost()
             self._set_failure(Failure(self._log_lost, self.total, type(lost)))
@@ -309,7 +329,7 @@ class Stream:
                 evidence=str(self.log),
                 hint="free space where the evidence is written, then run again",
             )
-        reason = error.strerror if error is not None else "it was cut short by somebody else"
+        reason = error.strerror if error is not None else "another process truncated it"
         return StoreError(f"the console log {self.log} is incomplete: {reason}")
 
     def _ended(self) -> None:
@@ -319,22 +339,22 @@ class Stream:
             error = QemuExitedError(
                 f"the console of {self.name} was closed by the guest's side",
                 evidence=self.evidence(),
-                hint="QEMU ended: see its stderr and how the log ends",
+                hint="QEMU ended: see its stderr and the end of the log",
             )
-        known = error
-        self._set_failure(Failure(lambda: known, self.total, type(error), final=True))
+        reason = error
+        self._set_failure(Failure(lambda: reason, self.total, type(error), final=True))
 
     def _set_failure(self, failure: Failure) -> None:
         with self.condition:
             self.failures.set(failure)
             for signal in self._listeners:
                 signal.set()
-        self._aborted.set()
+            self._aborted.set()
 
     def _reply(self, data: bytes) -> None:
         if self.outbox.room:
-            # Where the cursor is, line editors ask at their prompt. Behind what was typed there
-            # meanwhile, the answer would be taken for typed text.
+            # Line editors query the cursor position at their prompt. If text was typed since, the
+            # answer would arrive after it and be read as typed text, so the outbox drops it.
             self.outbox.reply(data, self._sent_before if data.endswith(b"R") else None)
 
     def _explain(self, sighting: Sighting) -> BaseException:

@@ -1,7 +1,6 @@
-"""What guest output looks like once its escape sequences are gone.
+"""Guest output without its escape sequences, for messages and for the watchers.
 
-Used for error messages and for matching lines, never for the log, which keeps every byte. The
-sequences are those of ECMA-48 (CSI, OSC, DCS) and of xterm's ``ctlseqs``.
+The log keeps every byte. The sequences are those of ECMA-48 (CSI, OSC, DCS) and xterm's ``ctlseqs``.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import re
 from typing import Final
 
 _MOVES: Final = frozenset(b"ABEFHJdf")
-"""Finals of the CSI sequences that move to another place: text after them is another line's."""
+"""The final bytes of CSI sequences that move the cursor: the text after them is on another line."""
 
 _ESCAPE: Final = re.compile(
     rb"\x1b(?:"
@@ -27,11 +26,11 @@ _CUT: Final = re.compile(
 )
 
 MAX_SEQUENCE: Final = 4100
-"""No escape sequence longer than this many bytes is waited for."""
+"""The bytes up to which an incomplete escape sequence is held back for its end."""
 
 
-def _replacement(found: re.Match[bytes]) -> bytes:
-    final = found.group(1)
+def _replacement(match: re.Match[bytes]) -> bytes:
+    final = match.group(1)
     if final is None:
         return b""
     if final[0] in _MOVES:
@@ -40,16 +39,16 @@ def _replacement(found: re.Match[bytes]) -> bytes:
 
 
 def strip_escapes(data: bytes) -> bytes:
-    """Return ``data`` without escape sequences; those that move the cursor become a newline."""
+    """Return ``data`` without escape sequences; a sequence that moves the cursor is a newline."""
     return _ESCAPE.sub(_replacement, data) if b"\x1b" in data else data
 
 
 def cut_sequence(data: bytes) -> int:
-    """Return where an escape sequence begins that ``data`` cuts off; ``len(data)`` for none."""
+    """Return the index of an incomplete escape sequence at the end; ``len(data)`` if none."""
     at = data.rfind(b"\x1b", max(0, len(data) - MAX_SEQUENCE))
     if at < 0 or not _CUT.match(data, at):
         return len(data)
-    # It may be the ESC of the terminator (ESC \\) of a longer sequence.
+    # This ESC may start the terminator (ESC \\) of a longer sequence.
     before = data.rfind(b"\x1b", max(0, at - MAX_SEQUENCE), at)
     return before if before >= 0 and _CUT.match(data, before) else at
 
@@ -58,9 +57,9 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def plain(data: bytes) -> str:
-    """Return guest output as text that is safe to print: no escapes, no control characters.
+    """Return guest output as printable text, without escape sequences and control characters.
 
-    A line that was overwritten after a carriage return keeps its last version, as a person saw it.
+    Invalid UTF-8 is replaced. Of a line that carriage returns overwrote, the last version remains.
     """
     text = strip_escapes(data).decode("utf-8", "replace").replace("\r\n", "\n")
     lines = []
@@ -74,9 +73,9 @@ def last_lines(data: bytes, count: int, *, width: int = 400) -> str:
     """Return the last ``count`` non-empty lines of guest output as plain text.
 
     Args:
-        data: Raw output; its tail will do.
-        count: How many lines.
-        width: Longer lines are cut to this many characters.
+        data: The raw output, or the end of it.
+        count: The number of lines.
+        width: The number of characters at which longer lines are cut.
     """
     lines = [line.rstrip() for line in plain(data).split("\n")]
     kept = [line for line in lines if line][-count:]

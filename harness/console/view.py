@@ -1,4 +1,4 @@
-"""What a person who looks at the console would see, made when somebody looks."""
+"""The screen of a console, which is computed when it is requested."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from harness.deadline import Deadline
 
 
 class View:
-    """A terminal in front of a stream; safe from any thread.
+    """The terminal that shows the output of a stream; safe from any thread.
 
     Args:
-        stream: The console's stream.
-        size: Columns and rows of the terminal.
+        stream: The stream of the console.
+        size: The columns and rows of the terminal.
     """
 
     def __init__(self, stream: Stream, size: tuple[int, int]) -> None:
@@ -28,7 +28,7 @@ class View:
 
     @property
     def screen(self) -> Screen:
-        """What a person would see now."""
+        """The current screen."""
         with self._looking:
             return self._catch_up(self._stream.total).snapshot()
 
@@ -38,33 +38,33 @@ class View:
         with self._looking:
             return self._catch_up(self._stream.total).application_keys
 
-    def wait_for(self, wanted: str | re.Pattern[str], limit: Deadline) -> Screen:
-        """Wait until a text is on the screen, or what fits a regular expression.
+    def wait_for(self, pattern: str | re.Pattern[str], limit: Deadline) -> Screen:
+        """Wait until the screen contains a text or a match of a compiled regular expression.
 
         Raises:
-            WaitTimeoutError: at the deadline; it shows the screen.
-            HarnessError: the console's failure.
+            WaitTimeoutError: The deadline passed; its note shows the screen.
+            HarnessError: The console has failed.
         """
         while True:
             with self._looking:
                 end = self._stream.readable
-                screen = self._look(end, wanted)
+                screen = self._look(end, pattern)
             if screen is not None:
                 return screen
             if self._stream.wait_past(end, limit.timeout()) <= end:
-                shown = wanted if isinstance(wanted, str) else wanted.pattern
+                shown = pattern if isinstance(pattern, str) else pattern.pattern
                 error = timeout_error(self._stream, f"{shown!r} on the screen", limit)
                 error.add_note(f"on the screen:\n{self.screen.text}")
                 raise error
 
-    def _look(self, end: int, wanted: str | re.Pattern[str]) -> Screen | None:
-        """Show the output up to an offset; return the first screen with what is wanted on it."""
+    def _look(self, end: int, pattern: str | re.Pattern[str]) -> Screen | None:
+        """Interpret the output up to an offset; return the first screen that matches."""
         if end - self._shown > BACKLOG:
             self._catch_up(end - BACKLOG)
         while True:
             terminal = self._catch_up(min(end, max(self._shown, 0) + PIECE))
             screen = terminal.snapshot()
-            if screen.contains(wanted):
+            if screen.contains(pattern):
                 return screen
             if self._shown >= end:
                 return None

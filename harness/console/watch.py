@@ -1,15 +1,15 @@
-"""What in a guest's output means that waiting on is pointless: watchers, and the scanner.
+"""Watchers, which detect a guest's failures in its output, and the scanner that runs them.
 
-A watcher has *needles*, byte strings one of which occurs in every line it looks for, and a
-*pattern*, a regular expression that decides on the line. The scanner looks for needles alone, at
-the speed of ``memmem``, and tries a pattern only on a line with a needle in it. Lines are seen
-without escape sequences, whole, however the output was cut into chunks, and as soon as the pattern
-fits: a prompt has no newline.
+A watcher has *needles* and a *pattern*. Each matching line contains one of the needles, which are
+byte strings; the pattern, a regular expression, then decides. The scanner searches for needles
+only, at the speed of ``memmem``, and tries a pattern only on a line that contains a needle. It sees
+whole lines without escape sequences, however the output was split into chunks. It reports a line as
+soon as the pattern matches, even before the newline, because a prompt has none.
 
-A pattern is anchored: ``{k}`` stands for the shape of a kernel line, which begins with a timestamp
-(``[   12.345678] ``, with ``CONFIG_PRINTK_CALLER`` also ``[T1]``) or, without one, at the start of
-a line. With its timestamp a kernel line may begin anywhere: printk does not wait for a program to
-end its line, and a panic often stands behind a prompt.
+A pattern is anchored: ``{k}`` stands for the start of a kernel line, which is a timestamp
+(``[   12.345678] ``, with ``CONFIG_PRINTK_CALLER`` also ``[T1]``) or, without one, the start of a
+line. With a timestamp, a kernel line may start anywhere: printk does not wait for a program to end
+its line, and a panic is often printed after a prompt.
 
 Sources of the texts: Linux ``kernel/panic.c``, ``arch/*/mm/fault.c``, ``mm/oom_kill.c``,
 ``lib/bug.c``; systemd ``units/emergency.service``, ``units/rescue.service``,
@@ -40,29 +40,33 @@ from harness.errors import (
 _KERNEL: Final = rb"(?:^(?:<\d+>)?|\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? )"
 
 _LINE: Final = 1024
-"""Of a longer line, only this much around a needle is looked at."""
+"""Bytes after a needle up to which its line is examined."""
 
 _BEFORE: Final = 512
+"""Bytes before a needle from which its line is examined."""
 
 _SHOWN: Final = 300
+"""Characters of the line that a sighting holds."""
 
 _SMALL: Final = 64 * 1024
-"""Larger chunks are a flood: their escapes are not taken out as a whole, only from the lines that
-have a needle, which finds all but a needle with an escape sequence in its middle."""
+"""Bytes. In larger chunks, escape sequences are removed only from lines that contain a needle.
+
+This misses a needle that has an escape sequence inside it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Watcher:
-    """What to look for, and the error it means.
+    """A kind of line to detect, and the error that it means.
 
     Attributes:
         name: A short name, unique among the watchers of a console.
-        what: One clause for the message: what the guest did.
-        error: The error that ends the waits.
-        needles: Byte strings, one of which is in every line that ``pattern`` fits. Long and rare
-            ones cost least.
-        pattern: Fits the line, searched for without escape sequences; ``^`` is the line's start.
-        hint: What the reader of the error should try.
+        what: A clause for the message that says what the guest did.
+        error: The class of the error that ends the waits.
+        needles: Byte strings, one of which is in every line that ``pattern`` matches. Long and
+            rare needles cost least.
+        pattern: Searched for in the line without escape sequences; ``^`` is the line's start.
+        hint: What to try next, for the message.
     """
 
     name: str
@@ -75,12 +79,13 @@ class Watcher:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One line that a watcher found.
+    """A line that a watcher detected.
 
     Attributes:
-        watcher: Whose.
-        line: The line, without escape sequences.
-        offset: Where in the output it is: a byte offset that no text before the line exceeds.
+        watcher: The watcher.
+        line: The line without escape sequences; at most 300 characters.
+        offset: The offset of the match in the output, in bytes; approximate in output with escape
+            sequences.
     """
 
     watcher: Watcher
@@ -96,19 +101,29 @@ def watcher(
     pattern: str,
     hint: str,
 ) -> Watcher:
-    """Return a watcher; in ``pattern``, ``{k}`` stands for the start of a kernel line.
+    """Return a watcher, whose attributes :class:`Watcher` documents.
+
+    Args:
+        name: The name.
+        what: What the guest did.
+        error: The class of the error.
+        needles: The needles.
+        pattern: The pattern, in which ``{k}`` stands for the start of a kernel line.
+        hint: What to try next.
 
     Raises:
-        ValueError: if there is no needle, or one is shorter than four characters.
+        ValueError: There is no needle, or a needle has fewer than four characters.
     """
-    found = tuple(needle.encode() for needle in needles)
-    if not found or min(map(len, found)) < 4:
-        raise ValueError(f"watcher {name}: needles have at least four characters")
+    encoded = tuple(needle.encode() for needle in needles)
+    if not encoded or min(map(len, encoded)) < 4:
+        raise ValueError(f"watcher {name}: a needle needs at least four characters")
     source = pattern.encode().replace(b"{k}", _KERNEL)
-    return Watcher(name, what, error, found, re.compile(source), hint)
+    return Watcher(name, what, error, encoded, re.compile(source), hint)
 
 
-_TRACE_HINT: Final = "read the trace in the log; `with console.expecting(...)` if the test wants it"
+_TRACE_HINT: Final = (
+    "read the trace in the log; if the test causes it on purpose, use `with console.expecting(...)`"
+)
 
 DEFAULT_WATCHERS: Final = (
     watcher(
@@ -131,19 +146,19 @@ DEFAULT_WATCHERS: Final = (
             "Unable to handle kernel",
             "Internal error: ",
         ],
-        # A workqueue lockup says that the host is slow, not that the guest is wrong; a soft lockup
-        # has "watchdog: " before its BUG and does not fit.
+        # A workqueue lockup means that the host is slow, not that the guest is broken. A soft
+        # lockup has "watchdog: " before its BUG, so it does not match.
         r"{k}(?:BUG: (?:[^w]|w(?!orkqueue lockup).{15})|Oops: |kernel BUG at \S+:\d+"
         r"|general protection fault[,:]|Unable to handle kernel |Internal error: )",
         _TRACE_HINT,
     ),
     watcher(
         "oom",
-        "the guest's kernel killed a process for want of memory",
+        "the guest's kernel ran out of memory and killed a process",
         OomKillError,
         ["ut of memory: Kill"],
         r"{k}(?:Out|Memory cgroup out) of memory: Kill(?:ed)? process",
-        "give the machine more memory, or find what eats it",
+        "give the machine more memory, or find the process that uses it",
     ),
     watcher(
         "emergency",
@@ -154,7 +169,7 @@ DEFAULT_WATCHERS: Final = (
         r"|Cannot open access to console, the root account is locked"
         r"|You are now being dropped into an emergency shell"
         r"|initramfs emergency recovery shell launched)",
-        "see which unit failed before it in the log",
+        "the log shows which unit failed before",
     ),
     watcher(
         "initramfs",
@@ -162,7 +177,7 @@ DEFAULT_WATCHERS: Final = (
         EmergencyModeError,
         ["(initramfs)", "Dropping to a shell", "dracut:/#"],
         r"^(?:\(initramfs\)|ALERT! .*Dropping to a shell!|dracut:/# ?$)",
-        "the root file system was not found: see root= and the disks in the log",
+        "the initramfs did not find the root file system: see root= and the disks in the log",
     ),
     watcher(
         "init-crash",
@@ -170,7 +185,7 @@ DEFAULT_WATCHERS: Final = (
         EmergencyModeError,
         ["[!!!!!!]"],
         r"^\[!!!!!!\] ",
-        "see what systemd says before it in the log",
+        "the log shows what systemd reported before",
     ),
     watcher(
         "firmware-shell",
@@ -178,7 +193,7 @@ DEFAULT_WATCHERS: Final = (
         FirmwareShellError,
         ["UEFI Interactive Shell"],
         r"^UEFI Interactive Shell v\d",
-        "check that the disk is attached and has an EFI system partition the firmware can read",
+        "check that the disk is attached and has an EFI system partition that the firmware can read",
     ),
     watcher(
         "no-boot-device",
@@ -186,7 +201,7 @@ DEFAULT_WATCHERS: Final = (
         NoBootDeviceError,
         ["No bootable "],
         r"^(?:BdsDxe: )?No bootable (?:device\b|option or device was found)",
-        "check that the disk is attached and made for this firmware (BIOS or UEFI)",
+        "check that the disk is attached and boots from this firmware (BIOS or UEFI)",
     ),
     watcher(
         "first-boot",
@@ -197,15 +212,17 @@ DEFAULT_WATCHERS: Final = (
         "give the image its machine id, locale and root password, or mask systemd-firstboot",
     ),
 )
-"""The watchers every console has unless told otherwise."""
+"""The default watchers of a console."""
 
 
 _SIEVE: Final = 4096
+"""Bytes of output above which the sieve is worth its cost."""
 
 _LATE: Final = 256
-"""Bytes without a line break that may wait to be looked at: a serial port gives one at a time."""
+"""Bytes without a line break that are held back at most: a serial port delivers single bytes."""
 
 _SIEVED: Final = tuple(bytes([byte]) for byte in b" :!(BGIKNOPSUgky")
+"""The bytes of the sieve. Output that lacks one of them has no needle that contains it."""
 
 
 def _rare_bytes(needle: bytes) -> frozenset[bytes]:
@@ -213,35 +230,41 @@ def _rare_bytes(needle: bytes) -> frozenset[bytes]:
 
 
 class Scanner:
-    """Finds watched lines in a stream of chunks; used by one thread.
+    """Runs watchers on a stream of chunks; for one thread.
 
-    Time is linear in the output, memory is bounded: of a line that has not ended, the last 1 KiB is
-    kept.
+    The time is linear in the output. The memory is bounded: of an incomplete line, the last 1 KiB
+    is kept.
 
     Args:
-        watchers: What to look for.
+        watchers: The watchers.
     """
 
     HEADROOM: Final = 2 * _LINE + _LATE
-    """Bytes before the chunk in the caller's buffer that :meth:`feed` may overwrite."""
+    """Bytes before the chunk that :meth:`feed` may overwrite in the caller's buffer."""
 
     def __init__(self, watchers: Iterable[Watcher]) -> None:
         self._watchers = tuple(watchers)
         self._needles = [
             (needle, _rare_bytes(needle), w) for w in self._watchers for needle in w.needles
         ]
-        self._carry = b""  # the line that has not ended, without escapes
-        self._whole = True  # whether the carry begins where its line does
-        self._cut = b""  # an escape sequence that has not ended
-        self._late = b""  # output that nobody has looked at yet
+        self._carry = b""  # the incomplete line, without escape sequences
+        self._whole = True  # whether the carry starts at the start of its line
+        self._cut = b""  # an incomplete escape sequence
+        self._late = b""  # output that is held back
         self._late_offset = 0
-        self._seen: set[str] = set()  # who has already found the line that has not ended
+        self._seen: set[str] = set()  # the names of watchers that reported the incomplete line
 
     def feed(self, buffer: bytearray, start: int, end: int, offset: int) -> list[Sighting]:
-        """Look at ``buffer[start:end]``, which is the output from ``offset`` on.
+        """Scan ``buffer[start:end]``; return the sightings in the order of the output.
 
-        A few bytes that end no line are looked at with the next ones, or by :meth:`flush`.
-        ``buffer`` needs :data:`HEADROOM` bytes before ``start``; they are overwritten.
+        Up to 256 bytes without a line break are held back until the next call or :meth:`flush`.
+
+        Args:
+            buffer: The caller's buffer. The :data:`HEADROOM` bytes before ``start`` are
+                overwritten.
+            start: The index of the first byte of the chunk.
+            end: The index after the last byte of the chunk.
+            offset: The offset of the chunk in the output.
         """
         late = self._late
         if end - start + len(late) <= _LATE:
@@ -260,11 +283,11 @@ class Scanner:
 
     @property
     def late(self) -> bool:
-        """Whether :meth:`flush` has something to look at."""
+        """Whether output is held back."""
         return bool(self._late)
 
     def flush(self) -> list[Sighting]:
-        """Look at all that has come, for nothing may come for a while: a prompt, say."""
+        """Scan the output that was held back; it may be a prompt, after which no output follows."""
         late, self._late = self._late, b""
         if not late:
             return []
@@ -278,27 +301,26 @@ class Scanner:
             cut = cut_sequence(raw)
             self._cut = raw[cut:]
             text = bytearray(self._carry + strip_escapes(raw[:cut]))
-            found = self._scan(text, 0, len(self._carry), len(text), offset, raw)
-            return found
+            return self._scan(text, 0, len(self._carry), len(text), offset, raw)
         before = (self._carry + self._cut)[-2 * _LINE :]
         self._cut = b""
         low = start - len(before)
         buffer[low:start] = before
-        found = self._scan(buffer, low, start, end, offset, None)
+        sightings = self._scan(buffer, low, start, end, offset, None)
         if escapes:
             cut = cut_sequence(self._carry)
             self._cut = self._carry[cut:]
             self._carry = strip_escapes(self._carry[:cut]).rpartition(b"\n")[2]
-        return found
+        return sightings
 
     def _scan(
         self, text: bytearray, low: int, start: int, end: int, offset: int, raw: bytes | None
     ) -> list[Sighting]:
-        found: list[Sighting] = []
+        sightings: list[Sighting] = []
         seen: set[str] = set()
-        done: set[tuple[str, int]] = set()  # a line may have several needles of one watcher
+        done: set[tuple[str, int]] = set()  # a line may contain several needles of one watcher
         find = text.find
-        # One byte is found an order of magnitude faster than a word, and most floods lack some.
+        # The search for a byte is ten times as fast as for a word, and most floods lack some bytes.
         absent = set()
         if end - low > _SIEVE:
             absent = {byte for byte in _SIEVED if find(byte, low, end) < 0}
@@ -310,32 +332,32 @@ class Scanner:
                 first, last, whole = self._line(text, low, at, end)
                 old = (first <= start and w.name in self._seen) or (w.name, first) in done
                 if not old:
-                    # A byte that fits no pattern keeps ^ from fitting in the middle of a line.
+                    # The NUL keeps ^ from matching in the middle of a line.
                     line = bytes(text[first:last]) if whole else b"\0" + bytes(text[first:last])
                     if b"\x1b" in line:
                         parts = strip_escapes(line).split(b"\n")
                         line = next((part for part in parts if needle in part), line)
-                    fit = w.pattern.search(line)
-                    if fit:
+                    match = w.pattern.search(line)
+                    if match:
                         done.add((w.name, first))
                         if last == end:
                             seen.add(w.name)
                         if raw is None:
-                            where = offset + first - start + fit.start()
+                            where = offset + first - start + match.start()
                         else:
                             where = offset + max(0, raw.find(needle))
                         shown = line.lstrip(b"\0").decode("utf-8", "replace").strip()
-                        found.append(Sighting(w, shown[:_SHOWN], where))
+                        sightings.append(Sighting(w, shown[:_SHOWN], where))
                 at = find(needle, max(last, at + 1), end)
         self._keep(text, low, start, end, seen)
-        if len(found) > 1:
-            found.sort(key=lambda sighting: sighting.offset)
-        return found
+        if len(sightings) > 1:
+            sightings.sort(key=lambda sighting: sighting.offset)
+        return sightings
 
     def _line(self, text: bytearray, low: int, at: int, end: int) -> tuple[int, int, bool]:
-        """Return the bounds of the line around ``at``, and whether it begins there.
+        """Return the bounds of the line around ``at``, and whether the line starts at the first.
 
-        Of a very long line they are the bounds of a part.
+        The bounds of a very long line enclose only a part of it.
         """
         floor = max(low, at - _BEFORE)
         first = max(text.rfind(b"\n", floor, at), text.rfind(b"\r", floor, at)) + 1

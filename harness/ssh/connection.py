@@ -1,8 +1,8 @@
-"""One SSH connection: made as soon as the guest answers, kept, and made again when it is lost.
+"""One SSH connection: opened when the guest's server answers, kept, and reopened when it is lost.
 
-There is no event on the host for "sshd now listens": QEMU's user-mode network accepts a forwarded
-connection at once, whatever the guest does. So :meth:`Connection.connect` tries until its deadline;
-between tries it waits on an event that the machine's end sets, never in a plain sleep.
+The host gets no event when sshd starts to listen: QEMU's user-mode network accepts a forwarded
+connection at once, whatever the guest does. So :meth:`Connection.connect` retries until its
+deadline. Between two tries it waits on an event, which a failure of the machine sets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 import paramiko
 
-from harness.deadline import Deadline, of
+from harness.deadline import UNSCALED, Deadline, Limit, Scale
 from harness.errors import (
     ConnectionLostError,
     HarnessError,
@@ -27,19 +27,19 @@ from harness.errors import (
     SshKeyRefusedError,
     WaitTimeoutError,
 )
-from harness.keys import KeyPair
+from harness.ssh.key import KeyPair
 
 _PACE_FIRST: Final = 0.05
 _PACE_MOST: Final = 1.0
 _PATIENCE_FIRST: Final = 1.0
 _PATIENCE_MOST: Final = 15.0
 
-# Failures reach the caller as exceptions; paramiko's thread would print them a second time.
+# Failures reach the caller as exceptions; the thread of paramiko would print them a second time.
 paramiko.util.get_logger("paramiko").setLevel("CRITICAL")
 
 
 class Connection:
-    """A connection to a guest's SSH server; made of what :class:`~harness.ssh.Ssh` is made of."""
+    """A connection to a guest's SSH server; :class:`~harness.ssh.Ssh` documents the arguments."""
 
     def __init__(
         self,
@@ -48,10 +48,14 @@ class Connection:
         user: str,
         key: KeyPair,
         log: Path,
+        name: str = "",
         host_key: str | None = None,
         guest: Callable[[], tuple[str, float]] | None = None,
+        scale: Scale = UNSCALED,
     ) -> None:
+        self._scale = scale
         self.address = address
+        self.name = name
         self.user = user
         self.key = key
         self.host_key = host_key
@@ -76,26 +80,26 @@ class Connection:
 
     @property
     def connected(self) -> bool:
-        """Whether a session is up, as far as this side knows."""
+        """Whether the session is open, as far as the host can see."""
         return self._transport is not None and self._transport.is_active()
 
-    def connect(self, deadline: Deadline | float | None = None) -> Self:
-        """Log in, waiting for the guest's server; do nothing if a session is up.
+    def connect(self, deadline: Limit = None) -> Self:
+        """Wait for the guest's server and log in; do nothing if the session is open.
 
         Args:
             deadline: 30 s on a good host by default.
 
         Raises:
-            SshKeyRefusedError: if the guest refuses the key.
-            HostKeyChangedError: if the host key is not the pinned one.
-            WaitTimeoutError: at the deadline; says how the last try failed.
-            HarnessError: what the machine failed with, as soon as it fails.
+            SshKeyRefusedError: The guest refused the key.
+            HostKeyChangedError: The host key differs from the pinned one.
+            WaitTimeoutError: The deadline passed; the message has the error of the last try.
+            HarnessError: The failure of the machine, as soon as it fails.
         """
-        limit = of(deadline, 30)
+        limit = self._scale.limit(deadline, 30)
         started = time.monotonic()
         pace, patience = _PACE_FIRST, _PATIENCE_FIRST
         tries = 0
-        why = "no try"
+        reason = "no try"
         while True:
             self._raise_failure()
             if self.connected:
@@ -104,7 +108,7 @@ class Connection:
             try:
                 self._try_connect(limit, patience)
             except (OSError, EOFError, paramiko.SSHException) as error:
-                why = str(error) or type(error).__name__
+                reason = str(error) or type(error).__name__
             else:
                 self._write_log(
                     {"connect": self.user, "tries": tries, "seconds": time.monotonic() - started}
@@ -112,27 +116,35 @@ class Connection:
                 return self
             if limit.expired:
                 self._raise_failure()
-                self._write_log({"connect": self.user, "tries": tries, "error": why})
+                self._write_log({"connect": self.user, "tries": tries, "error": reason})
                 last_output, silent = self._guest() if self._guest is not None else ("", None)
                 raise WaitTimeoutError(
-                    f"an SSH login of {self.user} ({tries} tries, the last: {why})",
+                    f"an SSH login of {self.user} ({tries} tries, the last: {reason})",
                     limit.seconds,
                     last_output=last_output,
                     silent=silent,
                     evidence=str(self.log_path),
-                    hint="see serial.log for what the guest's sshd or network said",
+                    hint="serial.log may show why sshd or the network of the guest did not start",
                 )
             self._stop.wait(min(pace, limit.remaining()))
             pace = min(pace * 1.5, _PACE_MOST)
             patience = min(patience * 1.5, _PATIENCE_MOST)
 
     def _try_connect(self, limit: Deadline, patience: float) -> None:
-        # A guest whose network is not up yet leaves the connection open and silent. A try gives up
-        # early, so that a fresh connection meets the server soon after it starts; later tries have
-        # more patience, for a server that is slow to speak.
+        # While the guest's network is down, the connection is open and silent. The first tries give
+        # up early, so that a new connection reaches the server soon after it starts. Later tries
+        # wait longer, for a server that answers slowly.
         patience = max(0.1, min(patience, limit.remaining()))
         sock = socket.create_connection(self.address, timeout=patience)
+        # From here on fail() can end the try, through the key exchange and the login as well.
         self._greeting = sock
+        try:
+            self._transport = self._greet(sock, limit, patience)
+        finally:
+            self._greeting = None
+
+    def _greet(self, sock: socket.socket, limit: Deadline, patience: float) -> paramiko.Transport:
+        """Return a transport that is logged in; it owns the socket."""
         try:
             sock.settimeout(patience)
             self._raise_failure()
@@ -142,19 +154,17 @@ class Connection:
         except BaseException:
             sock.close()
             raise
-        finally:
-            self._greeting = None
         try:
-            # Emulated guests take long over their side of the key exchange.
+            # An emulated guest computes its side of the key exchange slowly.
             transport.banner_timeout = transport.handshake_timeout = max(1.0, limit.remaining())
             transport.auth_timeout = max(1.0, limit.remaining())
             transport.start_client(timeout=max(1.0, limit.remaining()))
             self._check_host_key(transport)
-            self._authenticate(transport)
+            self._authenticate(transport, limit)
         except BaseException:
             transport.close()
             raise
-        self._transport = transport
+        return transport
 
     def _check_host_key(self, transport: paramiko.Transport) -> None:
         shown = transport.get_remote_server_key()
@@ -165,38 +175,48 @@ class Connection:
             raise HostKeyChangedError(
                 f"the host key of {self.address[0]}:{self.address[1]} has changed",
                 evidence=f"pinned: {self.host_key}\nshown:  {text}",
-                hint="a reinstalled system has new host keys: call ssh.forget_host_key() where"
-                " the scenario expects that",
+                hint="a reinstalled system has new host keys: call ssh.forget_host_key() if the"
+                " scenario expects them",
             )
 
-    def _authenticate(self, transport: paramiko.Transport) -> None:
+    def _authenticate(self, transport: paramiko.Transport, limit: Deadline) -> None:
         try:
             transport.auth_publickey(self.user, self.key.paramiko())
         except paramiko.AuthenticationException as error:
+            # paramiko raises it for a lost connection and for its time-out, too
+            # (auth_handler.py, AuthHandler.wait_for_response); neither is a refusal.
+            if limit.expired or not transport.is_active():
+                raise ConnectionResetError(f"no answer to the login: {error}") from error
             raise SshKeyRefusedError(
                 f"the guest refused the key of {self.user}",
                 evidence=f"{error}; key {self.key.public}",
-                hint="was the key seeded? see authorized_keys of that user on the console",
+                hint="check authorized_keys of that user on the console",
             ) from error
 
     def forget_host_key(self) -> None:
-        """Accept and pin the next host key, and end the session."""
+        """End the session; the next one accepts any host key and pins it."""
         self.host_key = None
         self.disconnect()
 
     def disconnect(self) -> None:
-        """End the session; the next command makes a new one."""
+        """End the session; the next command opens a new one."""
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()
 
     def close(self) -> None:
-        """End the session and all waits."""
-        self._stop.set()
+        """End the session and all waits, present and later; a second call does nothing."""
+        host, port = self.address
+        self.fail(
+            HarnessError(f"the SSH session to {host}:{port} is closed", evidence=str(self.log_path))
+        )
         self.disconnect()
 
     def fail(self, error: HarnessError) -> None:
-        """End all waits, present and later, with ``error``: the machine is lost."""
+        """End all waits, present and later, with ``error``; a leaf of a failure scope.
+
+        The first failure stays. A command whose status and output have arrived still succeeds.
+        """
         self._failure = self._failure or error
         self._stop.set()
         greeting, transport = self._greeting, self._transport
@@ -206,25 +226,20 @@ class Connection:
         if transport is not None:
             transport.close()
 
-    def recover(self) -> None:
-        """Forget a failure that the scenario provoked."""
-        self._failure = None
-        self._stop.clear()
-
     def _raise_failure(self) -> None:
-        """Raise what the machine failed with, if it did."""
+        """Raise the failure, if there is one."""
         if self._failure is not None:
             raise self._failure
 
     def _open_channel(self, limit: Deadline) -> paramiko.Channel:
-        """Return a new channel of the session, made anew where it is lost.
+        """Return a new channel of the session; reopen the session if it is lost.
 
         Raises:
-            ConnectionLostError: if there is none, twice.
-            WaitTimeoutError, SshKeyRefusedError, HostKeyChangedError: as :meth:`connect`.
+            ConnectionLostError: The guest opened no channel on two sessions in a row.
+            HarnessError: As :meth:`connect` does.
         """
-        # A guest that has rebooted leaves this side with a session that only looks alive, so a
-        # session that cannot open a channel is replaced once.
+        # After a reboot of the guest, the session only looks open to the host. So a session that
+        # cannot open a channel is replaced once.
         for last in (False, True):
             self.connect(limit)
             transport = self._transport
@@ -239,10 +254,10 @@ class Connection:
         raise AssertionError("unreachable")
 
     def _answers(self, limit: Deadline) -> bool:
-        """Ask the guest whether the session still stands, by a channel for nothing.
+        """Return whether the guest still answers; open and close a channel to find out.
 
-        paramiko closes the channels of a connection that has ended before :attr:`connected` says so:
-        who finds a channel closed cannot tell why.
+        When a connection ends, paramiko closes its channels before it marks the connection as
+        ended. So a closed channel does not show whether the connection has ended.
         """
         transport = self._transport
         if transport is None:
@@ -256,8 +271,8 @@ class Connection:
         return True
 
     def _write_log(self, entry: dict[str, Any]) -> None:
-        """Append a line to the log."""
-        # A full disk must not lose a command's result; the console's log raises it.
+        """Append a line to the log; errors are ignored."""
+        # A full disk must not lose the result of a command. The console reports a full disk.
         with (
             contextlib.suppress(OSError),
             self._log_lock,

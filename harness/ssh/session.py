@@ -1,4 +1,4 @@
-"""What is done in a guest over SSH: commands, and files in and out."""
+"""Commands in a guest over SSH, and files copied into and out of it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import select
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import paramiko
 
-from harness.deadline import Deadline, after, of
+from harness.deadline import Deadline, Limit
 from harness.errors import (
     CommandError,
     ConnectionLostError,
@@ -23,62 +22,35 @@ from harness.errors import (
     UsageError,
     WaitTimeoutError,
 )
+from harness.result import Result
 from harness.ssh.connection import Connection
 
-CHUNK: Final = 256 * 1024
-LOGGED: Final = 4096
+_CHUNK: Final = 256 * 1024
+
+_LOGGED: Final = 4096
 """Characters of a command's output that its line in the log holds."""
+
+_SECONDS: Final = 60.0
 
 _BOOT_ID: Final = "cat /proc/sys/kernel/random/boot_id"
 
 
-@dataclass(frozen=True, slots=True)
-class SshResult:
-    """What a command in the guest came to.
-
-    Attributes:
-        command: The command.
-        stdout: Its output; invalid UTF-8 is replaced.
-        stderr: Its errors.
-        status: Its exit status; -1 if a signal ended it.
-        seconds: How long it took.
-    """
-
-    command: str
-    stdout: str
-    stderr: str
-    status: int
-    seconds: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether the status is 0."""
-        return self.status == 0
-
-    def check(self) -> SshResult:
-        """Return itself.
-
-        Raises:
-            CommandError: if the status is not 0.
-        """
-        if not self.ok:
-            raise CommandError(
-                f"{self.command!r} ended with status {self.status}",
-                evidence=(self.stderr or self.stdout)[-2000:],
-            )
-        return self
-
-
 class Ssh(Connection):
-    """The SSH side of a machine.
+    """The SSH session of a machine; a context manager that closes it.
+
+    It connects when it is first used, and again whenever the connection is lost. Each method that
+    waits takes a ``deadline``: a :class:`~harness.deadline.Deadline`, or seconds on a good host,
+    which the scale stretches, or ``None`` for the method's default.
 
     Args:
-        address: Host and port where the guest's port 22 is reached.
-        user: Who logs in.
-        key: The run's key.
-        log: The JSON-lines file.
-        host_key: The host key to expect, as ``type base64``; ``None`` pins the first one seen.
-        guest: Tells the guest's last output and for how many seconds it has been silent.
+        address: The host and port on which the guest's port 22 is forwarded.
+        user: The user to log in as.
+        key: The key of the run.
+        log: The file of the JSON-lines log.
+        name: The name of the machine, for results and messages.
+        host_key: The pinned host key as ``type base64``; ``None`` pins the first one.
+        guest: Returns the last output of the guest's console, and the seconds since; for messages.
+        scale: The scale of the machine's deadlines.
     """
 
     # --- commands ---------------------------------------------------------------------------
@@ -86,23 +58,24 @@ class Ssh(Connection):
     def run(
         self,
         command: str,
+        deadline: Limit = None,
         *,
-        deadline: Deadline | float | None = None,
         stdin: str | bytes | None = None,
-    ) -> SshResult:
-        """Run a command in the guest and return what it came to.
+    ) -> Result:
+        """Run a command in the login shell of the user and return its result.
 
         Args:
-            command: For the login shell of the user.
-            deadline: 60 s on a good host by default; includes connecting.
-            stdin: What the command reads, as much of it as it likes; nothing by default.
+            command: The shell command.
+            deadline: 60 s on a good host by default; it includes the time to connect.
+            stdin: The input of the command, which need not read all of it; ``None`` for none.
 
         Raises:
-            ConnectionLostError: if the connection ends in the middle.
-            WaitTimeoutError: at the deadline, with what the command has printed.
+            ConnectionLostError: The connection ended before the command did.
+            WaitTimeoutError: The deadline passed; the error has the output so far.
+            HarnessError: As :meth:`connect` does.
         """
         output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-        limit = of(deadline, 60)
+        limit = self._scale.limit(deadline, _SECONDS)
         started = time.monotonic()
         status: int | None = None
         try:
@@ -116,33 +89,39 @@ class Ssh(Connection):
             raise
         if status is None:
             raise ConnectionLostError(f"{command!r} ended without a status")
-        result = SshResult(
-            command,
+        result = Result(
             output["stdout"].decode(errors="replace"),
             output["stderr"].decode(errors="replace"),
             status,
             time.monotonic() - started,
+            command,
+            self.name,
         )
         self._write_log(
             {
                 "run": command,
                 "status": result.status,
                 "seconds": round(result.seconds, 4),
-                "stdout": result.stdout[:LOGGED],
-                "stderr": result.stderr[:LOGGED],
+                "stdout": result.stdout[:_LOGGED],
+                "stderr": result.stderr[:_LOGGED],
             }
         )
         return result
 
-    def stream(self, command: str, *, deadline: Deadline | float | None = None) -> Iterator[str]:
-        """Run a command and yield its lines, output and errors together, as they come.
+    def stream(self, command: str, deadline: Limit = None) -> Iterator[str]:
+        """Run a command and yield each line of its output and errors when it arrives.
+
+        Args:
+            command: The shell command.
+            deadline: 60 s on a good host by default; it includes the time to connect.
 
         Raises:
-            CommandError: at the end, if its status is not 0.
-            ConnectionLostError: if the connection ends in the middle.
-            WaitTimeoutError: at the deadline.
+            CommandError: The command ended with an exit status other than 0.
+            ConnectionLostError: The connection ended before the command did.
+            WaitTimeoutError: The deadline passed; the error has the output so far.
+            HarnessError: As :meth:`connect` does.
         """
-        limit = of(deadline, 60)
+        limit = self._scale.limit(deadline, _SECONDS)
         started = time.monotonic()
         rest = b""
         status = -1
@@ -163,10 +142,10 @@ class Ssh(Connection):
     def _stream(
         self, command: str, limit: Deadline, stdin: str | bytes | None
     ) -> Iterator[tuple[str, bytes]]:
-        """Yield ``stdout`` and ``stderr`` chunks as they come, then one ``status``."""
+        """Yield ``stdout`` and ``stderr`` with chunks of output, then ``status`` with the number."""
         with contextlib.ExitStack() as stack:
             channel = stack.enter_context(self._channel(limit))
-            seen = bytearray()
+            recent = bytearray()
             try:
                 with _closed_at(limit, channel):
                     channel.exec_command(command)
@@ -174,48 +153,49 @@ class Ssh(Connection):
                     channel.shutdown_write()
                 else:
                     stack.enter_context(_fed(channel, stdin))
-                # paramiko's descriptor is readable when there is output, or the end of it.
+                # The descriptor of paramiko is readable when output or its end has arrived.
                 poll = select.poll()
                 poll.register(channel.fileno(), select.POLLIN)
                 while True:
-                    ended = channel.exit_status_ready() or channel.closed
+                    # Checked before the drain: a server may send the status before the last output.
+                    ended = channel.closed or (channel.exit_status_ready() and channel.eof_received)
                     for chunk in _drain(channel.recv_ready, channel.recv):
-                        seen[:] = (seen + chunk)[-2000:]
+                        recent[:] = (recent + chunk)[-2000:]
                         yield "stdout", chunk
                     for chunk in _drain(channel.recv_stderr_ready, channel.recv_stderr):
-                        seen[:] = (seen + chunk)[-2000:]
+                        recent[:] = (recent + chunk)[-2000:]
                         yield "stderr", chunk
-                    if ended and (channel.eof_received or channel.closed):
+                    if ended:
                         break
                     if limit.expired:
-                        raise self._late(command, limit, seen)
+                        raise self._late(command, limit, recent)
                     poll.poll(limit.poll_timeout())
             except (OSError, EOFError, paramiko.SSHException) as error:
                 self._raise_failure()
                 if limit.expired:
-                    raise self._late(command, limit, seen) from error
-                raise self._lost(command, error, seen) from error
-            self._raise_failure()
-            # RFC 4254 section 6.10: a command that a signal ended sends no exit-status either.
-            told = channel.exit_status_ready() and channel.exit_status != -1
-            if not told and not self._answers(limit):
+                    raise self._late(command, limit, recent) from error
+                raise self._lost(command, error, recent) from error
+            if channel.exit_status == -1 or not channel.eof_received:
                 self._raise_failure()
-                raise self._lost(command, "the connection ended", seen)
+            # RFC 4254, section 6.10: a command that a signal ended sends no exit-status either.
+            if channel.exit_status == -1 and not self._answers(limit):
+                self._raise_failure()
+                raise self._lost(command, "the connection ended", recent)
             yield "status", str(channel.exit_status).encode()
 
-    def _late(self, command: str, limit: Deadline, seen: bytearray) -> WaitTimeoutError:
+    def _late(self, command: str, limit: Deadline, recent: bytearray) -> WaitTimeoutError:
         return WaitTimeoutError(
             f"{command!r} over SSH",
             limit.seconds,
-            last_output=seen.decode(errors="replace"),
+            last_output=recent.decode(errors="replace"),
             evidence=str(self.log_path),
         )
 
-    def _lost(self, command: str, error: object, seen: bytearray) -> ConnectionLostError:
+    def _lost(self, command: str, error: object, recent: bytearray) -> ConnectionLostError:
         self.disconnect()
         return ConnectionLostError(
             f"the connection was lost in {command!r}: {error}",
-            evidence=seen.decode(errors="replace"),
+            evidence=recent.decode(errors="replace"),
             hint="did the guest reboot? use machine.reboot() for a command that ends the session",
         )
 
@@ -229,16 +209,31 @@ class Ssh(Connection):
 
     # --- files ------------------------------------------------------------------------------
 
-    def put(self, source: Path | bytes | str, target: str, *, mode: int | None = None) -> None:
-        """Copy a file, or text or bytes, into the guest over SFTP.
+    def put(
+        self,
+        source: Path | bytes | str,
+        target: str,
+        deadline: Limit = None,
+        *,
+        mode: int | None = None,
+    ) -> None:
+        """Copy a file, bytes or text into the guest over SFTP.
+
+        Args:
+            source: The path of a local file, or the contents: bytes, or text, which becomes UTF-8.
+            target: The path in the guest.
+            deadline: 60 s on a good host by default; it includes the time to connect.
+            mode: The permissions of the file in the guest; ``None`` leaves them to the guest.
 
         Raises:
-            UsageError: if the local file does not exist.
-            SshError: if the guest refuses.
+            UsageError: The local file does not exist.
+            SshError: The guest refused the copy.
+            WaitTimeoutError: The deadline passed.
+            HarnessError: As :meth:`connect` does.
         """
         if isinstance(source, Path) and not source.is_file():
             raise UsageError(f"{source} does not exist")
-        with self._sftp(f"put {target}") as sftp:
+        with self._sftp(f"put {target}", deadline) as sftp:
             if isinstance(source, Path):
                 sftp.put(str(source), target)
             else:
@@ -247,17 +242,20 @@ class Ssh(Connection):
             if mode is not None:
                 sftp.chmod(target, mode)
 
-    def get(self, source: str, target: Path | None = None) -> bytes:
+    def get(self, source: str, target: Path | None = None, deadline: Limit = None) -> bytes:
         """Copy a file out of the guest over SFTP and return its contents.
 
         Args:
-            source: Path in the guest.
-            target: Where to write it as well.
+            source: The path in the guest.
+            target: A local path to write the contents to as well.
+            deadline: 60 s on a good host by default; it includes the time to connect.
 
         Raises:
-            SshError: if the guest refuses, for example because there is no such file.
+            SshError: The guest refused the copy, for example because the file does not exist.
+            WaitTimeoutError: The deadline passed.
+            HarnessError: As :meth:`connect` does.
         """
-        with self._sftp(f"get {source}") as sftp:
+        with self._sftp(f"get {source}", deadline) as sftp:
             buffer = io.BytesIO()
             sftp.getfo(source, buffer)
         if target is not None:
@@ -265,8 +263,8 @@ class Ssh(Connection):
         return buffer.getvalue()
 
     @contextlib.contextmanager
-    def _sftp(self, what: str) -> Iterator[paramiko.SFTPClient]:
-        limit = after(60)
+    def _sftp(self, action: str, deadline: Limit) -> Iterator[paramiko.SFTPClient]:
+        limit = self._scale.limit(deadline, _SECONDS)
         started = time.monotonic()
         channel = self._open_channel(limit)
         try:
@@ -276,25 +274,32 @@ class Ssh(Connection):
             yield paramiko.SFTPClient(channel)
         except (OSError, EOFError, paramiko.SSHException) as error:
             self._raise_failure()
-            self._write_log({"sftp": what, "error": str(error)})
+            self._write_log({"sftp": action, "error": str(error)})
             if isinstance(error, TimeoutError) or limit.expired:
-                raise WaitTimeoutError(what, limit.seconds) from error
-            raise SshError(f"{what}: {error!r}") from error
+                raise WaitTimeoutError(action, limit.seconds) from error
+            raise SshError(f"{action}: {error!r}") from error
         finally:
             channel.close()
-        self._write_log({"sftp": what, "seconds": round(time.monotonic() - started, 4)})
+        self._write_log({"sftp": action, "seconds": round(time.monotonic() - started, 4)})
 
-    def boot_id(self, deadline: Deadline | float | None = None) -> str:
-        """Return the guest's boot id, which is new at each boot (``random(4)``)."""
+    def boot_id(self, deadline: Limit = None) -> str:
+        """Return the boot id of the guest, which is new at each boot (``random(4)``).
+
+        Args:
+            deadline: 60 s on a good host by default; it includes the time to connect.
+
+        Raises:
+            HarnessError: As :meth:`run` does.
+        """
         return self.run(_BOOT_ID, deadline=deadline).check().stdout.strip()
 
 
 @contextlib.contextmanager
 def _closed_at(limit: Deadline, channel: paramiko.Channel) -> Iterator[None]:
-    """Close a channel at the deadline: paramiko waits for the answer to a request without one."""
+    """Close a channel at the deadline: paramiko waits for the answer to a request without limit."""
 
     def close() -> None:
-        # It tells the guest, on a connection that may be at its end as well.
+        # close() sends a message to the guest, on a connection that may have ended.
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
             channel.close()
 
@@ -310,15 +315,16 @@ def _closed_at(limit: Deadline, channel: paramiko.Channel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _fed(channel: paramiko.Channel, stdin: str | bytes) -> Iterator[None]:
-    """Give a command its input, while its output is read; close the channel at the end.
+    """Write the input of a command from a thread; close the channel at the end of the block.
 
-    Who does one after the other waits for ever for a command that prints as much as it reads.
+    Writing all input before reading output deadlocks when the command produces as much as it
+    consumes.
     """
     data = stdin.encode() if isinstance(stdin, str) else stdin
 
     def feed() -> None:
-        # A command that ends without reading it all is no fault, as in a pipe of a shell. A connection
-        # that is lost is told by who reads.
+        # As in a shell's pipe, a command may end before it has read all input. The reader of the
+        # output reports a lost connection.
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
             channel.sendall(data)
             channel.shutdown_write()
@@ -328,14 +334,14 @@ def _fed(channel: paramiko.Channel, stdin: str | bytes) -> Iterator[None]:
     try:
         yield
     finally:
-        # A thread that waits for the guest to read is woken by it.
+        # This wakes the thread if it waits for the guest to read.
         channel.close()
         feeder.join()
 
 
 def _drain(ready: Any, receive: Any) -> Iterator[bytes]:
     while ready():
-        chunk = receive(CHUNK)
+        chunk = receive(_CHUNK)
         if not chunk:
             return
         yield chunk

@@ -1,4 +1,4 @@
-"""A person at the console: everything passes, Ctrl-] leaves, their window is as it was."""
+"""Attaching: all bytes pass, Ctrl-] detaches, and the person's terminal is restored."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from harness.console import Console
+from tests.programs import need
 from tests.unit.test_console_support import SOON, open_console, open_shell
 
 PANIC = b"\r\n[    1.234567] Kernel panic - not syncing: crash\r\n"
 
 
 class Person:
-    """A terminal with a person at it."""
+    """A person at a pseudo-terminal."""
 
     def __init__(self) -> None:
         self.fd, self.tty = pty.openpty()
@@ -46,19 +47,21 @@ class Person:
 
 @pytest.fixture
 def person() -> Iterator[Person]:
-    someone = Person()
-    yield someone
-    os.close(someone.fd)
-    os.close(someone.tty)
+    person = Person()
+    yield person
+    os.close(person.fd)
+    os.close(person.tty)
 
 
-def test_both_ways_and_back(tmp_path: Path, person: Person) -> None:
+def test_bytes_pass_in_both_directions_and_the_terminal_is_restored(
+    tmp_path: Path, person: Person
+) -> None:
     before = termios.tcgetattr(person.tty)
     with open_console(tmp_path) as (console, guest):
         guest.sendall(b"earlier\r\nlogin: ")
-        console.expect("login: ", SOON)
+        console.expect("login: ", deadline=SOON)
         thread = person.attach(console)
-        person.see(b"login: ")  # what is on the screen already
+        person.see(b"login: ")  # output from before the attach
         guest.settimeout(SOON)
         person.type(b"root\x03\x1b[A\n")
         data = b""
@@ -70,7 +73,7 @@ def test_both_ways_and_back(tmp_path: Path, person: Person) -> None:
         person.type(b"x\x1dignored")
         thread.join(SOON)
         assert person.outcome == "left"
-        # Their own terminal answers queries.
+        # The person's terminal answers queries meanwhile, not the console.
         assert guest.recv(100) == b"x"
         person.see(b"\x1b[?1049l")
         assert termios.tcgetattr(person.tty) == before
@@ -79,7 +82,7 @@ def test_both_ways_and_back(tmp_path: Path, person: Person) -> None:
         assert guest.recv(100) == b"\x1b[0n"
 
 
-def test_the_end_of_the_guest_ends_it(tmp_path: Path, person: Person) -> None:
+def test_the_end_of_the_guest_detaches(tmp_path: Path, person: Person) -> None:
     before = termios.tcgetattr(person.tty)
     with open_console(tmp_path) as (console, guest):
         thread = person.attach(console)
@@ -91,7 +94,7 @@ def test_the_end_of_the_guest_ends_it(tmp_path: Path, person: Person) -> None:
     assert termios.tcgetattr(person.tty) == before
 
 
-def test_a_panic_is_told_and_ends_nothing(tmp_path: Path, person: Person) -> None:
+def test_a_panic_is_shown_and_does_not_detach(tmp_path: Path, person: Person) -> None:
     with open_console(tmp_path) as (console, guest):
         thread = person.attach(console)
         guest.sendall(PANIC)
@@ -103,7 +106,7 @@ def test_a_panic_is_told_and_ends_nothing(tmp_path: Path, person: Person) -> Non
     assert person.outcome == "left"
 
 
-def test_a_person_who_is_gone(tmp_path: Path) -> None:
+def test_the_end_of_the_persons_terminal_detaches(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     with open_console(tmp_path) as (console, _):
         os.close(writer)
@@ -113,7 +116,9 @@ def test_a_person_who_is_gone(tmp_path: Path) -> None:
     os.close(reader)
 
 
-def test_a_person_who_does_not_look_stops_nobody(tmp_path: Path, person: Person) -> None:
+def test_a_terminal_that_does_not_read_does_not_block_the_guest(
+    tmp_path: Path, person: Person
+) -> None:
     with open_console(tmp_path) as (console, guest):
         thread = person.attach(console)
         for _ in range(100):
@@ -126,9 +131,12 @@ def test_a_person_who_does_not_look_stops_nobody(tmp_path: Path, person: Person)
         person.see(b"x")
 
 
-def test_a_logged_in_shell_becomes_a_prompt(tmp_path: Path, person: Person) -> None:
+def test_a_person_gets_a_prompt_in_place_of_the_shell_of_run(
+    tmp_path: Path, person: Person
+) -> None:
+    need("bash")
     with open_shell(["bash", "--norc", "-i"], tmp_path) as (console, _):
-        console.run("true", SOON)
+        console.run("true", deadline=SOON)
         thread = person.attach(console)
         person.see(b"guest# ")
         person.type(b"echo he''re\r")
@@ -138,4 +146,4 @@ def test_a_logged_in_shell_becomes_a_prompt(tmp_path: Path, person: Person) -> N
         assert not console.logged_in
         console.send_line()
         console.login(None, deadline=SOON)
-        assert console.run("echo back", SOON).stdout == "back\n"
+        assert console.run("echo back", deadline=SOON).stdout == "back\n"

@@ -1,4 +1,4 @@
-"""The recording: an asciicast that players take, of bounded size."""
+"""The recording: a valid asciicast of bounded size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_recording_has_all_output_in_order(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall(text.encode())
         guest.sendall(b"\xff\xfeEND")
-        console.expect_exact("END", SOON)
+        console.expect_exact("END", deadline=SOON)
     header, events = _load(tmp_path / "serial.cast")
     assert header["version"] == 2
     assert (header["width"], header["height"], header["title"]) == (80, 24, "guest")
@@ -32,7 +32,7 @@ def test_the_recording_has_all_output_in_order(tmp_path: Path) -> None:
     assert times == sorted(times) and times[0] >= 0
 
 
-def test_a_character_may_be_cut(tmp_path: Path) -> None:
+def test_a_character_may_be_split_across_chunks(tmp_path: Path) -> None:
     path = tmp_path / "cast"
     writer = CastWriter(path, title="x")
     now = time.monotonic()
@@ -43,19 +43,19 @@ def test_a_character_may_be_cut(tmp_path: Path) -> None:
     assert "".join(data for _, _, data in _load(path)[1]) == "é│"
 
 
-def test_the_recording_is_written_as_it_comes(tmp_path: Path) -> None:
+def test_output_is_recorded_without_waiting_for_more(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall(b"now")
-        console.expect("now", SOON)
+        console.expect("now", deadline=SOON)
         path = tmp_path / "serial.cast"
         end = time.monotonic() + SOON
-        # Nothing more is printed and nothing is closed.
+        # No more output follows, and the console stays open.
         while "now" not in path.read_text():
             assert time.monotonic() < end
             time.sleep(0.005)
 
 
-def test_a_flood_is_cut_with_a_mark_and_ends_right(tmp_path: Path) -> None:
+def test_a_flood_is_dropped_with_a_marker_and_its_end_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "cast"
     writer = CastWriter(path, title="x")
     now = time.monotonic()
@@ -66,15 +66,15 @@ def test_a_flood_is_cut_with_a_mark_and_ends_right(tmp_path: Path) -> None:
     writer.close()
     _, events = _load(path)
     assert path.stat().st_size < 12 << 20
-    (mark,) = [data for _, code, data in events if code == "m"]
-    left_out = int(mark.split()[0])
+    (marker,) = [data for _, code, data in events if code == "m"]
+    dropped = int(marker.split()[0])
     shown = "".join(data for _, code, data in events if code == "o")
     assert shown.endswith("flood\r\nTHE END")
-    assert len(shown) + left_out == 400 * len(chunk) + len("THE END")
+    assert len(shown) + dropped == 400 * len(chunk) + len("THE END")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full: run on Linux")
-def test_a_full_disk_ends_the_recording_only() -> None:
+def test_a_full_disk_ends_only_the_recording() -> None:
     writer = CastWriter(Path("/dev/full"), title="x")
     writer.feed(memoryview(b"x"), time.monotonic() + 1)
     writer.close()

@@ -1,4 +1,4 @@
-"""expect: pexpect's rules, on output of any size."""
+"""Matching by the rules of pexpect, on output of any size; sending text and keys."""
 
 from __future__ import annotations
 
@@ -13,59 +13,59 @@ from harness.errors import UnknownNameError, UsageError, WaitTimeoutError
 from tests.unit.test_console_support import SOON, at_once, open_console
 
 
-def test_a_search_begins_behind_the_last_match(tmp_path: Path) -> None:
+def test_a_search_starts_after_the_last_match(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall(b"one two one three")
-        first = console.expect("one", SOON)
-        second = console.expect("one", SOON)
+        first = console.expect("one", deadline=SOON)
+        second = console.expect("one", deadline=SOON)
         assert (first.before, second.before) == ("", " two ")
         assert (second.start, second.end) == (8, 11)
         with pytest.raises(WaitTimeoutError):
-            console.expect("one", at_once())
-        assert console.expect("th(?P<rest>r+)(ee)?(x)?", SOON).group("rest") == "r"
+            console.expect("one", deadline=at_once())
+        assert console.expect("th(?P<rest>r+)(ee)?(x)?", deadline=SOON).group("rest") == "r"
 
 
-def test_the_pattern_that_matches_first_in_the_output_wins_then_the_first_listed(
+def test_the_earliest_match_wins_then_the_first_pattern(
     tmp_path: Path,
 ) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall(b"abc")
-        found = console.expect(["c", b"b", re.compile("b."), re.compile(b"bc")], SOON)
-        assert (found.index, found.text) == (1, "b")
+        match = console.expect(["c", b"b", re.compile("b."), re.compile(b"bc")], deadline=SOON)
+        assert (match.index, match.text) == (1, "b")
 
 
 def test_groups_are_text_and_a_missing_one_is_empty(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall("größe 5\n".encode())
-        found = console.expect(r"(gr\S+) (\d)(x)?", SOON)
-        assert [found.group(which) for which in range(4)] == ["größe 5", "größe", "5", ""]
+        match = console.expect(r"(gr\S+) (\d)(x)?", deadline=SOON)
+        assert [match.group(group) for group in range(4)] == ["größe 5", "größe", "5", ""]
         with pytest.raises(IndexError):
-            found.group(9)
+            match.group(9)
 
 
-def test_the_dot_fits_newlines_unless_compiled_otherwise(tmp_path: Path) -> None:
+def test_the_dot_matches_newlines_unless_a_compiled_pattern_says_otherwise(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall(b"a\nb")
-        console.expect("a.b", SOON)
+        console.expect("a.b", deadline=SOON)
         with pytest.raises(WaitTimeoutError):
-            console.expect(re.compile("a.b"), at_once(), since=0)
+            console.expect(re.compile("a.b"), deadline=at_once(), since=0)
 
 
 def test_plain_texts_need_no_quoting(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall(b"cost: $5.00 (five)")
-        found = console.expect_exact(["(six)", "$5.00"], SOON)
-        assert (found.index, found.text) == (1, "$5.00")
+        match = console.expect_exact(["(six)", "$5.00"], deadline=SOON)
+        assert (match.index, match.text) == (1, "$5.00")
         with pytest.raises(IndexError):
-            found.group(1)
+            match.group(1)
 
 
-def test_what_is_no_regular_expression_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_regular_expression_is_refused(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, _), pytest.raises(UsageError, match=r"\(unclosed"):
-        console.expect("(unclosed", SOON)
+        console.expect("(unclosed", deadline=SOON)
 
 
-def test_a_match_may_be_cut_anywhere(tmp_path: Path) -> None:
+def test_a_match_may_be_split_anywhere(tmp_path: Path) -> None:
     text = b"noise \xff needle in the hay"
     for cut in range(len(text)):
         folder = tmp_path / str(cut)
@@ -74,31 +74,31 @@ def test_a_match_may_be_cut_anywhere(tmp_path: Path) -> None:
             guest.sendall(text[:cut])
             timer = threading.Timer(0.005, guest.sendall, [text[cut:]])
             timer.start()
-            assert console.expect(r"needle\b.*hay", SOON).start == 8
+            assert console.expect(r"needle\b.*hay", deadline=SOON).start == 8
             timer.join()
 
 
-def test_a_lookbehind_sees_what_was_searched_before(tmp_path: Path) -> None:
+def test_a_lookbehind_sees_output_that_was_searched_before(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall(b"x" * 40_000 + b"Last ")
         with pytest.raises(WaitTimeoutError):
-            console.expect("(?<!Last )login", at_once())
+            console.expect("(?<!Last )login", deadline=at_once())
         guest.sendall(b"login" + b"y" * 300_000 + b" login")
-        assert console.expect("(?<!Last )login", SOON).start == 340_011
+        assert console.expect("(?<!Last )login", deadline=SOON).start == 340_011
 
 
-def test_a_wait_that_begins_far_behind_sees_everything(tmp_path: Path) -> None:
+def test_a_search_that_starts_far_behind_sees_all_output(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall(b"first" + b"." * 5_000_000 + b"second")
-        assert console.expect("second", SOON, since=0).before.startswith(".")
-        assert console.expect("first", SOON, since=0).start == 0
-        assert len(console.expect("second", SOON, since=0).before) == 1 << 20
+        assert console.expect("second", deadline=SOON, since=0).before.startswith(".")
+        assert console.expect("first", deadline=SOON, since=0).start == 0
+        assert len(console.expect("second", deadline=SOON, since=0).before) == 1 << 20
 
 
 def test_a_long_match_needs_a_wide_window(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall(b"<" + b"a" * 400_000 + b">")
-        assert console.expect("<a*>", SOON, window=500_000).end == 400_002
+        assert console.expect("<a*>", deadline=SOON, window=500_000).end == 400_002
 
 
 def _read(guest: socket.socket, count: int) -> bytes:
@@ -109,7 +109,7 @@ def _read(guest: socket.socket, count: int) -> bytes:
     return data
 
 
-def test_send_line_ends_as_enter_does(tmp_path: Path) -> None:
+def test_send_line_ends_in_a_carriage_return(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         console.send_line("größe")
         console.send_line()
@@ -130,16 +130,18 @@ def test_send_line_ends_as_enter_does(tmp_path: Path) -> None:
         (("Alt-x", "Alt-F1", "Alt-Enter"), b"\x1bx\x1b\x1bOP\x1b\r"),
     ],
 )
-def test_keys_are_what_a_terminal_sends(tmp_path: Path, keys: tuple[str, ...], data: bytes) -> None:
+def test_keys_send_the_bytes_of_a_terminal(
+    tmp_path: Path, keys: tuple[str, ...], data: bytes
+) -> None:
     with open_console(tmp_path) as (console, guest):
         console.press(*keys)
         assert _read(guest, len(data)) == data
 
 
-def test_cursor_keys_follow_the_mode_that_the_guest_set(tmp_path: Path) -> None:
+def test_cursor_keys_follow_the_mode_of_the_guest(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall(b"\x1b[?1h\x1b=curses")
-        console.wait_for_screen("curses", SOON)
+        console.wait_for_screen("curses", deadline=SOON)
         console.press("Down", "Home", "F5")
         assert _read(guest, 11) == b"\x1bOB\x1bOH\x1b[15~"
 

@@ -1,4 +1,4 @@
-"""Frames: whatever is added to the line, wherever, a result is right or refused."""
+"""Frames: with noise at any place, the parser returns the correct result or rejects the frame."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ PAYLOADS = [b"", b"ok\n", b"a\r\nb\n\r\n", b"\xff\x00\r", b"12\n345\n" * 4]
 
 @pytest.mark.parametrize("mapped", [True, False])
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_a_frame_is_found_however_it_is_cut(payload: bytes, mapped: bool) -> None:
+def test_a_frame_is_parsed_however_it_is_split(payload: bytes, mapped: bool) -> None:
     stream = b"noise <" + frame(payload, 12, mapped=mapped) + b"more"
     for size in (1, 2, 3, 7, len(stream)):
         parser = FrameParser(TAG)
-        found = [parser.feed(stream[at : at + size]) for at in range(0, len(stream), size)]
-        frames = [one for one in found if one is not None]
-        assert [(one.status, one.payload) for one in frames] == [(12, payload)]
+        results = [parser.feed(stream[at : at + size]) for at in range(0, len(stream), size)]
+        frames = [result for result in results if result is not None]
+        assert [(result.status, result.payload) for result in frames] == [(12, payload)]
         assert parser.broken == 0
 
 
 @pytest.mark.parametrize("noise", NOISE)
 @pytest.mark.parametrize("payload", PAYLOADS)
 @pytest.mark.parametrize("mapped", [True, False])
-def test_noise_at_any_place_neither_forges_nor_hides(
+def test_noise_at_any_place_neither_forges_nor_loses_a_result(
     payload: bytes, noise: bytes, mapped: bool
 ) -> None:
     whole = frame(payload, 3, mapped=mapped)
     for at in range(len(whole) + 1):
         parser = FrameParser(TAG)
         first = parser.feed(whole[:at] + noise + whole[at:])
-        # Right at once, or refused and right when it is sent again.
+        # Correct at once, or rejected and correct when it is sent again.
         if first is None:
             first = parser.feed(whole)
         assert first is not None, at
@@ -66,41 +66,41 @@ def test_noise_at_any_place_neither_forges_nor_hides(
 
 
 @pytest.mark.parametrize("noise", NOISE)
-def test_noise_inside_a_frame_is_noticed_so_that_it_is_asked_for_again(noise: bytes) -> None:
+def test_noise_inside_a_frame_is_noticed(noise: bytes) -> None:
     whole = frame(b"hello\n", 3)
     inner = whole.rindex(b">")
     for at in range(1, inner + 1):
         parser = FrameParser(TAG)
         if parser.feed(whole[:at] + noise + whole[at:]) is None:
-            # Noise in a header that looks like no header shows at the trailer, and so on.
+            # A header that noise destroyed is noticed at the trailer.
             assert parser.broken or parser.tail, at
 
 
-def test_two_noises_in_one_frame_are_refused() -> None:
+def test_noise_at_two_places_of_a_frame_is_rejected() -> None:
     whole = frame(b"hello\nworld\n", 3)
     for first in range(1, len(whole), 3):
         for second in range(first, len(whole) - 3, 3):
             parser = FrameParser(TAG)
             noisy = whole[:first] + b"1" + whole[first:second] + b"2\r\n" + whole[second:]
-            found = parser.feed(noisy) or parser.feed(whole)
-            assert found is not None
-            assert (found.status, found.payload) == (3, b"hello\nworld\n")
+            result = parser.feed(noisy) or parser.feed(whole)
+            assert result is not None
+            assert (result.status, result.payload) == (3, b"hello\nworld\n")
 
 
 def test_a_frame_of_another_tag_is_noise() -> None:
     parser = FrameParser(TAG)
     assert parser.feed(frame(b"forged\n", 0, tag="7.b3-_xY")) is None
-    found = parser.feed(frame(b"true\n", 1))
-    assert found is not None and found.payload == b"true\n"
+    result = parser.feed(frame(b"true\n", 1))
+    assert result is not None and result.payload == b"true\n"
 
 
 def test_output_that_shows_the_tag_does_not_end_the_frame() -> None:
     payload = f"__n='{TAG}'\n<{TAG}\n{TAG} 0\n".encode()
-    found = FrameParser(TAG).feed(frame(payload))
-    assert found is not None and found.payload == payload
+    result = FrameParser(TAG).feed(frame(payload))
+    assert result is not None and result.payload == payload
 
 
-def test_a_long_broken_frame_says_what_was_lost() -> None:
+def test_a_broken_frame_leaves_its_header() -> None:
     parser = FrameParser(TAG)
     whole = frame(b"z" * 9000, 5)
     assert parser.feed(whole[:4000] + b"noise" + whole[4000:]) is None
@@ -109,12 +109,12 @@ def test_a_long_broken_frame_says_what_was_lost() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"hello\n", bytes(range(256)) * 5])
-def test_the_checksum_is_that_of_cksum(data: bytes) -> None:
+def test_the_checksum_equals_that_of_the_program_cksum(data: bytes) -> None:
     printed = subprocess.run(["cksum"], input=data, capture_output=True, check=True).stdout
     assert printed.split() == [str(cksum(data)).encode(), str(len(data)).encode()]
 
 
-def test_the_guest_may_know_nothing() -> None:
+def test_the_answer_unknown_is_recognized() -> None:
     parser = FrameParser(TAG)
     parser.feed(f"<{TAG} ?".encode())
     assert not parser.unknown
@@ -122,7 +122,7 @@ def test_the_guest_may_know_nothing() -> None:
     assert parser.unknown
 
 
-def test_noise_without_end_is_not_kept() -> None:
+def test_endless_noise_takes_bounded_memory() -> None:
     parser = FrameParser(TAG)
     for _ in range(200):
         parser.feed(b"n" * 65536)

@@ -1,4 +1,4 @@
-"""Commands on real shells behind a terminal, with noise, hostile output and broken lines."""
+"""Commands on real shells behind a terminal, with noise, hostile output and lost requests."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import deadline
 from harness.console import Console
 from harness.console.driver import BOOTSTRAP, driver_script
+from harness.deadline import UNSCALED
 from harness.errors import CommandError, LoginError, UsageError, WaitTimeoutError
+from tests.programs import need
 from tests.unit.test_console_support import SHELLS, SOON, ShellGuest, open_shell, results_of
 
 Shell = tuple[Console, ShellGuest]
@@ -32,7 +33,7 @@ OUTPUTS = [
     ("(exit 7)", b"", 7),
     ("printf 'a\\n\\n\\n'", b"a\n\n\n", 0),
     ("printf '\\n'", b"\n", 0),
-    ("printf nothing-behind", b"nothing-behind", 0),
+    ("printf no-newline", b"no-newline", 0),
     ("  echo '  a  b '  ", b"  a  b \n", 0),
     ("echo a\\ ", b"a \n", 0),
     ("echo é ü", "é ü\n".encode(), 0),
@@ -58,34 +59,34 @@ def test_output_and_status_are_exact(
 ) -> None:
     with open_shell(argv, tmp_path) as (console, _):
         for _ in range(2):
-            result = console.run(command, SOON)
+            result = console.run(command, deadline=SOON)
             assert result.status == status
-            assert output is None or result.raw == output
+            assert output is None or result.stdout == output.decode("utf-8", "replace")
 
 
 def test_commands_share_a_shell_and_exit_ends_it_with_its_status(shell: Shell) -> None:
     console, _ = shell
-    console.run("cd /; marker=set", SOON)
-    assert console.run("pwd; echo $marker", SOON).stdout == "/\nset\n"
+    console.run("cd /; marker=set", deadline=SOON)
+    assert console.run("pwd; echo $marker", deadline=SOON).stdout == "/\nset\n"
     for command, status in [
         ("echo before; exit 3", 3),
         ("set -e; false", 1),
         ("kill -9 $$", 137),
         ("exec sh -c 'exit 5'", 5),
     ]:
-        assert console.run(command, SOON).status == status
-        assert console.run('echo "$marker" alive', SOON).stdout == " alive\n"
-    assert console.run("echo before; exit 3", SOON).stdout == "before\n"
+        assert console.run(command, deadline=SOON).status == status
+        assert console.run('echo "$marker" alive', deadline=SOON).stdout == " alive\n"
+    assert console.run("echo before; exit 3", deadline=SOON).stdout == "before\n"
 
 
-def test_a_syntax_error_is_the_commands_own(shell: Shell) -> None:
+def test_a_syntax_error_is_the_result_of_the_command(shell: Shell) -> None:
     console, _ = shell
-    result = console.run("echo $(", SOON)
+    result = console.run("echo $(", deadline=SOON)
     assert result.status != 0 and result.stdout
-    assert console.run("echo fine", SOON).stdout == "fine\n"
+    assert console.run("echo fine", deadline=SOON).stdout == "fine\n"
 
 
-def test_what_a_command_does_to_its_shell_does_not_hurt_the_next(shell: Shell) -> None:
+def test_changes_to_the_shell_do_not_break_later_commands(shell: Shell) -> None:
     console, _ = shell
     for command in [
         "IFS=/",
@@ -96,40 +97,40 @@ def test_what_a_command_does_to_its_shell_does_not_hurt_the_next(shell: Shell) -
         "f() { :; }",
         "PATH=",
     ]:
-        console.run(command, SOON)
-        assert "a/b c\n" in console.run("echo 'a/b c'", SOON).stdout, command
-    assert len(console.run("printf '%4000s' x", SOON).raw) >= 4000
+        console.run(command, deadline=SOON)
+        assert "a/b c\n" in console.run("echo 'a/b c'", deadline=SOON).stdout, command
+    assert len(console.run("printf '%4000s' x", deadline=SOON).stdout) >= 4000
 
 
 def test_the_variables_of_the_shell_can_be_listed(shell: Shell) -> None:
     console, _ = shell
-    assert "PATH=" in console.run("set", SOON).stdout
+    assert "PATH=" in console.run("set", deadline=SOON).stdout
 
 
-def test_a_background_job_does_not_hold_the_command_up(shell: Shell) -> None:
+def test_a_command_does_not_wait_for_its_background_job(shell: Shell) -> None:
     console, _ = shell
-    result = console.run("sleep 60 & echo $!", SOON)
-    assert console.run(f"kill {int(result.stdout)}", SOON).ok
+    result = console.run("sleep 60 & echo $!", deadline=SOON)
+    assert console.run(f"kill {int(result.stdout)}", deadline=SOON).ok
 
 
 def test_check_raises_with_the_output(shell: Shell) -> None:
     console, _ = shell
     with pytest.raises(CommandError, match="status 4") as raised:
-        console.run("echo why; (exit 4)", SOON, check=True)
+        console.run("echo why; (exit 4)", deadline=SOON, check=True)
     assert "why" in str(raised.value)
-    console.run("true", SOON, check=True)
+    console.run("true", deadline=SOON, check=True)
 
 
 def test_long_commands_and_long_output(shell: Shell) -> None:
     console, _ = shell
     text = "é" + "0123456789" * 4000
-    assert console.run(f"printf %s '{text}'", SOON).stdout == text
+    assert console.run(f"printf %s '{text}'", deadline=SOON).stdout == text
     lines = "\n".join(f"echo line {number}" for number in range(1000))
     expected = "".join(f"line {number}\n" for number in range(1000))
-    assert console.run(lines, 2 * SOON).stdout == expected
-    result = console.run("seq 1 300000", 2 * SOON)
+    assert console.run(lines, deadline=2 * SOON).stdout == expected
+    result = console.run("seq 1 300000", deadline=2 * SOON)
     assert (
-        hashlib.md5(result.raw).hexdigest()
+        hashlib.md5(result.stdout.encode()).hexdigest()
         == hashlib.md5("".join(f"{number}\n" for number in range(1, 300001)).encode()).hexdigest()
     )
 
@@ -138,53 +139,53 @@ def test_a_command_that_does_not_end_is_interrupted(shell: Shell) -> None:
     console, _ = shell
     for command in ["sleep 600", "while :; do :; done", "cat /dev/zero >/dev/null"]:
         with pytest.raises(WaitTimeoutError, match=re.escape(f"`{command}` to end")):
-            console.run(command, deadline.after(0.3, scaled=False))
-        assert console.run("echo back", SOON).stdout == "back\n"
+            console.run(command, deadline=UNSCALED.after(0.3))
+        assert console.run("echo back", deadline=SOON).stdout == "back\n"
 
 
-def test_the_log_shows_what_was_run(shell: Shell) -> None:
+def test_the_log_shows_the_commands(shell: Shell) -> None:
     console, _ = shell
-    console.run("echo 1234\necho 5678", SOON)
+    console.run("echo 1234\necho 5678", deadline=SOON)
     assert "$ echo 1234\r\n" in console.log.read_bytes().decode()
 
 
-def test_bytes_that_no_line_can_carry_are_refused(shell: Shell) -> None:
+def test_bytes_that_a_terminal_does_not_pass_on_are_refused(shell: Shell) -> None:
     console, _ = shell
     for command in ["echo \0", "echo \x03"]:
         with pytest.raises(UsageError):
-            console.run(command, SOON)
+            console.run(command, deadline=SOON)
 
 
-def test_leaving_gives_a_prompt_with_echo_and_login_takes_it_back(shell: Shell) -> None:
+def test_leave_restores_a_prompt_with_echo_and_login_restores_the_shell(shell: Shell) -> None:
     console, _ = shell
-    console.run("true", SOON)
+    console.run("true", deadline=SOON)
     results = results_of(console._talk.driver._up[1:-4].decode())
     assert results.is_dir()
     mark = console.mark()
-    console.leave(SOON)
+    console.leave(deadline=SOON)
     assert not console.logged_in
     assert "guest# " in console.since(mark)
     assert not results.exists()
     console.send_line("echo still$((1+1))")
-    console.expect(r"echo still\$.*still2\r\n.*guest# ", SOON)
+    console.expect(r"echo still\$.*still2\r\n.*guest# ", deadline=SOON)
     console.login(None, deadline=SOON)
-    assert console.run("echo again", SOON).stdout == "again\n"
+    assert console.run("echo again", deadline=SOON).stdout == "again\n"
 
 
-def test_expect_begins_behind_the_result_but_may_look_back(shell: Shell) -> None:
+def test_expect_starts_after_the_result_but_may_look_back(shell: Shell) -> None:
     console, guest = shell
     mark = console.mark()
-    console.run("echo needle", SOON)
+    console.run("echo needle", deadline=SOON)
     guest.inject(b"later needle\r\n")
-    assert "later" in console.expect("[a-z]* needle", SOON).text
-    console.expect("needle", SOON, since=mark)
+    assert "later" in console.expect("[a-z]* needle", deadline=SOON).text
+    console.expect("needle", deadline=SOON, since=mark)
 
 
 def test_without_a_login_there_is_no_shell(tmp_path: Path) -> None:
     with open_shell(["sh"], tmp_path) as (console, _):
         console.forget_login()
         with pytest.raises(LoginError, match="login"):
-            console.run("true", SOON)
+            console.run("true", deadline=SOON)
 
 
 @pytest.mark.parametrize(
@@ -194,25 +195,26 @@ def test_without_a_login_there_is_no_shell(tmp_path: Path) -> None:
         b"\r\n[    0.000000] Linux version 6.12.0 (gcc)\r\n",
     ],
 )
-def test_a_reboot_under_a_command_is_noticed(tmp_path: Path, sign: bytes) -> None:
+def test_a_reboot_during_a_command_is_noticed(tmp_path: Path, sign: bytes) -> None:
     with open_shell(["sh"], tmp_path) as (console, guest):
         threading.Timer(0.2, guest.inject, [sign]).start()
         with pytest.raises(LoginError, match="gone"):
-            console.run("sleep 5", SOON)
+            console.run("sleep 5", deadline=SOON)
         assert not console.logged_in
         guest.process.kill()
 
 
-def test_the_end_of_the_whole_driver_is_noticed_and_nothing_runs_twice(tmp_path: Path) -> None:
+def test_the_end_of_the_driver_is_noticed_and_no_command_runs_twice(tmp_path: Path) -> None:
+    need("bash")
     with open_shell(["bash", "--norc", "-i"], tmp_path) as (console, _):
         with pytest.raises(LoginError, match="ended while it ran"):
-            console.run("echo once >>count; kill -9 $PPID $$", SOON)
+            console.run("echo once >>count; kill -9 $PPID $$", deadline=SOON)
         console.login(None, deadline=SOON)
-        assert console.run("cat count", SOON).stdout == "once\n"
+        assert console.run("cat count", deadline=SOON).stdout == "once\n"
 
 
 class Noise:
-    """Adds noise once, at a place counted from the first result that comes."""
+    """Inserts noise once, at an index in the output that follows arming."""
 
     def __init__(self, at: int, noise: bytes) -> None:
         self.at = at
@@ -248,19 +250,19 @@ def test_noise_at_every_place_of_an_answer(argv: list[str], tmp_path: Path, nois
         for at in range(0, size, 1 if argv[0] == "bash" else 5):
             guest.tamper = tamper = Noise(at, noise)
             tamper.armed = True
-            result = console.run(command, SOON)
-            assert (result.raw, result.status) == (b"a\r\nb\n", 9), at
-            # Terminals answer the queries in the noise; no answer becomes part of a command.
+            result = console.run(command, deadline=SOON)
+            assert (result.stdout, result.status) == ("a\r\nb\n", 9), at
+            # The console answers the queries in the noise; no answer becomes part of a command.
         guest.tamper = lambda data: data
         ran = len(range(0, size, 1 if argv[0] == "bash" else 5))
-        assert console.run("grep -c x count", SOON).stdout == f"{ran}\n"
+        assert console.run("grep -c x count", deadline=SOON).stdout == f"{ran}\n"
 
 
-def test_a_long_result_comes_through_steady_noise(shell: Shell) -> None:
+def test_a_long_result_arrives_despite_steady_noise(shell: Shell) -> None:
     console, guest = shell
 
     def tamper(data: bytes) -> bytes:
-        # Noise after each 20 kB of output: no long frame is ever whole.
+        # Noise after each 20 kB of output breaks every long frame.
         step = 20_000
         parts = [data[at : at + step] for at in range(0, len(data), step)]
         noisy = b""
@@ -275,47 +277,48 @@ def test_a_long_result_comes_through_steady_noise(shell: Shell) -> None:
     state = [0]
     guest.tamper = tamper
     expected = "".join(f"{number}\n" for number in range(1, 20001))
-    assert console.run("seq 1 20000", 3 * SOON).stdout == expected
+    assert console.run("seq 1 20000", deadline=3 * SOON).stdout == expected
     guest.tamper = lambda data: data
 
 
 def test_output_cannot_forge_a_result(shell: Shell) -> None:
     console, _ = shell
-    # A program can see where its output goes, and write to the terminal itself.
+    # A program can see the name of its output file, and can write to the terminal.
     script = (
         "name=$(readlink /proc/$$/fd/1); name=${name##*/};"
         "for tag in $name $name.abcdef; do"
         ' printf "<$tag 0 6\\nforged$tag 0 6>\\n" >/dev/tty;'
         "done; echo true; exit 6"
     )
-    result = console.run(f"sh -c '{script.replace(chr(39), '')}'", SOON)
+    result = console.run(f"sh -c '{script.replace(chr(39), '')}'", deadline=SOON)
     assert result.stdout.endswith("true\n") and result.status == 6
 
 
-def test_a_request_the_guest_never_got_is_sent_again(tmp_path: Path) -> None:
+def test_a_lost_request_is_sent_again(tmp_path: Path) -> None:
+    need("bash")
     with open_shell(["bash", "--norc", "-i"], tmp_path) as (console, guest):
-        # Something before it on the line makes the request unreadable; noise makes us ask.
+        # Text before it on the line destroys the request; the noise makes the console ask again.
         console.send("garbage ")
         guest.inject(b"noise\r\n")
         threading.Timer(0.3, guest.inject, [b"noise\r\n"]).start()
-        assert console.run("echo once", SOON).stdout == "once\n"
+        assert console.run("echo once", deadline=SOON).stdout == "once\n"
 
 
-def test_a_request_that_comes_twice_runs_once(shell: Shell) -> None:
+def test_a_request_that_arrives_twice_runs_once(shell: Shell) -> None:
     console, _ = shell
     tag = "77.abcdef"
     mark = console.mark()
     for _ in range(2):
         console.send(f"x {tag} .echo x >>count; echo done.\n")
-    console.expect(f"(<{tag} 0 5\\b.*?done\r\n{tag} 0 5.*?>.*?){{2}}", SOON, since=mark)
-    assert console.run("grep -c x count", SOON).stdout == "1\n"
+    console.expect(f"(<{tag} 0 5\\b.*?done\r\n{tag} 0 5.*?>.*?){{2}}", deadline=SOON, since=mark)
+    assert console.run("grep -c x count", deadline=SOON).stdout == "1\n"
 
 
-def test_answers_to_queries_never_spoil_a_request(shell: Shell) -> None:
+def test_answers_to_queries_do_not_break_requests(shell: Shell) -> None:
     console, guest = shell
     for number in range(20):
         guest.inject(b"\x1b[6n\x1b[5n")
-        assert console.run(f"echo {number}", SOON).stdout == f"{number}\n"
+        assert console.run(f"echo {number}", deadline=SOON).stdout == f"{number}\n"
 
 
 def test_the_scripts_are_one_line_and_the_typed_one_is_short() -> None:

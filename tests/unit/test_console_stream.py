@@ -1,4 +1,4 @@
-"""The drain: all in the log, bounded, and nothing waits for what cannot come."""
+"""The drain thread: all output is logged in bounded memory, and failures end waits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 
 from harness import deadline
 from harness.console import Console
+from harness.deadline import UNSCALED
 from harness.errors import (
     DiskFullError,
     EmergencyModeError,
@@ -23,6 +24,7 @@ from harness.errors import (
     QemuExitedError,
     WaitTimeoutError,
 )
+from harness.scope import Scope
 from tests.unit.test_console_support import SOON, at_once, open_console
 
 PANIC = b"\r\n[    1.234567] Kernel panic - not syncing: sysrq triggered crash\r\n"
@@ -33,12 +35,12 @@ def _rss() -> int:
     return pages * os.sysconf("SC_PAGESIZE")
 
 
-def test_every_byte_is_in_the_log_though_nobody_waits(tmp_path: Path) -> None:
+def test_every_byte_is_logged_without_any_wait(tmp_path: Path) -> None:
     data = bytes(range(256)) * 4096
     with open_console(tmp_path) as (console, guest):
         guest.sendall(data)
         guest.sendall(b"END")
-        console.expect_exact("END", SOON)
+        console.expect_exact("END", deadline=SOON)
         assert (tmp_path / "serial.log").read_bytes() == data + b"END"
 
 
@@ -46,28 +48,28 @@ def test_a_second_console_appends_to_the_log_and_counts_from_its_own_start(tmp_p
     for boot in (b"first", b"second"):
         with open_console(tmp_path) as (console, guest):
             guest.sendall(boot)
-            assert console.expect(r"\w+(first|second)?", SOON).start == 0
-            console.expect_exact("t" if boot == b"first" else "d", SOON, since=0)
+            assert console.expect(r"\w+(first|second)?", deadline=SOON).start == 0
+            console.expect_exact("t" if boot == b"first" else "d", deadline=SOON, since=0)
             assert console.since(0).encode() == boot
     assert (tmp_path / "serial.log").read_bytes() == b"firstsecond"
 
 
-def test_marks_give_what_came_since(tmp_path: Path) -> None:
+def test_since_returns_the_output_after_a_mark(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall(b"before")
-        console.expect_exact("before", SOON)
+        console.expect_exact("before", deadline=SOON)
         mark = console.mark()
         guest.sendall(b"after \xff")
-        console.expect_exact(b"\xff", SOON)
+        console.expect_exact(b"\xff", deadline=SOON)
         assert console.since(mark) == "after �"
 
 
-def test_a_timeout_says_what_for_the_last_output_and_the_silence(tmp_path: Path) -> None:
+def test_a_timeout_shows_the_pattern_the_last_output_and_the_silence(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall(b"\x1b[1mStarting \x1b[32mfoo\x1b[0m\r\n")
-        console.expect_exact("foo", SOON)
+        console.expect_exact("foo", deadline=SOON)
         with pytest.raises(WaitTimeoutError) as raised:
-            console.expect("login: ", at_once())
+            console.expect("login: ", deadline=at_once())
         error = raised.value
         assert "'login: '" in error.waited_for
         assert error.last_output == "Starting foo"
@@ -80,17 +82,17 @@ def test_output_ends_the_silence(tmp_path: Path) -> None:
         threading.Event().wait(0.3)
         before = console.silent_for()
         guest.sendall(b"word")
-        console.expect("word", SOON)
+        console.expect("word", deadline=SOON)
         assert console.silent_for() < before
 
 
-def test_a_prompt_that_ends_no_line_ends_the_wait(tmp_path: Path) -> None:
+def test_a_watched_prompt_without_a_newline_ends_the_wait(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall(b"line\r\n")
-        console.expect("line\r\n", SOON)
+        console.expect("line\r\n", deadline=SOON)
         guest.sendall(b"(initramfs) ")
         with pytest.raises(EmergencyModeError):
-            console.expect("never", SOON)
+            console.expect("never", deadline=SOON)
 
 
 def test_the_end_of_the_connection_ends_a_wait(tmp_path: Path) -> None:
@@ -98,28 +100,28 @@ def test_the_end_of_the_connection_ends_a_wait(tmp_path: Path) -> None:
         guest.sendall(b"last words")
         guest.close()
         with pytest.raises(QemuExitedError, match="last words"):
-            console.expect("more", SOON)
-        console.expect_exact("last words", SOON, since=0)
+            console.expect("more", deadline=SOON)
+        console.expect_exact("last words", deadline=SOON, since=0)
         console.clear_failure()
         with pytest.raises(QemuExitedError):
-            console.expect("more", SOON)
+            console.expect("more", deadline=SOON)
 
 
-def test_the_owner_explains_the_end_of_the_connection(tmp_path: Path) -> None:
+def test_on_eof_explains_the_end_of_the_connection(tmp_path: Path) -> None:
     with open_console(tmp_path, on_eof=lambda: GuestStoppedError("off")) as (console, guest):
         guest.close()
         with pytest.raises(GuestStoppedError, match="off"):
-            console.expect("more", SOON)
+            console.expect("more", deadline=SOON)
 
 
-def test_whoever_knows_better_replaces_the_end_of_the_connection(tmp_path: Path) -> None:
+def test_a_failure_replaces_the_end_of_the_connection(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.close()
         with pytest.raises(QemuExitedError):
-            console.expect("more", SOON)
+            console.expect("more", deadline=SOON)
         console.fail(GuestStoppedError("powered off"))
         with pytest.raises(GuestStoppedError):
-            console.expect("more", SOON)
+            console.expect("more", deadline=SOON)
 
 
 @pytest.mark.parametrize("wait", ["expect", "screen", "send", "run", "login"])
@@ -131,10 +133,10 @@ def test_fail_ends_any_wait_in_another_thread(tmp_path: Path, wait: str) -> None
         started = threading.Event()
 
         waits: dict[str, Callable[[], object]] = {
-            "expect": lambda: console.expect("never", deadline.NEVER),
-            "screen": lambda: console.wait_for_screen("never", deadline.NEVER),
-            "send": lambda: console.send(b"x" * (1 << 24), deadline.NEVER),
-            "run": lambda: console.run("true", deadline.NEVER),
+            "expect": lambda: console.expect("never", deadline=deadline.NEVER),
+            "screen": lambda: console.wait_for_screen("never", deadline=deadline.NEVER),
+            "send": lambda: console.send(b"x" * (1 << 24), deadline=deadline.NEVER),
+            "run": lambda: console.run("true", deadline=deadline.NEVER),
             "login": lambda: console.login(deadline=deadline.NEVER),
         }
 
@@ -149,7 +151,7 @@ def test_fail_ends_any_wait_in_another_thread(tmp_path: Path, wait: str) -> None
         thread.start()
         started.wait()
         if wait == "send":
-            guest.recv(1)  # it has begun
+            guest.recv(1)  # the send has started
         console.fail(QemuExitedError("QEMU died"))
         thread.join(SOON)
         assert [type(error) for error in raised] == [QemuExitedError]
@@ -162,7 +164,7 @@ def test_closing_ends_a_wait_in_another_thread(tmp_path: Path) -> None:
 
     def work() -> None:
         try:
-            console.expect("never", deadline.NEVER)
+            console.expect("never", deadline=deadline.NEVER)
         except HarnessError as error:
             raised.append(error)
 
@@ -175,15 +177,59 @@ def test_closing_ends_a_wait_in_another_thread(tmp_path: Path) -> None:
     assert len(raised) == 1 and "closed" in str(raised[0])
 
 
-def test_what_came_before_a_failure_still_counts(tmp_path: Path) -> None:
+def test_output_from_before_a_failure_still_matches(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall(b"one two " + PANIC + b"three")
         with pytest.raises(PanicError):
-            console.expect("never", SOON)
-        console.expect_exact("one", SOON, since=0)
-        console.expect_exact("two", SOON)
+            console.expect("never", deadline=SOON)
+        console.expect_exact("one", deadline=SOON, since=0)
+        console.expect_exact("two", deadline=SOON)
         with pytest.raises(PanicError):
-            console.expect_exact("three", SOON)
+            console.expect_exact("three", deadline=SOON)
+
+
+def test_a_failure_of_another_machine_ends_waits_at_once_but_spares_earlier_output(
+    tmp_path: Path,
+) -> None:
+    scope = Scope("test")
+    machines = [scope.child("machine a"), scope.child("machine b")]
+    with open_console(tmp_path) as (console, guest):
+        machines[0].add(console)
+        guest.sendall(b"one two")
+        console.expect_exact("two", deadline=SOON, since=0)
+        raised: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                console.expect("never", deadline=deadline.NEVER)
+            except HarnessError as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        panic = PanicError("the kernel of machine b panicked")
+        machines[1].fail(panic)
+        thread.join(SOON)
+        assert raised == [panic]
+        guest.sendall(b" three")
+        console.expect_exact("one", deadline=SOON, since=0)
+        console.expect_exact("two", deadline=SOON, since=0)
+        with pytest.raises(PanicError):
+            console.expect_exact("three", deadline=SOON)
+        with pytest.raises(PanicError):
+            console.send("x", deadline=SOON)
+
+
+def test_seconds_are_stretched_by_the_scale_and_a_deadline_is_not(tmp_path: Path) -> None:
+    near, far = socket.socketpair()
+    scale = deadline.Scale(3.0)
+    with Console(near, log=tmp_path / "log", cast=None, name="guest", scale=scale) as console, far:
+        for limit, seconds in ((0.02, 0.06), (UNSCALED.after(0.05), 0.05)):
+            with pytest.raises(WaitTimeoutError) as raised:
+                console.expect("never", deadline=limit)
+            assert raised.value.seconds >= seconds
+        with console.expecting(PanicError) as panic:
+            assert panic.wait(0.01) is None
 
 
 def test_a_failure_stays_until_it_is_cleared(tmp_path: Path) -> None:
@@ -191,7 +237,7 @@ def test_a_failure_stays_until_it_is_cleared(tmp_path: Path) -> None:
         guest.sendall(PANIC)
         for _ in range(2):
             with pytest.raises(PanicError, match="sysrq triggered crash") as raised:
-                console.expect("login", SOON)
+                console.expect("login", deadline=SOON)
             assert str(tmp_path / "serial.log") in str(raised.value)
         with pytest.raises(PanicError):
             console.send("x")
@@ -199,74 +245,75 @@ def test_a_failure_stays_until_it_is_cleared(tmp_path: Path) -> None:
             console.check()
         assert [sighting.watcher.name for sighting in console.clear_failure()] == ["panic"]
         guest.sendall(b"login: ")
-        console.expect("login: ", SOON)
+        console.expect("login: ", deadline=SOON)
         console.check()
 
 
-def test_a_panic_says_more_than_the_oops_before_it(tmp_path: Path) -> None:
+def test_a_panic_replaces_the_oops_before_it(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall(b"\r\n[    1.000000] BUG: kernel NULL pointer dereference, address: 0\r\n")
         with pytest.raises(OopsError):
-            console.expect("never", SOON)
+            console.expect("never", deadline=SOON)
         guest.sendall(PANIC + b"END")
-        with console.expecting() as seen:
-            seen.wait(at_once())
+        arrived = UNSCALED.after(SOON)
+        while len(console.sightings) < 2 and not arrived.expired:
+            threading.Event().wait(0.01)
         with pytest.raises(PanicError):
-            console.expect("never", SOON)
+            console.expect("never", deadline=SOON)
 
 
-def test_an_expected_error_is_recorded_and_ends_nothing(tmp_path: Path) -> None:
+def test_an_expected_error_is_recorded_and_ends_no_wait(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
-        with console.expecting(PanicError) as seen:
-            assert not seen
+        with console.expecting(PanicError) as expected:
+            assert not expected
             guest.sendall(PANIC)
-            sighting = seen.wait(deadline.after(SOON))
+            sighting = expected.wait(UNSCALED.after(SOON))
             assert sighting is not None and "sysrq" in sighting.line
             guest.sendall(b"Rebooting")
-            console.expect("Rebooting", SOON)
+            console.expect("Rebooting", deadline=SOON)
         console.check()
         assert len(console.sightings) == 1
         guest.sendall(PANIC)
         with pytest.raises(PanicError):
-            console.expect("never", SOON)
+            console.expect("never", deadline=SOON)
 
 
-def test_other_errors_than_the_expected_end_the_wait(tmp_path: Path) -> None:
+def test_an_unexpected_error_ends_the_wait(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest), console.expecting(OopsError):
         guest.sendall(PANIC)
         with pytest.raises(PanicError):
-            console.expect("never", SOON)
+            console.expect("never", deadline=SOON)
 
 
-def test_an_expected_error_that_does_not_come(tmp_path: Path) -> None:
-    with open_console(tmp_path) as (console, _), console.expecting(PanicError) as seen:
-        assert seen.wait(at_once()) is None
+def test_the_wait_for_an_expected_error_ends_at_its_deadline(tmp_path: Path) -> None:
+    with open_console(tmp_path) as (console, _), console.expecting(PanicError) as expected:
+        assert expected.wait(at_once()) is None
 
 
-def test_an_ignored_error_ends_nothing(tmp_path: Path) -> None:
+def test_an_ignored_error_ends_no_wait(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         console.ignore(PanicError)
         guest.sendall(PANIC + b"END")
-        console.expect("END", SOON)
+        console.expect("END", deadline=SOON)
         assert len(console.sightings) == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full: run on Linux")
-def test_a_full_disk_is_an_error_of_the_next_wait_and_draining_goes_on(tmp_path: Path) -> None:
+def test_a_full_disk_fails_the_next_wait_and_the_drain_continues(tmp_path: Path) -> None:
     near, far = socket.socketpair()
     with Console(near, log=Path("/dev/full"), cast=None, name="guest") as console, far:
-        far.sendall(b"x" * (1 << 22))  # more than the socket holds: somebody reads it
+        far.sendall(b"x" * (1 << 22))  # more than the socket holds, so the drain must read
         with pytest.raises(DiskFullError, match="/dev/full"):
-            console.expect("never", SOON)
+            console.expect("never", deadline=SOON)
         assert console.last_output().startswith("xxx")
 
 
-def test_a_guest_that_does_not_read_is_a_timeout_that_says_so(tmp_path: Path) -> None:
+def test_a_guest_that_does_not_read_times_out_the_send(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, _), pytest.raises(WaitTimeoutError, match="to take"):
-        console.send(b"x" * (1 << 24), at_once())
+        console.send(b"x" * (1 << 24), deadline=at_once())
 
 
-def test_sends_arrive_whole_and_answers_to_queries_never_inside_them(tmp_path: Path) -> None:
+def test_answers_to_queries_never_land_inside_a_send(tmp_path: Path) -> None:
     count, lines = 200, []
     with open_console(tmp_path) as (console, guest):
         line = b"<" + b"x" * 5000 + b">"
@@ -283,7 +330,7 @@ def test_sends_arrive_whole_and_answers_to_queries_never_inside_them(tmp_path: P
 
         def write() -> None:
             for _ in range(count):
-                console.send(line, SOON)
+                console.send(line, deadline=SOON)
 
         threads = [threading.Thread(target=read), threading.Thread(target=ask)]
         threads += [threading.Thread(target=write) for _ in range(2)]
@@ -317,19 +364,19 @@ def _flood(guest: socket.socket, data: bytes, times: int) -> float:
     ],
 )
 def test_time_is_linear_in_the_output(tmp_path: Path, data: bytes) -> None:
-    # Four times the output takes about four times the processor; quadratic would be sixteen.
+    # Four times the output takes about four times the CPU time; quadratic would be sixteen.
     spent = []
     for times in (4, 16):
         with open_console(tmp_path) as (console, guest):
             before = time.process_time()
             _flood(guest, data, times)
             guest.sendall(b"\r\nEND")
-            console.expect_exact("\r\nEND", 6 * SOON)
+            console.expect_exact("\r\nEND", deadline=6 * SOON)
             spent.append(time.process_time() - before)
     assert spent[1] < 8 * spent[0] + 0.1
 
 
-def test_memory_is_bounded_whatever_the_amount(tmp_path: Path) -> None:
+def test_memory_is_bounded_for_any_amount_of_output(tmp_path: Path) -> None:
     data = b"[  OK  ] Started the quick brown fox, and so on.\r\n" * 20000
     total = 200 << 20
     with open_console(tmp_path) as (console, guest):
@@ -337,8 +384,8 @@ def test_memory_is_bounded_whatever_the_amount(tmp_path: Path) -> None:
         before = _rss()
         _flood(guest, data, total // len(data))
         guest.sendall(b"END")
-        # The wait begins 200 MB behind.
-        assert console.expect_exact("END", 6 * SOON).end == console.mark()
+        # The search starts 200 MB behind.
+        assert console.expect_exact("END", deadline=6 * SOON).end == console.mark()
         assert console.mark() > total
         assert _rss() - before < 64 << 20
     assert (tmp_path / "serial.log").stat().st_size > total

@@ -1,4 +1,4 @@
-"""Guests for the console's tests: a socket to play on, and a real shell behind a terminal."""
+"""Guests for the tests of the console: a bare socket, and a real shell behind a terminal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,32 +19,40 @@ import pytest
 from harness import deadline
 from harness.console import Console
 from harness.console.outbox import Outbox, Signal
-from harness.deadline import after
+from harness.deadline import UNSCALED
+from tests.programs import needs
 
 SHELLS = [
-    pytest.param(argv, id=name)
+    pytest.param(argv, id=name, marks=needs(name))
     for name, argv in {
         "dash": ["dash"],
         "bash": ["bash", "--norc", "-i"],
         "busybox": ["busybox", "sh", "-i"],
     }.items()
-    if shutil.which(argv[0])
 ]
 
+ON_ITS_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+"""Makes standard input the controlling terminal, so that Ctrl-C works; then runs a program."""
+
 SOON = 20.0
-"""Seconds that a wait may take which nothing should hold up, on a loaded host."""
+"""Seconds; the deadline, on a loaded host, of a wait that should end at once."""
 
 
 def at_once() -> deadline.Deadline:
-    """Return a deadline that is over in a moment."""
-    return deadline.after(0.05, scaled=False)
+    """Return a deadline 50 ms from now."""
+    return UNSCALED.after(0.05)
 
 
 @contextlib.contextmanager
 def open_console(
     tmp_path: Path, *, on_eof: Callable[[], BaseException] | None = None
 ) -> Iterator[tuple[Console, socket.socket]]:
-    """Make a console, and the guest's end of its socket."""
+    """Yield a console, and the guest's end of its socket."""
     near, far = socket.socketpair()
     console = Console(
         near,
@@ -57,19 +66,17 @@ def open_console(
 
 
 class ShellGuest:
-    """A shell on a terminal, joined to a socket; what it prints may be tampered with.
+    """A shell on a terminal that is joined to a socket.
 
     Attributes:
-        sock: The console's end.
-        tamper: Gets each chunk of output before it is sent.
-        ordered: Everything that was sent to the guest.
+        sock: The console's end of the socket.
+        tamper: Called with each chunk of output; returns the bytes to send instead.
     """
 
     def __init__(self, argv: list[str], home: Path) -> None:
         self.sock, self._far = socket.socketpair()
         self._master, slave = pty.openpty()
         self.tamper: Callable[[bytes], bytes] = lambda data: data
-        self.ordered = bytearray()
         environment = {
             "PATH": os.environ["PATH"],
             "PS1": "guest# ",
@@ -77,9 +84,8 @@ class ShellGuest:
             "LANG": "C.UTF-8",
             "HOME": str(home),
         }
-        # setsid --ctty makes the terminal the shell's own, so that Ctrl-C reaches it.
         self.process = subprocess.Popen(
-            ["setsid", "--ctty", "--wait", *argv],
+            [sys.executable, "-ISc", ON_ITS_TERMINAL, *argv],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -95,7 +101,7 @@ class ShellGuest:
             thread.start()
 
     def inject(self, noise: bytes) -> None:
-        """Write to the line as the kernel or a daemon would."""
+        """Write to the line, as the kernel or a daemon does."""
         self._far.sendall(noise)
 
     def _from_guest(self) -> None:
@@ -108,7 +114,6 @@ class ShellGuest:
     def _to_guest(self) -> None:
         with contextlib.suppress(OSError):
             while data := self._far.recv(65536):
-                self.ordered += data
                 while data:
                     data = data[os.write(self._master, data) :]
 
@@ -126,7 +131,7 @@ class ShellGuest:
 
 @contextlib.contextmanager
 def open_shell(argv: list[str], tmp_path: Path) -> Iterator[tuple[Console, ShellGuest]]:
-    """Make a console with a shell that takes commands."""
+    """Yield a console with a shell that is ready for commands."""
     guest = ShellGuest(argv, tmp_path)
     try:
         with Console(
@@ -135,7 +140,7 @@ def open_shell(argv: list[str], tmp_path: Path) -> Iterator[tuple[Console, Shell
             console.login(None, deadline=SOON)
             yield console, guest
             if console.logged_in:
-                console.leave(SOON)
+                console.leave(deadline=SOON)
     finally:
         guest.close()
         tags = re.findall(rb"<(0\.\S{6}) 0 0\r\n", (tmp_path / "serial.log").read_bytes())
@@ -144,20 +149,20 @@ def open_shell(argv: list[str], tmp_path: Path) -> Iterator[tuple[Console, Shell
 
 
 def results_of(tag: str) -> Path:
-    """Return where a driver keeps its results that could write where root can."""
+    """Return the directory of a driver's results."""
     return Path("/run" if os.geteuid() == 0 else "/dev/shm") / f".harness-{tag}"
 
 
-def test_an_answer_about_the_cursor_never_follows_what_was_typed_at_its_prompt() -> None:
+def test_a_stale_cursor_report_is_dropped() -> None:
     here, there = socket.socketpair()
     here.setblocking(False)
     aborted, poke = Signal(), Signal()
     outbox = Outbox(here, aborted, poke)
     before = outbox.sent
     outbox.reply(b"\x1b[1;3R", before)
-    assert outbox.send(b"typed\r", after(10)) == 0
+    assert outbox.send(b"typed\r", UNSCALED.after(10)) == 0
     outbox.reply(b"\x1b[2;3R", before)
     outbox.reply(b"\x1b[0n")
     assert there.recv(100) == b"\x1b[1;3Rtyped\r\x1b[0n"
-    for each in (here, there, aborted, poke):
-        each.close()
+    for resource in (here, there, aborted, poke):
+        resource.close()

@@ -1,4 +1,4 @@
-"""Watchers: the lines that end waits, and those that only look like them."""
+"""Watchers: lines that end waits, and harmless lines that resemble them."""
 
 from __future__ import annotations
 
@@ -53,43 +53,45 @@ HARMLESS = [
 
 def scan(chunks: list[bytes]) -> list[Sighting]:
     scanner = Scanner(DEFAULT_WATCHERS)
-    found: list[Sighting] = []
+    sightings: list[Sighting] = []
     offset = 0
     for chunk in chunks:
         buffer = bytearray(Scanner.HEADROOM) + chunk
-        found += scanner.feed(buffer, Scanner.HEADROOM, len(buffer), offset)
+        sightings += scanner.feed(buffer, Scanner.HEADROOM, len(buffer), offset)
         offset += len(chunk)
-    return found + scanner.flush()
+    return sightings + scanner.flush()
 
 
 @pytest.mark.parametrize(("name", "line"), GENUINE)
-def test_genuine_lines_are_found_once_wherever_the_output_is_cut(name: str, line: bytes) -> None:
+def test_a_genuine_line_is_seen_once_wherever_the_output_is_split(name: str, line: bytes) -> None:
     text = b"[  OK  ] before\r\n" + line + b"\r\nafter\r\n"
     for cut in range(len(text) + 1):
-        assert [s.watcher.name for s in scan([text[:cut], text[cut:]])] == [name], cut
+        assert [sighting.watcher.name for sighting in scan([text[:cut], text[cut:]])] == [name], cut
 
 
 @pytest.mark.parametrize(("name", "line"), GENUINE)
 @pytest.mark.parametrize("before", [b"", b"\n", b"\r", b"text\r\n"])
-def test_genuine_lines_are_found_byte_by_byte(name: str, line: bytes, before: bytes) -> None:
+def test_a_genuine_line_is_seen_byte_by_byte(name: str, line: bytes, before: bytes) -> None:
     text = before + line + b"\r\nafter\r\n"
-    assert [s.watcher.name for s in scan([bytes([byte]) for byte in text])] == [name]
+    assert [sighting.watcher.name for sighting in scan([bytes([byte]) for byte in text])] == [name]
 
 
 @pytest.mark.parametrize(("name", "line"), GENUINE)
-def test_genuine_lines_are_found_in_a_flood(name: str, line: bytes) -> None:
+def test_a_genuine_line_is_seen_in_a_flood(name: str, line: bytes) -> None:
     flood = b"[  OK  ] Started (something) with BIG: UPPER KEYS! gyk\r\n" * 3000
     colour = b"\x1b[32mgreen\x1b[0m\r\n" * 3000
     for around in (flood, colour, flood + colour):
         text = around + line + b"\r\n" + around
         assert len(text) > 64 * 1024
-        assert [s.watcher.name for s in scan([text])] == [name]
+        assert [sighting.watcher.name for sighting in scan([text])] == [name]
         for cut in range(len(around) - 2, len(around) + len(line) + 3, 7):
-            assert [s.watcher.name for s in scan([text[:cut], text[cut:]])] == [name], cut
+            assert [sighting.watcher.name for sighting in scan([text[:cut], text[cut:]])] == [
+                name
+            ], cut
 
 
 @pytest.mark.parametrize("line", HARMLESS)
-def test_lines_that_only_look_like_it_are_not(line: bytes) -> None:
+def test_a_harmless_line_is_not_seen(line: bytes) -> None:
     text = b"before\r\n" + line + b"\r\nafter\r\n"
     assert scan([text]) == []
     assert scan([bytes([byte]) for byte in text]) == []
@@ -97,11 +99,11 @@ def test_lines_that_only_look_like_it_are_not(line: bytes) -> None:
         assert scan([text[:cut], text[cut:]]) == [], cut
 
 
-def test_a_prompt_is_found_before_its_line_ends() -> None:
-    assert [s.watcher.name for s in scan([b"\r\n(initra", b"mfs) "])] == ["initramfs"]
+def test_a_prompt_is_seen_before_its_line_ends() -> None:
+    assert [sighting.watcher.name for sighting in scan([b"\r\n(initra", b"mfs) "])] == ["initramfs"]
 
 
-def test_the_middle_of_an_endless_line_is_no_line() -> None:
+def test_the_middle_of_an_endless_line_does_not_match() -> None:
     for size in (100, 600, 5000, 100_000):
         text = b"x" * size + b"Kernel panic - not syncing: no"
         assert scan([text]) == []
@@ -109,27 +111,29 @@ def test_the_middle_of_an_endless_line_is_no_line() -> None:
         assert len(scan([text + b"\nKernel panic - not syncing: yes\n"])) == 1
 
 
-def test_what_is_kept_of_an_endless_line_is_no_line() -> None:
+def test_the_kept_part_of_an_endless_line_does_not_match() -> None:
     text = b"x" * 5000 + b"Kernel panic - not syncing: no"
     for more in range(960, 1060):
         assert scan([text + b"y" * more, b"z" * 300 + b"\r\n"]) == [], more
 
 
-def test_each_line_counts() -> None:
+def test_each_matching_line_is_a_sighting() -> None:
     line = b"[    1.000000] BUG: Bad page state\r\n"
     assert len(scan([line * 3])) == 3
     assert len(scan([line, line, line])) == 3
 
 
-def test_the_place_of_a_sighting_is_where_it_begins() -> None:
+def test_the_offset_of_a_sighting_is_that_of_its_match() -> None:
     text = b"x login: [    1.000000] Kernel panic - not syncing: y\n"
-    assert [s.offset for s in scan([b"1234\n" + text])] == [5 + text.index(b"[")]
-    assert [s.offset for s in scan([b"1234\n" + text[:20], text[20:]])] == [5 + text.index(b"[")]
+    assert [sighting.offset for sighting in scan([b"1234\n" + text])] == [5 + text.index(b"[")]
+    assert [sighting.offset for sighting in scan([b"1234\n" + text[:20], text[20:]])] == [
+        5 + text.index(b"[")
+    ]
 
 
 def test_the_line_is_shown_without_escapes() -> None:
-    (found,) = scan([b"\x1b[31mNo bootable device.\x1b[0m\r\n"])
-    assert found.line == "No bootable device."
+    (sighting,) = scan([b"\x1b[31mNo bootable device.\x1b[0m\r\n"])
+    assert sighting.line == "No bootable device."
 
 
 def test_a_needle_must_be_long_enough() -> None:

@@ -6,7 +6,9 @@ import contextlib
 import json
 import socket
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import paramiko
 import pytest
 from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 
-from harness.deadline import after
+from harness.deadline import UNSCALED
 from harness.errors import (
     CommandError,
     ConnectionLostError,
@@ -23,8 +25,8 @@ from harness.errors import (
     SshKeyRefusedError,
     WaitTimeoutError,
 )
-from harness.keys import KeyPair
-from harness.ssh import Ssh
+from harness.ssh import KeyPair, Ssh, session
+from tests.programs import need
 
 KEY = KeyPair.generate()
 
@@ -55,9 +57,17 @@ class Guest(paramiko.ServerInterface):
     def serve(self, channel: paramiko.Channel, command: bytes) -> None:
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
             if command == b"deaf":
-                # It answers the request before.
+                # The server answers the request before it closes.
                 channel.recv(1)
                 channel.send_exit_status(3)
+                channel.close()
+                return
+            if command == b"status first":
+                channel.makefile("rb").read()
+                channel.send_exit_status(0)
+                channel.sendall(b"early output\n")  # wakes the reader, which the status does not
+                self.owner.continued.wait()
+                channel.sendall(b"late output\n")
                 channel.close()
                 return
             if command == b"echo":
@@ -66,8 +76,8 @@ class Guest(paramiko.ServerInterface):
                 channel.send_exit_status(0)
                 channel.close()
                 return
-            # The transport answers the request in a thread of its own. A real server's answer comes
-            # before all else of the command: Ssh ends its input when it has the answer.
+            # The transport answers the request in a thread of its own. A real server answers before it
+            # sends output, so wait for the end of the input, which Ssh sends after the answer.
             stdin = channel.makefile("rb").read()
             if command == b"hang":
                 channel.sendall(b"so far\n")
@@ -77,13 +87,13 @@ class Guest(paramiko.ServerInterface):
             )
             channel.sendall(done.stdout)
             channel.sendall_stderr(done.stderr)
-            if done.returncode >= 0:  # RFC 4254, section 6.10: not of what a signal ended
+            if done.returncode >= 0:  # RFC 4254, section 6.10: a signal has none
                 channel.send_exit_status(done.returncode)
             channel.close()
 
 
 class Server:
-    """Listens on a port of its own until told to close."""
+    """Listens on a port of its own until it is closed."""
 
     def __init__(self) -> None:
         self.host_key = paramiko.ECDSAKey.generate()
@@ -91,6 +101,7 @@ class Server:
         self.address: tuple[str, int] = self.listener.getsockname()
         self.transports: list[paramiko.Transport] = []
         self.started = threading.Event()
+        self.continued = threading.Event()
         self.closing = threading.Event()
         self.refuse_first = 0
         self.thread = threading.Thread(target=self.accept, daemon=True)
@@ -107,7 +118,7 @@ class Server:
                 transport = paramiko.Transport(connection)
                 transport.add_server_key(self.host_key)
                 self.transports.append(transport)
-                # With an event it does not wait for a client that may give up half-way.
+                # The event prevents a wait for a client that may give up during the handshake.
                 transport.start_server(event=threading.Event(), server=Guest(self))
 
     def drop(self) -> None:
@@ -131,7 +142,9 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def ssh(server: Server, tmp_path: Path) -> Iterator[Ssh]:
-    with Ssh(server.address, user="root", key=KEY, log=tmp_path / "ssh.jsonl") as session:
+    with Ssh(
+        server.address, user="root", key=KEY, log=tmp_path / "ssh.jsonl", name="guest"
+    ) as session:
         yield session
 
 
@@ -153,12 +166,21 @@ def in_thread(call: Callable[[], object]) -> tuple[threading.Thread, list[BaseEx
     return thread, caught
 
 
-def test_run_tells_output_errors_and_status_apart(ssh: Ssh) -> None:
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait until a condition of paramiko holds, for which it has no event."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_run_returns_output_errors_status_command_and_machine(ssh: Ssh) -> None:
     result = ssh.run("echo out; echo err >&2; exit 3")
     assert (result.stdout, result.stderr, result.status) == ("out\n", "err\n", 3)
+    assert (result.command, result.machine) == ("echo out; echo err >&2; exit 3", "guest")
     with pytest.raises(CommandError, match="status 3"):
         result.check()
-    (entry,) = [each for each in log(ssh) if "run" in each]
+    (entry,) = [entry for entry in log(ssh) if "run" in entry]
     assert entry["status"] == 3
     assert entry["stdout"] == "out\n"
 
@@ -169,33 +191,33 @@ def test_one_connection_serves_many_commands(ssh: Ssh, server: Server) -> None:
     assert len(server.transports) == 1
 
 
-def test_a_command_that_a_signal_ended_leaves_the_connection(ssh: Ssh, server: Server) -> None:
+def test_a_command_that_a_signal_ends_keeps_the_connection(ssh: Ssh, server: Server) -> None:
     assert ssh.run("echo so far; kill -9 $$").status == -1
     assert ssh.run("echo again").stdout == "again\n"
     assert len(server.transports) == 1
 
 
-def test_megabytes_on_both_streams_come_whole(ssh: Ssh) -> None:
+def test_megabytes_on_both_streams_arrive_completely(ssh: Ssh) -> None:
     result = ssh.run("head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2")
     assert len(result.stdout) == len(result.stderr) == 3_000_000
 
 
-def test_stdin(ssh: Ssh) -> None:
+def test_a_command_reads_its_input(ssh: Ssh) -> None:
     assert ssh.run("cat", stdin="hello").stdout == "hello"
 
 
-def test_a_command_that_leaves_its_input_unread_has_its_status(ssh: Ssh) -> None:
-    # More than the window of a channel, 2 MiB here: the rest is still to be sent when it ends.
+def test_a_command_may_leave_its_input_unread(ssh: Ssh) -> None:
+    # This is more than the window of a channel, 2 MiB here, so the command ends during the send.
     assert ssh.run("deaf", stdin=b"x" * 20_000_000).status == 3
     assert ssh.run("echo alive").ok
 
 
-def test_a_command_that_prints_as_much_as_it_reads(ssh: Ssh) -> None:
+def test_a_command_may_print_as_much_as_it_reads(ssh: Ssh) -> None:
     text = "0123456789abcdef" * 1_000_000
     assert ssh.run("echo", stdin=text).stdout == text
 
 
-def test_stream_yields_lines_and_fails_at_the_end(ssh: Ssh) -> None:
+def test_stream_yields_lines_and_raises_at_the_end(ssh: Ssh) -> None:
     lines = []
     with pytest.raises(CommandError, match="status 4"):
         for line in ssh.stream("echo one; printf two; exit 4"):
@@ -203,13 +225,13 @@ def test_stream_yields_lines_and_fails_at_the_end(ssh: Ssh) -> None:
     assert lines == ["one", "two"]
 
 
-def test_it_tries_until_the_server_answers(ssh: Ssh, server: Server) -> None:
+def test_connect_retries_until_the_server_answers(ssh: Ssh, server: Server) -> None:
     server.refuse_first = 3
     assert ssh.run("echo up").stdout == "up\n"
-    assert [each["tries"] for each in log(ssh) if "connect" in each] == [4]
+    assert [entry["tries"] for entry in log(ssh) if "connect" in entry] == [4]
 
 
-def test_refused_key(server: Server, tmp_path: Path) -> None:
+def test_a_refused_key_is_shown(server: Server, tmp_path: Path) -> None:
     other = KeyPair.generate()
     session = Ssh(server.address, user="root", key=other, log=tmp_path / "l")
     with session, pytest.raises(SshKeyRefusedError) as caught:
@@ -217,7 +239,7 @@ def test_refused_key(server: Server, tmp_path: Path) -> None:
     assert other.public in caught.value.evidence
 
 
-def test_changed_host_key_shows_both_and_can_be_forgotten(ssh: Ssh, server: Server) -> None:
+def test_a_changed_host_key_is_shown_and_can_be_forgotten(ssh: Ssh, server: Server) -> None:
     ssh.run("true")
     pinned = ssh.host_key
     server.host_key = paramiko.ECDSAKey.generate()
@@ -231,7 +253,7 @@ def test_changed_host_key_shows_both_and_can_be_forgotten(ssh: Ssh, server: Serv
     assert ssh.run("echo again").stdout == "again\n"
 
 
-def test_connection_lost_in_a_command_keeps_what_was_said(ssh: Ssh, server: Server) -> None:
+def test_the_loss_of_the_connection_shows_the_output_so_far(ssh: Ssh, server: Server) -> None:
     with pytest.raises(ConnectionLostError) as caught:
         for line in ssh.stream("hang"):
             assert line == "so far"
@@ -240,10 +262,10 @@ def test_connection_lost_in_a_command_keeps_what_was_said(ssh: Ssh, server: Serv
     assert ssh.run("echo again").stdout == "again\n", "the next command connects anew"
 
 
-def test_a_connection_that_is_just_ending_is_lost(
+def test_a_connection_that_is_ending_counts_as_lost(
     ssh: Ssh, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """paramiko closes the channels of a connection first, and says later that it has ended."""
+    """paramiko closes the channels of a connection before it marks the connection as ended."""
     asked = threading.Event()
     unlink = paramiko.Channel._unlink  # type: ignore[attr-defined]
     open_session = paramiko.Transport.open_session
@@ -268,58 +290,109 @@ def test_a_connection_that_is_just_ending_is_lost(
         asked.set()
 
 
-def test_session_that_died_between_commands_is_replaced(ssh: Ssh, server: Server) -> None:
+def test_a_session_that_ended_between_commands_is_replaced(ssh: Ssh, server: Server) -> None:
     ssh.run("true")
     server.drop()
     assert ssh.run("echo again").stdout == "again\n"
 
 
-def test_deadline_says_what_was_printed(ssh: Ssh) -> None:
+def test_a_timeout_shows_the_output_so_far(ssh: Ssh) -> None:
     ssh.run("true")
     with pytest.raises(WaitTimeoutError) as caught:
-        ssh.run("hang", deadline=after(0.5))
+        ssh.run("hang", deadline=UNSCALED.after(0.5))
     assert caught.value.last_output == "so far\n"
 
 
-def test_no_server_at_all(tmp_path: Path) -> None:
+def test_a_silent_server_times_out_the_login(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         session = Ssh(silent.getsockname(), user="root", key=KEY, log=tmp_path / "l")
         with pytest.raises(WaitTimeoutError, match="an SSH login of root"):
-            session.connect(after(0.3))
+            session.connect(deadline=UNSCALED.after(0.3))
 
 
-def test_a_guest_that_does_not_answer_a_request_is_waited_for_until_the_deadline(ssh: Ssh) -> None:
+def test_an_unanswered_request_ends_at_the_deadline(ssh: Ssh) -> None:
     ssh.connect()
     with pytest.raises(WaitTimeoutError, match="unanswered"):
-        ssh.run("unanswered", deadline=after(0.5, scaled=False))
+        ssh.run("unanswered", deadline=UNSCALED.after(0.5))
 
 
 @pytest.mark.parametrize("command", ["hang", "unanswered"])
-def test_failure_of_the_machine_ends_a_command_at_once(
-    ssh: Ssh, server: Server, command: str
-) -> None:
+def test_a_failure_ends_a_command_at_once(ssh: Ssh, server: Server, command: str) -> None:
     ssh.connect()
-    thread, caught = in_thread(lambda: ssh.run(command, deadline=after(600)))
+    thread, caught = in_thread(lambda: ssh.run(command, deadline=UNSCALED.after(600)))
     assert server.started.wait(20)
     ssh.fail(PanicError("the kernel panicked"))
     thread.join(60)
-    assert [type(each) for each in caught] == [PanicError]
+    assert [type(error) for error in caught] == [PanicError]
 
 
-def test_failure_of_the_machine_ends_a_connect_at_once(tmp_path: Path) -> None:
+def test_a_failure_ends_a_connect_at_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         session = Ssh(silent.getsockname(), user="root", key=KEY, log=tmp_path / "l")
-        thread, caught = in_thread(lambda: session.connect(after(600)))
+        thread, caught = in_thread(lambda: session.connect(deadline=UNSCALED.after(600)))
         session.fail(PanicError("the kernel panicked"))
         thread.join(60)
-        assert [type(each) for each in caught] == [PanicError]
+        assert [type(error) for error in caught] == [PanicError]
 
 
-def test_keys_are_new_each_time_and_written_for_their_owner_only(tmp_path: Path) -> None:
+def test_paramiko_is_loaded_at_the_first_use_of_ssh() -> None:
+    code = (
+        "import sys, harness.ssh, harness.console\n"
+        "heavy = {'paramiko', 'cryptography', 'pexpect', 'pyte'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "assert harness.ssh.Ssh.__name__ == 'Ssh' and 'paramiko' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_keys_are_new_and_readable_by_their_owner_only(tmp_path: Path) -> None:
+    need("ssh-keygen")
     assert KeyPair.generate().public != KeyPair.generate().public
     path = KEY.write(tmp_path / "key")
     assert path.stat().st_mode & 0o777 == 0o600
-    told = subprocess.run(
+    shown = subprocess.run(
         ["ssh-keygen", "-y", "-f", path], capture_output=True, text=True, check=True
     )
-    assert told.stdout.split()[:2] == KEY.public.split()[:2]
+    assert shown.stdout.split()[:2] == KEY.public.split()[:2]
+
+
+def test_output_that_arrives_after_the_status_is_kept(
+    ssh: Ssh, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may send the status before the last output; the reader must not stop between."""
+    drain = session._drain
+
+    def slow_drain(ready: Callable[[], bool], receive: Callable[[int], bytes]) -> Iterator[bytes]:
+        yield from drain(ready, receive)
+        channel = receive.__self__  # type: ignore[attr-defined]
+        if channel.exit_status_ready() and not server.continued.is_set():
+            # The last output and its end arrive after this round has drained both streams.
+            server.continued.set()
+            wait_for(lambda: channel.eof_received)
+
+    monkeypatch.setattr(session, "_drain", slow_drain)
+    assert ssh.run("status first").stdout == "early output\nlate output\n"
+
+
+def test_a_failure_after_the_end_of_a_command_does_not_hide_its_result(
+    ssh: Ssh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine of the test may fail while the result of this command is being read."""
+    drain = session._drain
+    failures: list[PanicError] = []
+
+    def failing_drain(
+        ready: Callable[[], bool], receive: Callable[[int], bytes]
+    ) -> Iterator[bytes]:
+        channel = receive.__self__  # type: ignore[attr-defined]
+        wait_for(lambda: channel.eof_received and channel.exit_status_ready())
+        if not failures:
+            failures.append(PanicError("the kernel of machine b panicked"))
+            ssh.fail(failures[0])
+        yield from drain(ready, receive)
+
+    monkeypatch.setattr(session, "_drain", failing_drain)
+    result = ssh.run("echo all; exit 3")
+    assert (result.stdout, result.status) == ("all\n", 3)
+    with pytest.raises(PanicError):
+        ssh.run("echo next")
