@@ -1,18 +1,20 @@
 """One virtual machine: the words that scenarios use.
 
-A machine owns its QEMU, console, monitor, SSH session and disks, and leaves evidence of each. It is
-a context manager; what ends it (the guest's panic, QEMU's death) ends every pending wait at once,
-whatever the wait is on.
+:func:`launch` starts one from a spec and a :class:`Setup`, and returns a :class:`Machine` that runs. A
+machine owns its QEMU, console, monitor, SSH session and disks, and leaves evidence of each. A failure in
+its scope (the guest's panic, the death of its QEMU, a failure of another machine of the test) ends every
+pending wait at once.
 
-:class:`Machine` is the end of a short chain of classes, each a module and a concept:
-:mod:`~harness.machine.parts` is what it consists of, :mod:`~harness.machine.start` starts and stops
-it, :mod:`~harness.machine.power` is what is done to it from outside, :mod:`~harness.machine.commands`
-what its guest runs, :mod:`~harness.machine.machine` its disks and what is saved of it. Of these,
-:mod:`~harness.machine.fate` knows what becomes of it, and :mod:`~harness.machine.disks` what QEMU
-does with its disks.
+A machine is composed: :mod:`~harness.machine.parts` holds everything that was started, and each group of
+words is a component over it: :mod:`~harness.machine.commands`, :mod:`~harness.machine.power`,
+:mod:`~harness.machine.disks`, :mod:`~harness.machine.saving`. :mod:`~harness.machine.ending` decides
+whether an end is a failure, :mod:`~harness.machine.watchdog` detects a guest that hangs, and
+:mod:`~harness.machine.system` is the protocol by which a machine asks its operating system.
 """
 
-from harness.machine.commands import CommandResult, quote
-from harness.machine.machine import Machine
+from harness.machine.commands import quote
+from harness.machine.machine import Machine, Setup
+from harness.machine.start import launch
+from harness.machine.system import System
 
-__all__ = ["CommandResult", "Machine", "quote"]
+__all__ = ["Machine", "Setup", "System", "launch", "quote"]

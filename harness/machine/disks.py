@@ -1,114 +1,131 @@
-"""The disks of a machine that runs: what QEMU counts of them, their recordings, their faults."""
+"""The disks of a running machine: QEMU's statistics of them, their recordings, their faults."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final, cast
 
-from harness.crash.recording import Recording
-from harness.errors import QmpError, UsageError
-from harness.qemu import disk as disks
+from harness.errors import QmpError, UnknownNameError, UsageError
+from harness.machine.parts import Parts
+from harness.machine.recording import Recording
+from harness.qemu import disk as files
 from harness.qemu import filter as filters
 from harness.qemu.argv import DiskFile
 from harness.qemu.filter import Fault, Filters
-from harness.qemu.qmp import Qmp
-from harness.spec import Disk
-from harness.state.save import copy_data
+from harness.states.save import copy_data
 
 _RECORD: Final = "record"
 _FAULT: Final = "fault"
 
 
 class Disks:
-    """The disks of a running QEMU, each by its name.
+    """The disks of one running machine; :class:`~harness.machine.Machine` documents the words.
 
     Args:
-        qmp: QEMU's monitor.
+        parts: The machine's parts.
     """
 
-    def __init__(self, qmp: Qmp) -> None:
-        self._qmp = qmp
-        self._filters = Filters(qmp)
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._filters = Filters(parts.qmp)
 
-    def statistics(self, name: str) -> dict[str, Any]:
-        """Return what QEMU counts of a disk (``query-blockstats`` in its QMP reference).
-
-        Raises:
-            QmpError: if it counts nothing.
-        """
-        for entry in self._qmp.execute("query-blockstats"):
-            # By the device: the node that it uses may be a filter's.
-            if entry.get("qdev", "").startswith(f"/machine/peripheral/{name}/"):
-                return cast("dict[str, Any]", entry["stats"])
-        raise QmpError(f"QEMU tells no statistics of disk {name}")
-
-    def written(self, file: DiskFile) -> list[range]:
-        """Return the bytes of a disk that differ from what it began with, by clusters.
+    def file(self, name: str) -> DiskFile:
+        """Return the file behind a disk.
 
         Raises:
-            HostError: if its file cannot be read.
+            UnknownNameError: The machine has no such disk.
         """
-        # QEMU writes what it caches of the disk's file when it stops the guest.
-        with self._qmp.standing_still():
-            return disks.written(file)
+        disks = self._parts.allocations.disks
+        if name not in disks:
+            raise UnknownNameError("disk", name, disks)
+        return disks[name]
 
-    def check_recordable(self, disk: Disk, file: DiskFile) -> None:
-        """Do nothing if a disk can be recorded now.
+    def writes(self, name: str) -> int:
+        """Return how many writes and discards the guest has sent to a disk since power on."""
+        stats = self._statistics(name)
+        return int(stats["wr_operations"]) + int(stats["unmap_operations"])
 
-        Raises:
-            UsageError: if it cannot; says why.
-        """
+    def errors(self, name: str) -> int:
+        """Return how many requests of the guest a disk has failed since power on."""
+        stats = self._statistics(name)
+        return sum(
+            int(stats[f"failed_{kind}_operations"]) for kind in ("rd", "wr", "unmap", "flush")
+        )
+
+    def written(self, name: str) -> list[range]:
+        """Return the bytes of a disk that differ from its base, by clusters."""
+        file = self.file(name)
+        if file.format != "qcow2":
+            raise UsageError(f"disk {name} has no overlay that shows its written bytes")
+        # QEMU writes its cache of the disk's file when it stops the guest.
+        with self._parts.qmp.standing_still():
+            return files.written(file)
+
+    @contextlib.contextmanager
+    def recording(self, name: str, folder: Path | None) -> Iterator[Recording]:
+        """Record every write, flush and discard of a disk while the block runs."""
+        parts = self._parts
+        file = self.file(name)
+        disk = next(disk for disk in parts.spec.disks if disk.name == name)
         if disk.readonly or file.format != "qcow2":
             raise UsageError(
-                f"disk {disk.name} cannot be recorded: it is written in place or not at all"
+                f"disk {name} cannot be recorded: it is written in place or not at all"
             )
-        if self._filters.has(disk.name, _FAULT):
-            raise UsageError(f"disk {disk.name} cannot be recorded while it fails: heal it first")
+        if self._filters.has(name, _FAULT):
+            raise UsageError(f"disk {name} cannot be recorded while it fails: heal it first")
+        folder = folder or parts.evidence / f"recording-{name}"
+        recording = Recording(folder, name, disk.guest_serial)
+        with parts.timeline.step("record", machine=parts.name, disk=name):
+            self._begin(recording, file)
+        try:
+            yield recording
+        finally:
+            if parts.process.running:
+                self.end_recording(name)
+            recording.mark("end")
 
-    def record(self, made: Recording, file: DiskFile) -> None:
-        """Begin a recording: the guest stands still while the disk as it is now is kept.
-
-        Args:
-            made: The recording; its folder is new.
-            file: The file behind the disk.
-
-        Raises:
-            UsageError: if the disk is recorded already.
-            QmpError: if QEMU refuses.
-            DiskFullError, StoreError: if the recording cannot be written.
-        """
-        # QEMU writes what it caches of the disk's file when it stops the guest.
-        with self._qmp.standing_still():
+    def _begin(self, recording: Recording, file: DiskFile) -> None:
+        # QEMU writes its cache of the disk's file when it stops the guest.
+        with self._parts.qmp.standing_still():
             try:
-                made.folder.mkdir(parents=True)
-                with file.path.open("rb") as source, made.base.open("xb") as target:
+                recording.folder.mkdir(parents=True)
+                with file.path.open("rb") as source, recording.base.open("xb") as target:
                     copy_data(source.fileno(), target.fileno())
-                made.path.touch()
-                made.save()
-                options = filters.recorder(self._filters.top(made.disk), made.path)
-                self._filters.insert(made.disk, _RECORD, options)
+                recording.path.touch()
+                recording.save()
+                options = filters.recorder(self._filters.top(recording.disk), recording.path)
+                self._filters.insert(recording.disk, _RECORD, options)
             except OSError as error:
-                raise disks.disk_full(error, made.folder) from error
+                raise files.disk_full(error, recording.folder) from error
 
     def end_recording(self, name: str) -> None:
-        """Record a disk no longer.
+        """Stop recording a disk.
 
         Raises:
-            UsageError: if something else was put on top of the recording.
+            UsageError: Another filter lies on top of the recording.
         """
         self._filters.remove(name, _RECORD)
 
     def fail(self, name: str, fault: Fault) -> None:
-        """Let a disk fail from now on.
-
-        Raises:
-            UsageError: if it fails already, or the fault is none.
-        """
-        self._filters.insert(name, _FAULT, filters.faulty(self._filters.top(name), fault))
+        """Let a disk fail from now on."""
+        parts = self._parts
+        self.file(name)
+        with parts.timeline.step("disk fault", machine=parts.name, disk=name, fault=str(fault)):
+            self._filters.insert(name, _FAULT, filters.faulty(self._filters.top(name), fault))
 
     def heal(self, name: str) -> None:
-        """Let a disk work again.
+        """Let a disk work again."""
+        parts = self._parts
+        with parts.timeline.step("heal disk", machine=parts.name, disk=name):
+            self._filters.remove(name, _FAULT)
 
-        Raises:
-            UsageError: if it does not fail.
-        """
-        self._filters.remove(name, _FAULT)
+    def _statistics(self, name: str) -> dict[str, Any]:
+        """Return QEMU's statistics of a disk (``query-blockstats`` in its QMP reference)."""
+        self.file(name)
+        for entry in self._parts.qmp.execute("query-blockstats"):
+            # By the device: the node that it uses may be a filter's.
+            if entry.get("qdev", "").startswith(f"/machine/peripheral/{name}/"):
+                return cast("dict[str, Any]", entry["stats"])
+        raise QmpError(f"QEMU reports no statistics of disk {name}")

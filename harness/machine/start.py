@@ -1,260 +1,351 @@
-"""How a machine starts, from nothing or from a snapshot, and how it is stopped."""
+"""How a machine starts, from nothing or from a snapshot.
+
+Everything that starts is on one :class:`~contextlib.ExitStack`, which :meth:`Machine.stop` closes. It
+ends QEMU first, then swtpm; then SSH, monitor, console and RAM are closed; the grant of the host's room
+goes last. A start that fails half-way closes the same stack.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import shutil
 import socket
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from harness.console import Console
-from harness.deadline import after
+from harness.deadline import UNSCALED, Deadline
 from harness.errors import QemuExitedError, QemuStartError, QmpError, UsageError
+from harness.host.accel import cpu_model
+from harness.host.scheduler import Turn
+from harness.machine.ending import Ending
+from harness.machine.machine import Machine, Setup
 from harness.machine.parts import Parts
+from harness.machine.system import OS
 from harness.qemu import argv, binary, firmware
 from harness.qemu import disk as disks
-from harness.qemu.accel import cpu_model
 from harness.qemu.process import OwnedProcess
 from harness.qemu.qmp import Qmp
-from harness.qemu.script import reproduce
+from harness.qemu.script import record_machine
 from harness.qemu.tpm import TpmProcess
-from harness.ssh import Ssh
-from harness.state import filesystem
-from harness.state import restore as restoring
-from harness.state import save as saving
+from harness.scope import Scope
+from harness.spec import MachineSpec
+from harness.states import filesystem
+from harness.states import restore as restoring
+from harness.states import save as saving
+from harness.states.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from harness.ssh import Ssh
 
 _FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+(\S+)\s+(\d+)\s+\S+\s+(\d+)")
+"""A forwarded port in the answer to QEMU's ``info usernet``: host, its port, the guest's port."""
 
 
-class Startable(Parts):
-    """A machine that is started and stopped; a context manager."""
+def launch(spec: MachineSpec, setup: Setup[OS]) -> Machine[OS]:
+    """Start a machine and return it running; the console is drained from the first byte.
 
-    def __enter__(self) -> Self:
-        if self._process is None:
-            self.start()
-        return self
+    It waits for its turn on the host first. If the start fails, nothing is left of it but evidence.
 
-    def __exit__(
+    Args:
+        spec: The machine's spec.
+        setup: Everything else.
+
+    Raises:
+        QemuMissingError, QemuTooOldError, FirmwareMissingError: The host lacks something.
+        QemuStartError: QEMU refused its arguments or died; carries its stderr.
+        StateError: The origin is damaged, or another QEMU saved it.
+        TpmError: The TPM did not start.
+        DiskFullError: No space for the machine's disks.
+        UsageError: An interface reaches a service that does not run.
+        HarnessError: The failure of the scope, if another machine fails first.
+    """
+    setup.scope.check()
+    hot = setup.origin if setup.origin is not None and not setup.origin.cold else None
+    unmapped = filesystem.unmapped(hot.ram) if hot is not None else ""
+    stack = contextlib.ExitStack()
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(stack)
+        scope = stack.enter_context(setup.scope.child(f"machine {spec.name}"))
+        turn = Turn()
+        if setup.admit is not None:
+            shares = hot is not None and not setup.saveable and not unmapped
+            turn = setup.admit(spec, setup.timeline, shares)
+        stack.enter_context(turn)
+        scope.check()
+        with setup.timeline.step("start", machine=spec.name) as step:
+            if unmapped:
+                step.data["ram"] = f"a copy: the saved file cannot be mapped: {unmapped}"
+            starting = _Starting(spec, setup, scope, turn, stack, hot=hot, copies=bool(unmapped))
+            machine: Machine[OS] = Machine(starting.run(), setup)
+            if setup.origin is not None and setup.origin.account is not None:
+                machine.os.account = setup.origin.account
+            machine.log_in_as(machine.os.account.user)
+            if hot is not None:
+                _differ(machine, hot)
+        if setup.adopt is not None:
+            setup.adopt(machine)
+        undo.pop_all()
+    return machine
+
+
+class _Starting:
+    """The start of one machine.
+
+    Args:
+        spec: Its spec.
+        setup: Its setup.
+        scope: Its failure scope.
+        turn: Its turn on the host.
+        stack: Gets everything that starts.
+        hot: The snapshot whose RAM it goes on from; ``None`` if it boots.
+        copies: Whether it has a copy of the saved RAM, because the file cannot be mapped.
+    """
+
+    def __init__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        spec: MachineSpec,
+        setup: Setup[Any],
+        scope: Scope,
+        turn: Turn,
+        stack: contextlib.ExitStack,
+        *,
+        hot: Snapshot | None,
+        copies: bool,
     ) -> None:
-        self.stop()
+        self._spec = spec
+        self._setup = setup
+        self._scope = scope
+        self._turn = turn
+        self._stack = stack
+        self._hot = hot
+        self._copies = copies
+        self._ending = Ending(spec.name, scope)
+        self._evidence = setup.evidence
+        self._folder = setup.evidence / "disks"
 
-    def start(self) -> None:
-        """Start QEMU and the guest; the console is drained from the first byte.
+    def run(self) -> Parts:
+        """Start QEMU, attach to it, and let the guest run."""
+        spec, scale, stack = self._spec, self._turn.scale, self._stack
+        allocations = self._allocate()
+        tpm = self._start_tpm()
+        memory, allocations = self._allocate_memory(allocations)
+        here = [socket.socketpair(), socket.socketpair()]
+        with contextlib.ExitStack() as there:
+            for ours, theirs in here:
+                stack.enter_context(ours)
+                there.enter_context(theirs)
+            (console_socket, console_end), (qmp_socket, qmp_end) = here
+            if tpm is not None:
+                there.callback(tpm.hand_over)
+                allocations = replace(allocations, tpm_state=tpm.state, tpm_fd=tpm.fd)
+            allocations = replace(
+                allocations, console_fd=console_end.fileno(), qmp_fd=qmp_end.fileno()
+            )
+            record_machine(
+                spec,
+                allocations,
+                folder=self._folder,
+                evidence=self._evidence,
+                provenance=self._setup.provenance,
+            )
+            if self._hot is not None:
+                # The saved machine's last line counts as output of this one: a prompt may be on it.
+                console_end.sendall(self._hot.line.encode())
+            inherited = [console_end.fileno(), qmp_end.fileno(), *self._turn.descriptors]
+            if memory is not None:
+                inherited.append(memory.fd)
+            if tpm is not None:
+                inherited.append(tpm.fd)
+            process = OwnedProcess(
+                argv.build(spec, allocations),
+                stderr=self._evidence / "qemu.stderr",
+                # The grant is among them: should this process be killed, it ends with QEMU.
+                pass_fds=inherited,
+                on_exit=self._ending.on_exit,
+            )
+            stack.callback(process.kill)
+        console = Console(
+            console_socket,
+            log=self._evidence / "serial.log",
+            cast=self._evidence / "serial.cast",
+            name=spec.name,
+            on_eof=functools.partial(self._ending.explain_console_end, process),
+            on_failure=self._ending.on_console_failure,
+            scale=scale,
+        )
+        stack.callback(console.close)
+        self._scope.add(console)
+        qmp = Qmp(
+            qmp_socket,
+            name=spec.name,
+            log=self._evidence / "qmp.jsonl",
+            on_event=functools.partial(self._ending.on_event, console),
+            scale=scale,
+        )
+        stack.callback(qmp.close)
+        self._scope.add(qmp)
+        limit = scale.after(30)
+        try:
+            qmp.connect(limit)
+            ports = _forwarded(qmp) if spec.nics else {}
+            ssh = self._open_ssh(ports, console)
+            if self._hot is not None:
+                self._restore(self._hot, qmp, console, limit)
+            qmp.execute("cont")
+        except (QmpError, QemuExitedError) as error:
+            if error is self._setup.scope.failure:
+                raise  # Another machine's.
+            # A monitor that hangs up means that QEMU is ending: its own words say why.
+            process.wait(UNSCALED.after(5))
+            raise QemuStartError(
+                f"QEMU did not start ({process.how_ended()})",
+                evidence=process.last_words() or str(process.stderr),
+                hint=f"run {self._evidence / 'qemu.sh'} by hand",
+            ) from error
+        # Once more, for the order: QEMU and swtpm end first.
+        if tpm is not None:
+            stack.callback(tpm.close)
+        stack.callback(process.kill)
+        stack.callback(self._ending.intend)
+        self._ending.begin()
+        return Parts(
+            spec=spec,
+            evidence=self._evidence,
+            timeline=self._setup.timeline,
+            scope=self._scope,
+            scale=scale,
+            ending=self._ending,
+            allocations=allocations,
+            process=process,
+            console=console,
+            qmp=qmp,
+            ports=ports,
+            ssh=ssh,
+            memory=memory,
+            stack=stack,
+        )
 
-        Raises:
-            QemuMissingError, QemuTooOldError, FirmwareMissingError: the host lacks something.
-            QemuStartError: QEMU refused its arguments or died; carries its stderr.
-            DiskFullError: no space for the machine's disks.
-        """
-        if self._process is not None:
-            raise UsageError(f"machine {self.name} has been started before")
-        if self.origin is not None and self._hot:
-            self._unmapped = filesystem.unmapped(self.origin.ram)
-        if self._admit is not None:
-            shares = self._hot and not self._saveable and not self._unmapped
-            self._grant = self._admit(self.spec, self.timeline, shares)
-        with (
-            self.timeline.step("start", machine=self.name) as step,
-            contextlib.ExitStack() as undo,
-        ):
-            undo.callback(self.stop)
-            if self._unmapped:
-                step.data["ram"] = f"a copy: the saved file cannot be mapped: {self._unmapped}"
-            self._start()
-            self._differ()
-            undo.pop_all()
-
-    def _start(self) -> None:
-        spec = self.spec
-        for each in (each for nic in spec.nics for each in nic.reach):
-            if each.name not in self._services:
+    def _allocate(self) -> argv.Allocations:
+        """Return programs, firmware and disks; the disks' files are created."""
+        spec, setup = self._spec, self._setup
+        for service in (forward for nic in spec.nics for forward in nic.guest_forwards):
+            if service.name not in setup.services:
                 raise UsageError(
-                    f"machine {self.name} reaches service {each.name}, and nobody has started it",
-                    hint=f"boot(services=[...]) or fork_of(state, services=[...]) with {each.name}",
+                    f"machine {spec.name} reaches service {service.name}, which is not running",
+                    hint=f"lab.boot(services=[...]) or lab.fork(state, services=[...]) with"
+                    f" {service.name}",
                 )
         qemu = binary.find(spec.arch)
-        accel = self._accel_of(spec.arch)
+        accel = setup.accel(spec.arch)
         flash = firmware.find(spec.arch, spec.firmware.kind)
         model = spec.cpu_model or cpu_model(accel, spec.arch)
-        if self.origin is not None:
-            restoring.check(self.origin, accel.name, model)
-            if flash is not None and self.origin.variables is not None:
-                flash = replace(flash, variables=self.origin.variables)
-        folder = self.evidence / "disks"
+        if setup.origin is not None:
+            restoring.check(setup.origin, accel.name, model)
+            if flash is not None and setup.origin.variables is not None:
+                flash = replace(flash, variables=setup.origin.variables)
+        variables = None
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            variables = None
+            self._folder.mkdir(parents=True, exist_ok=True)
             if flash is not None:
-                variables = folder / "efivars.fd"
+                variables = self._folder / "efivars.fd"
                 if not variables.exists():
                     shutil.copyfile(flash.variables, variables)
         except OSError as error:
-            raise disks.disk_full(error, folder) from error
-        files = {disk.name: disks.create(disk, folder) for disk in spec.disks}
-        if spec.tpm is not None:
-            self._tpm = TpmProcess(
-                spec.tpm,
-                folder / "tpm",
-                stderr=self.evidence / "swtpm.stderr",
-                on_exit=self._fate.on_tpm_exit,
-            )
-        console_here, console_there = socket.socketpair()
-        qmp_here, qmp_there = socket.socketpair()
-        try:
-            given = argv.Allocations(
-                qemu=qemu.path,
-                accel=accel.name,
-                cpu_model=model,
-                disks=files,
-                firmware=flash,
-                variables=variables,
-                console_fd=console_there.fileno(),
-                qmp_fd=qmp_there.fileno(),
-                services=self._services,
-                tpm_state=self._tpm.state if self._tpm is not None else None,
-                tpm_fd=self._tpm.fd if self._tpm is not None else None,
-            )
-            given = self._allocate_memory(given)
-            self._allocations = given
-            reproduce(spec, given, folder, self.evidence / "qemu.sh")
-            self._console = Console(
-                console_here,
-                log=self.evidence / "serial.log",
-                cast=self.evidence / "serial.cast",
-                name=self.name,
-                on_eof=self._fate.how_the_console_ended,
-                on_failure=self._fate.on_console_failure,
-            )
-            self._fate.console = self._console
-            self._fate.ends(self._console)
-            self._qmp = Qmp(
-                qmp_here,
-                name=self.name,
-                log=self.evidence / "qmp.jsonl",
-                on_event=self._fate.on_event,
-            )
-            self._fate.ends(self._qmp)
-            self._process = OwnedProcess(
-                argv.build(spec, given),
-                stderr=self.evidence / "qemu.stderr",
-                pass_fds=(
-                    console_there.fileno(),
-                    qmp_there.fileno(),
-                    *([self._memory.fd] if self._memory is not None else []),
-                    *([given.tpm_fd] if given.tpm_fd is not None else []),
-                    # Should this process be killed, the grant ends with QEMU.
-                    *([self._grant.fileno()] if self._grant is not None else []),
-                ),
-                on_exit=self._fate.on_exit,
-            )
-            self._fate.process = self._process
-            if self.origin is not None and self._hot:
-                # What the saved machine's last line says counts as said: a prompt may be on it.
-                console_there.sendall(self.origin.line.encode())
-        finally:
-            console_there.close()
-            qmp_there.close()
-            if self._tpm is not None:
-                self._tpm.hand_over()
-        self._attach()
-
-    def _allocate_memory(self, given: argv.Allocations) -> argv.Allocations:
-        """Return the allocations with RAM that can be saved, or that of the origin."""
-        origin = self.origin
-        if self._saveable or self._unmapped:
-            content = origin.ram if origin is not None and self._hot else None
-            memory = saving.Memory.create(self.name, self.spec.memory, content)
-            self._memory = memory
-            ram = argv.Ram(Path(f"/proc/self/fd/{memory.fd}"), private=False, saved=content)
-            given = replace(given, ram=ram)
-        if origin is None:
-            return given
-        (self.evidence / "origin.json").write_text(
-            json.dumps({"folder": str(origin.folder), "saved": origin.saved, "cold": origin.cold})
+            raise disks.disk_full(error, self._folder) from error
+        return argv.Allocations(
+            qemu=qemu.path,
+            accel=accel.name,
+            cpu_model=model,
+            disks={disk.name: disks.create(disk, self._folder) for disk in spec.disks},
+            firmware=flash,
+            variables=variables,
+            services=dict(setup.services),
         )
-        return restoring.allocate(given, origin, self._memory)
 
-    def _attach(self) -> None:
-        assert self._process is not None
-        limit = after(30)
-        try:
-            self.qmp.connect(limit)
-            told = self.qmp.human("info usernet") if self.spec.nics else ""
-            self._ports = {
-                int(guest): (host, int(port)) for host, port, guest in _FORWARD.findall(told)
-            }
-            if 22 in self._ports:
-                user = self._os.account.user if self._os is not None else "root"
-                self._ssh = Ssh(
-                    self._ports[22],
-                    user=user,
-                    key=self._key,
-                    log=self.evidence / "ssh.jsonl",
-                    guest=lambda: (self.console.last_output(), self.console.silent_for()),
+    def _start_tpm(self) -> TpmProcess | None:
+        if self._spec.tpm is None:
+            return None
+        tpm = TpmProcess(
+            self._spec.tpm,
+            self._folder / "tpm",
+            stderr=self._evidence / "swtpm.stderr",
+            on_exit=self._ending.on_tpm_exit,
+        )
+        self._stack.callback(tpm.close)
+        return tpm
+
+    def _allocate_memory(
+        self, allocations: argv.Allocations
+    ) -> tuple[saving.Memory | None, argv.Allocations]:
+        """Return RAM that Harness holds as well, if any, and the allocations with the RAM's file."""
+        memory = None
+        if self._setup.saveable or self._copies:
+            content = self._hot.ram if self._hot is not None else None
+            memory = saving.Memory.create(self._spec.name, self._spec.memory, content)
+            self._stack.callback(memory.close)
+            ram = argv.Ram(Path(f"/proc/self/fd/{memory.fd}"), private=False, saved=content)
+            allocations = replace(allocations, ram=ram)
+        origin = self._setup.origin
+        if origin is not None:
+            (self._evidence / "origin.json").write_text(
+                json.dumps(
+                    {"folder": str(origin.folder), "saved": origin.saved, "cold": origin.cold}
                 )
-                self._fate.ends(self._ssh)
-            origin = self.origin
-            if origin is not None and self._hot:
-                restoring.restore(self.qmp, origin.devices, limit)
-                if self._ssh is not None:
-                    self._ssh.host_key = origin.host_key
-                if origin.shell is not None:
-                    self.console.adopt_shell(origin.shell.count, origin.shell.up)
-            self.qmp.execute("cont")
-        except (QmpError, QemuExitedError) as error:
-            # A monitor that hangs up means that QEMU is ending: its own words say why.
-            self._process.wait(after(5, scaled=False))
-            raise QemuStartError(
-                f"QEMU did not start ({self._process.how_ended()})",
-                evidence=self._process.last_words() or str(self._process.stderr),
-                hint=f"run {self.evidence / 'qemu.sh'} by hand",
-            ) from error
+            )
+            allocations = restoring.allocate(allocations, origin, memory)
+        return memory, allocations
 
-    def _differ(self) -> None:
-        """Make a fork that has just begun to run differ from its siblings where it must."""
-        origin = self.origin
-        if origin is None or not self._hot:
+    def _open_ssh(self, ports: Mapping[int, tuple[str, int]], console: Console) -> Ssh | None:
+        if 22 not in ports:
+            return None
+        # paramiko takes a third of the time of importing this package.
+        from harness.ssh import Ssh
+
+        ssh = Ssh(
+            ports[22],
+            user="root",
+            key=self._setup.key,
+            log=self._evidence / "ssh.jsonl",
+            name=self._spec.name,
+            host_key=self._hot.host_key if self._hot is not None else None,
+            guest=lambda: (console.last_output(), console.silent_for()),
+            scale=self._turn.scale,
+        )
+        self._stack.callback(ssh.close)
+        self._scope.add(ssh)
+        return ssh
+
+    def _restore(self, hot: Snapshot, qmp: Qmp, console: Console, limit: Deadline) -> None:
+        restoring.restore(qmp, hot.devices, limit)
+        if hot.shell is not None:
+            console.adopt_shell(hot.shell.count, hot.shell.up)
+
+
+def _forwarded(qmp: Qmp) -> dict[int, tuple[str, int]]:
+    """Return host address and port by forwarded port of the guest, as QEMU has bound them."""
+    network = qmp.human("info usernet")
+    return {int(guest): (host, int(port)) for host, port, guest in _FORWARD.findall(network)}
+
+
+def _differ(machine: Machine[Any], origin: Snapshot) -> None:
+    """Make a fork that has just begun to run differ from its siblings where it must."""
+    with machine.timeline.step(
+        "fork", machine=machine.name, origin=str(origin.folder), saved=origin.saved
+    ) as step:
+        command = machine.os.as_root(restoring.difference(origin.spec, machine.spec))
+        if machine.console.logged_in:
+            status = machine.console.run(command).status
+        elif origin.host_key is not None:
+            status = machine.ssh.run(command).status
+        else:
+            # No way to run a command in the guest: it is as if it had slept.
+            step.data["clock"] = "that of the origin: no user is logged in"
             return
-        with self.timeline.step(
-            "fork", machine=self.name, origin=str(origin.folder), saved=origin.saved
-        ) as step:
-            command = restoring.difference(origin.spec, self.spec)
-            if self._os is not None:
-                command = self._os.as_root(command)
-            if self.console.logged_in:
-                status = self.console.run(command).status
-            elif origin.host_key is not None:
-                status = self.ssh.run(command).status
-            else:
-                # Nobody can tell the guest: it is as if it had slept.
-                step.data["clock"] = "that of the origin: nobody is logged in"
-                return
-            if status:
-                step.data["clock"] = f"not set: status {status}"
-
-    def stop(self) -> None:
-        """End QEMU at once, if it runs, and release everything but the evidence."""
-        self._fate.expect_end()
-        if self._process is not None:
-            self._process.kill()
-        if self._tpm is not None:
-            self._tpm.close()
-        if self._ssh is not None:
-            self._ssh.close()
-        if self._qmp is not None:
-            self._qmp.close()
-        if self._console is not None:
-            self._console.close()
-        if self._memory is not None:
-            self._memory.close()
-        if self._grant is not None:
-            self._grant.release()
+        if status:
+            step.data["clock"] = f"not set: status {status}"

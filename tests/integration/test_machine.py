@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.machines import Boot
-from harness.deadline import after
-from harness.errors import CommandError, UnknownNameError, UsageError, WaitTimeoutError
+from harness import Lab
+from harness.deadline import UNSCALED
+from harness.errors import (
+    CommandError,
+    GuestStoppedError,
+    UnknownNameError,
+    UsageError,
+    WaitTimeoutError,
+)
 from harness.machine import Machine
 from harness.spec import MIB, ConsoleDevice, Disk, Nic
 
@@ -22,7 +28,7 @@ def test_console_and_ssh_reach_the_same_guest(micro: Machine) -> None:
     assert micro.boot_id == micro.console.run("cat /proc/sys/kernel/random/boot_id").stdout.strip()
 
 
-def test_succeed_and_fail_say_what_the_guest_said(micro: Machine) -> None:
+def test_a_command_with_the_wrong_status_shows_its_output(micro: Machine) -> None:
     with pytest.raises(CommandError) as caught:
         micro.succeed("echo some words; echo complaint >&2; exit 5")
     assert "status 5 on micro" in caught.value.what
@@ -33,6 +39,39 @@ def test_succeed_and_fail_say_what_the_guest_said(micro: Machine) -> None:
         micro.fail("true")
 
 
+def test_two_machines_in_two_threads_show_their_own_stderr(lab: Lab) -> None:
+    machines = [lab.boot("micro", name=name).wait_ready() for name in ("left", "right")]
+    begin = threading.Barrier(len(machines))
+    evidence: dict[str, list[str]] = {machine.name: [] for machine in machines}
+
+    def run(machine: Machine) -> None:
+        for _ in range(10):
+            begin.wait(60)
+            with pytest.raises(CommandError) as caught:
+                machine.succeed(f"echo complaint of {machine.name} >&2; exit 1")
+            evidence[machine.name].append(caught.value.evidence)
+
+    threads = [threading.Thread(target=run, args=[machine]) for machine in machines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert evidence == {name: [f"complaint of {name}"] * 10 for name in ("left", "right")}
+
+
+def test_both_ways_into_the_guest_return_the_same_kind_of_result(micro: Machine) -> None:
+    over_ssh = micro.execute("echo out; echo err >&2; exit 3")
+    assert (over_ssh.stdout, over_ssh.stderr, over_ssh.status) == ("out\n", "err\n", 3)
+    on_console = micro.console.run("echo out; echo err >&2; exit 3")
+    assert (on_console.stdout, on_console.stderr, on_console.status) == ("out\nerr\n", "", 3)
+    for result in (over_ssh, on_console):
+        assert result.seconds > 0
+        assert not result.ok
+        with pytest.raises(CommandError, match="status 3 on micro") as caught:
+            result.check()
+        assert caught.value.evidence == "out\nerr"
+
+
 def test_waiting_for_a_condition_and_a_port(micro: Machine) -> None:
     micro.succeed(
         "(sleep 1; touch /tmp/there; nc -l -p 7777 >/dev/null 2>&1 </dev/null) >/dev/null 2>&1 &"
@@ -40,17 +79,17 @@ def test_waiting_for_a_condition_and_a_port(micro: Machine) -> None:
     micro.wait_until_succeeds("test -e /tmp/there", 30)
     micro.wait_for_port(7777, 30)
     with pytest.raises(WaitTimeoutError, match="'test -e /tmp/never' to succeed on micro"):
-        micro.wait_until_succeeds("test -e /tmp/never", after(1, scaled=False))
+        micro.wait_until_succeeds("test -e /tmp/never", UNSCALED.after(1))
     assert micro.succeed("echo alive") == "alive\n"
 
 
-def test_files_travel(micro: Machine) -> None:
+def test_a_file_is_copied_in_and_out(micro: Machine) -> None:
     content = bytes(range(256)) * 400
     micro.ssh.put(content, "/tmp/file", mode=0o600)
     assert micro.ssh.get("/tmp/file") == content
 
 
-def test_unknown_disks_and_ports_are_named(micro: Machine) -> None:
+def test_an_error_names_the_unknown_disk_or_port(micro: Machine) -> None:
     with pytest.raises(UnknownNameError, match="unknown disk 'root'"):
         micro.disk("root")
     with pytest.raises(UsageError, match="port 80 of machine micro is not forwarded"):
@@ -59,8 +98,8 @@ def test_unknown_disks_and_ports_are_named(micro: Machine) -> None:
         micro.screenshot()
 
 
-def test_reboot_is_seen_by_the_boot_id(boot: Boot) -> None:
-    machine = boot("micro").wait_ready()
+def test_a_reboot_changes_the_boot_id(lab: Lab) -> None:
+    machine = lab.boot("micro").wait_ready()
     before = machine.boot_id
     machine.reboot()
     assert machine.boot_id != before
@@ -71,32 +110,73 @@ def test_reboot_is_seen_by_the_boot_id(boot: Boot) -> None:
     assert machine.boot_id not in (before, between)
 
 
-def test_the_power_button_and_a_power_cut(boot: Boot) -> None:
-    machine = boot("micro").wait_ready()
+def test_the_power_button_and_a_power_cut(lab: Lab) -> None:
+    machine = lab.boot("micro").wait_ready()
     machine.shutdown()
     assert not machine.running
     assert [event.data["guest"] for event in machine.qmp.seen(["SHUTDOWN"])] == [True]
-    other = boot("micro")
+    other = lab.boot("micro")
     other.power_cut()
     assert not other.running
 
 
-def test_pause_and_resume(boot: Boot) -> None:
-    machine = boot("micro")
+def test_a_machine_can_be_stopped_from_any_thread_and_again(lab: Lab) -> None:
+    machine = lab.boot("micro")
+    threads = [threading.Thread(target=machine.stop) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    machine.stop()
+    # Each call returns when the machine has ended, not only the first.
+    assert not Path(f"/proc/{machine.pid}").exists()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert not machine.running
+    assert "was stopped" in str(machine.failure)
+    with pytest.raises(GuestStoppedError, match="machine micro was stopped"):
+        machine.qmp.wait(["NEVER"], UNSCALED.after(60))
+
+
+def test_a_fork_runs_and_ends_with_the_owner_of_its_machine(lab: Lab) -> None:
+    machine = lab.boot("micro", saveable=True)
+    machine.os.login()
+    fork = machine.fork()
+    assert fork.running
+    assert fork.name == "micro-fork1"
+    assert fork.scope.parent is machine.scope.parent is lab.scope
+    assert fork.os.account == machine.os.account
+    assert fork.console.run("echo on").stdout == "on\n"
+    lab._stack.close()
+    assert not Path(f"/proc/{fork.pid}").exists()
+    assert not Path(f"/proc/{machine.pid}").exists()
+    assert lab.scope._children == []
+
+
+def test_a_machine_without_ssh_says_so(lab: Lab) -> None:
+    machine = lab.boot("micro", nics=())
+    with pytest.raises(UsageError, match="machine micro has no SSH: no interface forwards port 22"):
+        _ = machine.ssh
+    assert machine.use_console_shell
+    with pytest.raises(UsageError, match="machine micro has no TPM"):
+        _ = machine.tpm_state
+
+
+def test_pause_and_resume(lab: Lab) -> None:
+    machine = lab.boot("micro")
     machine.os.login()
     machine.pause()
     with pytest.raises(WaitTimeoutError) as caught:
-        machine.console.run("echo paused", after(1, scaled=False))
+        machine.console.run("echo paused", UNSCALED.after(1))
     assert caught.value.silent is not None
     machine.resume()
     assert machine.console.run("echo resumed").stdout == "resumed\n"
 
 
-def test_disks_are_found_by_serial_and_bases_stay_untouched(boot: Boot, tmp_path: Path) -> None:
+def test_disks_are_found_by_serial_and_bases_stay_untouched(lab: Lab, tmp_path: Path) -> None:
     base = tmp_path / "base.raw"
     base.write_bytes(b"base" * 1024 + bytes(MIB - 4096))
     before = base.read_bytes()
-    machine = boot(
+    machine = lab.boot(
         "micro",
         disks=[
             Disk("data", base=base, serial="DATA-1"),
@@ -118,14 +198,14 @@ def test_disks_are_found_by_serial_and_bases_stay_untouched(boot: Boot, tmp_path
     assert base.read_bytes() == before
 
 
-def test_a_nocloud_seed_can_be_read(boot: Boot) -> None:
-    machine = boot("micro", seed_files={"user-data": "#cloud-config\n", "meta-data": "x: 1\n"})
+def test_a_nocloud_seed_can_be_read(lab: Lab) -> None:
+    machine = lab.boot("micro", seed_files={"user-data": "#cloud-config\n", "meta-data": "x: 1\n"})
     machine.wait_ready().succeed("mkdir -p /mnt && mount -t iso9660 -o ro /dev/vda /mnt")
     assert machine.succeed("cat /mnt/user-data") == "#cloud-config\n"
     assert machine.succeed("cat /mnt/meta-data") == "x: 1\n"
 
 
-def test_a_guest_reaches_nothing_unless_asked(boot: Boot) -> None:
+def test_a_guest_reaches_nothing_unless_asked(lab: Lab) -> None:
     reached = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -139,41 +219,41 @@ def test_a_guest_reaches_nothing_unless_asked(boot: Boot) -> None:
         thread.start()
         # 10.0.2.2 is the host, as QEMU's user-mode network shows it to guests.
         knock = f"echo hello | nc -w 5 10.0.2.2 {port}"
-        closed = boot("micro", name="closed").wait_ready()
+        closed = lab.boot("micro", name="closed").wait_ready()
         closed.fail(knock)
         closed.stop()
         assert reached == []
-        opened = boot("micro", name="opened", nics=[Nic(outbound=True)]).wait_ready()
+        opened = lab.boot("micro", name="opened", nics=[Nic(outbound=True)]).wait_ready()
         opened.execute(knock)
         thread.join(30)
         assert reached == [b"hello\n"]
 
 
-def test_a_virtio_console(boot: Boot) -> None:
-    machine = boot("micro", console=ConsoleDevice.VIRTIO, cmdline="console=hvc0")
+def test_a_virtio_console(lab: Lab) -> None:
+    machine = lab.boot("micro", console=ConsoleDevice.VIRTIO, cmdline="console=hvc0")
     machine.os.login()
     assert machine.console.run("echo over virtio").stdout == "over virtio\n"
 
 
-def test_a_screenshot_is_a_picture(boot: Boot) -> None:
-    machine = boot("micro", display=True)
+def test_a_screenshot_is_a_picture(lab: Lab) -> None:
+    machine = lab.boot("micro", display=True)
     machine.os.login()
     assert machine.screenshot().read_bytes().startswith(b"\x89PNG")
 
 
-def test_aarch64_boots_and_takes_the_key_from_fw_cfg(boot: Boot) -> None:
-    machine = boot("micro", arch="aarch64")
+def test_aarch64_boots_and_takes_the_key_from_fw_cfg(lab: Lab) -> None:
+    machine = lab.boot("micro", arch="aarch64")
     machine.os.login()
     assert machine.console.run("uname -m").stdout == "aarch64\n"
     assert machine.ssh.run("uname -m").check().stdout == "aarch64\n"
     machine.shutdown()
 
 
-def test_what_was_written_to_a_disk_is_known(boot: Boot, tmp_path: Path) -> None:
+def test_the_written_bytes_of_a_disk_are_known(lab: Lab, tmp_path: Path) -> None:
     base = tmp_path / "base.raw"
     base.write_bytes(b"x" * 8 * MIB)
     disks = [Disk("blank", size=8 * MIB), Disk("full", base=base)]
-    machine = boot("micro", disks=disks, nics=())
+    machine = lab.boot("micro", disks=disks, nics=())
     machine.os.login()
     assert machine.written("blank") == machine.written("full") == []
     machine.succeed("dd if=/dev/urandom of=/dev/vda bs=64k count=1 seek=16 conv=fsync 2>/dev/null")
@@ -184,8 +264,8 @@ def test_what_was_written_to_a_disk_is_known(boot: Boot, tmp_path: Path) -> None
         machine.written("other")
 
 
-def test_writes_to_a_disk_are_counted(boot: Boot) -> None:
-    machine = boot("micro", disks=[Disk("data", size=8 * MIB)]).wait_ready()
+def test_writes_to_a_disk_are_counted(lab: Lab) -> None:
+    machine = lab.boot("micro", disks=[Disk("data", size=8 * MIB)]).wait_ready()
     assert machine.writes("data") == 0
     machine.succeed("head -c 512 /dev/vda >/dev/null")
     assert machine.writes("data") == 0

@@ -1,4 +1,4 @@
-"""What a run leaves behind when it is interrupted, or killed: its evidence, and nothing else."""
+"""A run that is interrupted or killed leaves its evidence, and nothing else."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCENARIO = """
 from pathlib import Path
 
-def test_waits_for_ever(boot):
-    machine = boot("micro")
+def test_waits_for_ever(lab):
+    machine = lab.boot("micro")
     Path("pid").write_text(str(machine.pid))
     machine.console.expect("never printed", 100_000)
 """
@@ -45,8 +45,7 @@ class Running:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Running]:
-    # The whole of what another project writes to use Harness.
-    (tmp_path / "conftest.py").write_text('pytest_plugins = ["fixtures.plugin"]\n')
+    # All the files that another project writes to use Harness.
     (tmp_path / "test_it.py").write_text(SCENARIO)
     runner = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--image", "micro"],
@@ -70,12 +69,12 @@ def run(tmp_path: Path) -> Iterator[Running]:
 
 
 def when_written(path: Path, runner: subprocess.Popen[str]) -> str:
-    """Return what the runner writes to a file, as soon as it has."""
+    """Return the text of a file as soon as the runner has written it."""
     end = time.monotonic() + 120
     while time.monotonic() < end and runner.poll() is None:
         if path.exists() and (text := path.read_text()):
             return text
-        time.sleep(0.05)  # Another process' file: only a watcher of files could tell.
+        time.sleep(0.05)  # Another process' file: only a file watcher could wake this one.
     raise AssertionError("the run did not start its machine")
 
 
@@ -104,9 +103,9 @@ def test_kill_9_leaves_no_machine_and_the_next_run_tidies(run: Running) -> None:
     assert run.qemu_ended()
     (folder,) = run.evidence()
     assert (folder / "disks").exists()
-    (run.folder / "test_it.py").write_text("def test_nothing(): pass\n")
+    (run.folder / "test_it.py").write_text("def test_it(lab): assert lab.folder.is_dir()\n")
     subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--image", "micro"],
         cwd=run.folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,

@@ -1,0 +1,92 @@
+"""Saving a running machine, or only its disks, so that forks can go on from there."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import UsageError
+from harness.machine.parts import Parts
+from harness.machine.power import Power
+from harness.machine.system import System
+from harness.qemu import binary
+from harness.states import save as saving
+from harness.states import snapshot as snapshots
+from harness.states.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from harness.ssh.key import KeyPair
+
+
+class Saving:
+    """Saves one running machine; :class:`~harness.machine.Machine` documents the words.
+
+    Args:
+        parts: The machine's parts.
+        power: Its power.
+        os: Its operating system.
+        key: The SSH key that logs in.
+        saveable: Whether it was started so that its RAM can be saved.
+    """
+
+    def __init__(
+        self, parts: Parts, power: Power, os: System, key: KeyPair, *, saveable: bool
+    ) -> None:
+        self._parts = parts
+        self._power = power
+        self._os = os
+        self._key = key
+        self._memory = parts.memory if saveable else None
+
+    def save(self, folder: Path, *, final: bool, inside: Path | None) -> Snapshot:
+        """Save RAM, devices and disks as they are now."""
+        parts, memory = self._parts, self._memory
+        if memory is None:
+            raise UsageError(
+                f"machine {parts.name} cannot be saved: it was not started with saveable=True",
+                hint="start it with saveable=True",
+            )
+        if parts.ssh is not None:
+            parts.ssh.disconnect()
+        with parts.timeline.step("save", machine=parts.name, folder=str(folder)):
+            draft = self._draft(folder)
+            ran = parts.qmp.execute("query-status")["running"]
+            try:
+                limit = parts.scale.after(60)
+                with saving.hot(parts.qmp, draft, memory, limit=limit):
+                    if final:
+                        parts.stop()
+                return saving.finish(draft, parts.allocations, inside=inside or folder, move=final)
+            finally:
+                if ran and parts.running:
+                    parts.qmp.execute("cont")
+
+    def save_disks(self, folder: Path, why: str, *, inside: Path | None) -> Snapshot:
+        """Shut the machine down and save its disks only."""
+        parts = self._parts
+        saving.check_disks(parts.spec)
+        draft = replace(self._draft(folder), cold=why)
+        if parts.running:
+            self._power.shutdown(parts.scale.after(60))
+        with parts.timeline.step("save the disks", machine=parts.name, folder=str(folder)):
+            return saving.finish(draft, parts.allocations, inside=inside or folder, move=True)
+
+    def _draft(self, folder: Path) -> Snapshot:
+        parts = self._parts
+        shell = parts.console.export_shell()
+        return Snapshot(
+            folder=folder,
+            spec=parts.spec,
+            accel=parts.allocations.accel,
+            cpu_model=parts.allocations.cpu_model,
+            qemu=binary.find(parts.spec.arch).version,
+            saved=time.time(),
+            shell=snapshots.Shell(*shell) if shell else None,
+            line="" if shell else parts.console.last_output(1),
+            host_key=parts.ssh.host_key if parts.ssh is not None else None,
+            account=self._os.account,
+            private_key=self._key.private,
+            public_key=self._key.public,
+        )
