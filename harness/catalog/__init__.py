@@ -1,38 +1,40 @@
-"""The catalogue: ``images/*/image.yaml`` read into frozen models, with errors at ``file:line``.
+"""The catalogue: frozen models of ``images/*/image.yaml``; its errors begin with ``file:line``.
 
 ::
 
-    catalog = load(images_dir())
+    catalog = load(bundled("images"))
     selection = catalog.resolve("skiff/core:1", arch="x86_64")
-    selection.entry.firmware, selection.image.login.user
+    selection.arch_image.firmware, selection.login.user
 """
 
 from harness.catalog.load import Catalog, load
 from harness.catalog.model import (
     CAPABILITIES,
-    Arch,
+    ArchImage,
     Artifact,
     Build,
-    Console,
-    Default,
+    ConsoleSettings,
+    Defaults,
+    Hardware,
     Image,
-    Login,
-    Machine,
+    LoginSettings,
+    Phase,
     Selection,
     is_capability,
 )
 
 __all__ = [
     "CAPABILITIES",
-    "Arch",
+    "ArchImage",
     "Artifact",
     "Build",
     "Catalog",
-    "Console",
-    "Default",
+    "ConsoleSettings",
+    "Defaults",
+    "Hardware",
     "Image",
-    "Login",
-    "Machine",
+    "LoginSettings",
+    "Phase",
     "Selection",
     "is_capability",
     "load",

@@ -1,7 +1,7 @@
-"""YAML documents that know the line of each of their keys.
+"""Reads YAML documents and keeps the line of each key.
 
-PyYAML forgets where a value stood once it is built, and takes the last of two equal keys without a
-word. So the node tree is read first: it gives the lines, and finds the duplicates.
+PyYAML drops the lines when it builds values, and silently keeps the last of two equal keys. The
+tree of nodes has both, so it is read first.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Document:
 
     Attributes:
         path: The file.
-        data: What it says.
-        lines: The line, from 1, of each key and of each item of a list.
-        texts: How each scalar stands in the file: 1.10 is another number's text than 1.1.
+        data: The parsed content.
+        lines: The line, counted from 1, of each key and of each item of a list.
+        texts: The source text of each scalar: ``1.10`` and ``1.1`` are one number and two texts.
     """
 
     path: Path
@@ -36,11 +36,11 @@ class Document:
     texts: dict[Location, str] = field(default_factory=dict)
 
     def where(self, location: Location) -> str:
-        """Return ``file:line`` of a value; of the nearest one around it if it is not there."""
+        """Return ``file:line`` of a value, or of the nearest mapping or list around an absent one."""
         return f"{self.path}:{self.line(location)}"
 
     def line(self, location: Location) -> int:
-        """Return the line of a value; of the nearest one around it if it is not there."""
+        """Return the line of a value, or of the nearest mapping or list around an absent one."""
         while location and location not in self.lines:
             location = location[:-1]
         return self.lines.get(location, 1)
@@ -50,10 +50,10 @@ def read(path: Path) -> Document:
     """Read a YAML file.
 
     Raises:
-        CatalogError: if it cannot be read, is not YAML, or has a key twice.
+        CatalogError: The file cannot be read, is not YAML, or repeats a key.
     """
     try:
-        # utf-8-sig: an editor may have put a byte order mark there, which YAML allows.
+        # utf-8-sig: some editors write a byte order mark, which YAML allows.
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CatalogError(f"{path}:1: cannot be read: {error}") from error
@@ -62,14 +62,17 @@ def read(path: Path) -> Document:
         lines: dict[Location, int] = {(): 1}
         if node is None:
             return Document(path, None, lines)
-        for location, line in _walk(node, ()):
+        texts: dict[Location, str] = {}
+        for location, line, value in _walk(node, ()):
             if location in lines:
                 raise CatalogError(
-                    f"{path}:{line}: the key {'.'.join(map(str, location))!r} is there twice;"
-                    f" the first is on line {lines[location]}"
+                    f"{path}:{line}: duplicate key {'.'.join(map(str, location))!r};"
+                    f" it is also on line {lines[location]}"
                 )
             lines[location] = line
-        return Document(path, loader.construct_document(node), lines, dict(_texts(node, ())))
+            if isinstance(value, yaml.ScalarNode):
+                texts[location] = str(value.value)
+        return Document(path, loader.construct_document(node), lines, texts)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -80,25 +83,15 @@ def read(path: Path) -> Document:
         loader.dispose()
 
 
-def _walk(node: yaml.Node, location: Location) -> Iterator[tuple[Location, int]]:
+def _walk(node: yaml.Node, location: Location) -> Iterator[tuple[Location, int, yaml.Node]]:
+    """Yield the location, the line and the value of each key and of each item of a list."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = (*location, str(key.value))
-            yield here, key.start_mark.line + 1
+            yield here, key.start_mark.line + 1, value
             yield from _walk(value, here)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             here = (*location, index)
-            yield here, value.start_mark.line + 1
+            yield here, value.start_mark.line + 1, value
             yield from _walk(value, here)
-
-
-def _texts(node: yaml.Node, location: Location) -> Iterator[tuple[Location, str]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield from _texts(value, (*location, str(key.value)))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield from _texts(value, (*location, index))
-    elif isinstance(node, yaml.ScalarNode):
-        yield location, str(node.value)

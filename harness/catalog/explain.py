@@ -1,4 +1,4 @@
-"""Turns pydantic's errors into lines that a person can act on."""
+"""Turns pydantic's errors into messages that begin with ``file:line``."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def explain(doc: Document, detail: dict[str, Any]) -> str:
     kind = detail["type"]
     if kind == "extra_forbidden":
         *parent, key = location
-        known = _known_keys(Image, tuple(parent))
-        near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5)
+        allowed = _allowed_keys(Image, tuple(parent))
+        near = difflib.get_close_matches(str(key), allowed, n=3, cutoff=0.5)
         guess = f"; did you mean {' or '.join(near)}?" if near else ";"
-        text = f"unknown key {key!r}{guess} known keys: {', '.join(known)}"
+        text = f"unknown key {key!r}{guess} known keys: {', '.join(allowed)}"
         return f"{doc.where(location)}: {_dotted(parent)}{text}"
     if kind == "missing":
         *parent, key = location
         return f"{doc.where(tuple(parent))}: {_dotted(parent)}the key {key!r} is missing"
     message = detail["msg"]
     if kind != "catalog":
-        given = repr(detail["input"])
+        value = repr(detail["input"])
         message = message[:1].lower() + message[1:]
-        message += f", not {given if len(given) <= 60 else given[:57] + '...'}"
+        message += f", not {value if len(value) <= 60 else value[:57] + '...'}"
         if kind == "string_type" and isinstance(detail["input"], (int, float)):
             message += f'; quote it: "{doc.texts.get(location, detail["input"])}"'
     return f"{doc.where(location)}: {_dotted(location)}{message}"
@@ -43,8 +43,8 @@ def _dotted(location: Iterable[str | int]) -> str:
     return f"{path}: " if path else ""
 
 
-def _known_keys(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
-    """Return the keys that the mapping at ``location`` may have; none where any key goes."""
+def _allowed_keys(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
+    """Return the keys that the model at ``location`` allows; empty if it allows any key."""
     current: Any = model
     for step in location:
         if isinstance(current, type) and issubclass(current, BaseModel):
@@ -59,7 +59,7 @@ def _known_keys(model: type[BaseModel], location: tuple[str | int, ...]) -> list
 
 
 def _inner(annotation: Any, kind: type) -> Any:
-    """Return the model in an annotation such as ``Model | None``, or the values of a ``dict``."""
+    """Return the model inside an annotation such as ``Model | None``, or a ``dict``'s value type."""
     arguments: tuple[Any, ...] = typing.get_args(annotation)
     if typing.get_origin(annotation) is dict:
         return arguments[1] if kind is dict else None

@@ -1,4 +1,4 @@
-"""Reads the catalogue, and resolves what options name in it."""
+"""Loads the catalogue and resolves references such as ``skiff/cluster:2``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Catalog:
         """Return an image.
 
         Raises:
-            UnknownNameError: if there is none of this name; lists the near ones.
+            UnknownNameError: No image has this name; the message lists similar names.
         """
         try:
             return self._images[name]
@@ -51,22 +51,26 @@ class Catalog:
             raise UnknownNameError("image", name, self._images) from None
 
     def resolve(self, reference: str, arch: str | None = None) -> Selection:
-        """Return what a reference means: ``skiff``, ``skiff:2``, ``skiff/cluster:2``.
+        """Return the selection that a reference names: ``skiff``, ``skiff:2``, ``skiff/cluster:2``.
+
+        Args:
+            reference: ``NAME[/VARIANT][:VERSION]``.
+            arch: The arch; the first that the image lists by default.
 
         Raises:
-            UsageError: if it is not of the form ``NAME[/VARIANT][:VERSION]``.
-            UnknownNameError: if a part of it is not in the catalogue.
+            UsageError: The reference does not have that form.
+            UnknownNameError: The catalogue lacks a part of the reference.
         """
         parts = REFERENCE.fullmatch(reference)
         if parts is None:
             raise UsageError(
-                f"{reference!r} names no image",
+                f"{reference!r} is not a reference to an image",
                 hint="write NAME, NAME:VERSION or NAME/VARIANT:VERSION",
             )
         return self.get(parts["name"]).select(arch, parts["version"], parts["variant"])
 
     def selections(self) -> list[Selection]:
-        """Return everything there is: each image on each arch in each version and variant."""
+        """Return all selections: each image on each arch in each version and variant."""
         return [
             image.select(arch, version, variant)
             for _, image in sorted(self._images.items())
@@ -77,17 +81,15 @@ class Catalog:
 
 
 def load(*roots: Path, known_profiles: Collection[str] | None = None) -> Catalog:
-    """Read every ``image.yaml`` one folder below the roots.
-
-    All faults of all files are told at once.
+    """Read every ``ROOT/*/image.yaml`` and report the faults of all files at once.
 
     Args:
-        roots: Folders of images; a folder without an ``image.yaml`` is none.
-        known_profiles: The profiles that an image may name; ``None`` checks none.
+        roots: Folders of images; subfolders without an ``image.yaml`` are ignored.
+        known_profiles: The built-in profiles that an image may name; ``None`` skips this check.
 
     Raises:
-        CatalogError: if a root is no folder, or a file is wrong: each fault begins with
-            ``file:line``, in the order of the lines.
+        CatalogError: A root is not a folder, or a file is wrong. Each fault is one line that begins
+            with ``file:line``, in the order of the lines.
     """
     images: dict[str, Image] = {}
     problems: list[str] = []
@@ -103,7 +105,7 @@ def load(*roots: Path, known_profiles: Collection[str] | None = None) -> Catalog
                 continue
             if (other := images.get(image.name)) and other.path != image.path:
                 problems.append(
-                    f"{doc.where(('name',))}: the name {image.name!r} is taken by {other.path}"
+                    f"{doc.where(('name',))}: {other.path} already has the name {image.name!r}"
                 )
             images[image.name] = image
     if problems:
@@ -117,9 +119,11 @@ def _image(doc: Document, known_profiles: Collection[str] | None) -> Image:
     try:
         image = Image.model_validate(doc.data)
     except ValidationError as error:
-        details = sorted(error.errors(include_url=False), key=lambda each: doc.line(each["loc"]))
-        told = [explain(doc, dict(detail)) for detail in details]
-        raise CatalogError("\n".join(told)) from error
+        details = sorted(
+            error.errors(include_url=False), key=lambda detail: doc.line(detail["loc"])
+        )
+        lines = [explain(doc, dict(detail)) for detail in details]
+        raise CatalogError("\n".join(lines)) from error
     image._path = doc.path
     problems = []
     if image.profile_file is not None:

@@ -1,4 +1,4 @@
-"""What an ``image.yaml`` may say: frozen pydantic models, one for each mapping of the file."""
+"""The format of ``image.yaml``: one frozen pydantic model for each mapping of the file."""
 
 from __future__ import annotations
 
@@ -20,33 +20,38 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from harness.arch import ARCHES
 from harness.errors import UnknownNameError, UsageError
-from harness.spec import ARCHES, MIB, ConsoleDevice, FirmwareKind, parse_size
+from harness.spec import MIB, ConsoleDevice, FirmwareKind, parse_size
 
 CAPABILITIES: Final = {
-    "ssh": "an SSH server that takes the run's key",
+    "ssh": "runs an SSH server that accepts the run's key",
     "seed": "reads a NoCloud seed",
     "credentials": "reads systemd credentials from SMBIOS or fw_cfg",
-    "acpi-shutdown": "ends in order when its power button is pressed",
-    "systemd": "has systemd's units and journal",
-    "persistence": "/var outlives a reboot",
-    "verity": "the root is read-only and verified by dm-verity",
-    "install": "installs itself from its live medium, over the console",
-    "install-unattended": "installs itself as a seed or credentials say",
-    "upgrade": "upgrades into another slot",
-    "rollback": "goes back to the slot before by itself when a new one does not boot",
-    "recovery": "has a recovery entry in the boot menu",
-    "reset": "goes back to how it was installed",
+    "acpi-shutdown": "shuts down when its power button is pressed",
+    "systemd": "runs systemd: units and a journal",
+    "persistence": "keeps /var across reboots",
+    "verity": "mounts its root read-only and verified by dm-verity",
+    "install": "installs from its live medium over the console",
+    "install-unattended": "installs without questions, from a seed or from credentials",
+    "upgrade": "upgrades into the slot that is not running",
+    "rollback": "returns to the previous slot, by itself if a new version does not boot",
+    "recovery": "has a recovery system in its boot menu",
+    "reset": "resets to its state after installation",
     "secure-boot": "boots with Secure Boot enforced",
-    "tpm": "uses a TPM where there is one",
+    "tpm": "uses a TPM if the machine has one",
     "cluster": "forms a cluster",
 }
-"""What a scenario may ask of an image, each with what it means."""
+"""The capabilities that an image may declare, with their meaning."""
+
+Phase = Literal["login", "ready", "install"]
+"""A phase for which an image may set its own deadline: from power on to the console's prompt, from
+power on until commands run, the installation."""
 
 
 def problem(message: str, *at: str | int) -> PydanticCustomError:
-    """Return an error of a validator, at a key below the model that it checks."""
-    # Braces are pydantic's template; a value of the user's may hold some.
+    """Return a validation error; ``at`` is the path from the model to the key at fault."""
+    # pydantic treats braces as a template, and the user's value may contain some.
     return PydanticCustomError("catalog", "{message}", {"message": message, "at": at})
 
 
@@ -70,39 +75,39 @@ def _one_of(kind: str, names: tuple[str, ...]) -> AfterValidator:
 
 
 def is_capability(name: str) -> bool:
-    """Whether a capability is one of Harness', or of a project's own: ``x-`` and a name."""
+    """Return whether a name is in :data:`CAPABILITIES`, or is a project's own: ``x-NAME``."""
     return name in CAPABILITIES or re.fullmatch(r"x-[a-z0-9-]+", name) is not None
 
 
 def _capability(name: str) -> str:
     if not is_capability(name):
         error = UnknownNameError("capability", name, tuple(CAPABILITIES))
-        raise problem(f"{error.what}; {error.hint}; one of your own begins with x-")
+        raise problem(f"{error.what}; {error.hint}; your own capabilities begin with x-")
     return name
 
 
 def _inside(path: str) -> str:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts:
-        raise problem(f"a path below the folder that it is in, not {path!r}")
+        raise problem(f"must be a relative path without '..', not {path!r}")
     return path
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise problem(f"there twice: {', '.join(twice)}")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise problem(f"repeats {', '.join(repeated)}")
     return names
 
 
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0, strict=True)]
-"""Bytes; in the file ``4GiB``, ``512MiB``."""
+"""Bytes; the file may say ``4GiB`` or ``512MiB``."""
 
 
 def _profile(name: str) -> str:
     if not name.endswith(".py") and not re.fullmatch(NAME, name):
-        raise problem(f"the name of a profile, or the path of a Python file, not {name!r}")
+        raise problem(f"must be a profile's name or the path of a Python file, not {name!r}")
     if PurePosixPath(name).is_absolute():
-        raise problem(f"a path from the folder that it is in, not {name!r}")
+        raise problem(f"must be relative to the image's folder, not {name!r}")
     return name
 
 
@@ -110,7 +115,7 @@ NAME: Final = r"^[a-z][a-z0-9-]{0,30}$"
 
 Name = Annotated[str, Field(pattern=NAME)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=64)]
-"""A version or a variant: it is part of file names and of references."""
+"""A version or a variant; it becomes part of file names and references."""
 
 Labels = Annotated[tuple[Label, ...], Field(min_length=1), AfterValidator(_distinct)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -122,14 +127,14 @@ class _Model(BaseModel):
 
 
 class Build(_Model):
-    """How Harness makes the artifacts itself.
+    """How Harness builds the artifacts.
 
     Attributes:
-        script: The program, in the image's folder; called as
+        script: The program, relative to the image's folder; called as
             ``SCRIPT --arch A --version V --variant W --out DIR --work DIR``.
-        inputs: Files and folders that decide what it makes, from the image's folder; their digest
-            keys the cache. ``image.yaml`` itself is none unless named: what it says of the
-            artifacts counts, a changed deadline does not.
+        inputs: Files and folders that determine the output, relative to the image's folder; their
+            digest is part of the cache key. ``image.yaml`` is not an input unless it is listed, so a
+            changed deadline rebuilds nothing; its description of the artifacts always counts.
     """
 
     script: Annotated[str, AfterValidator(_inside)]
@@ -141,9 +146,9 @@ class Artifact(_Model):
 
     Attributes:
         file: Its name in the cache; the last part of ``url`` by default.
-        format: ``raw`` or ``qcow2``, for a disk.
-        url: Where it is fetched from; ``None`` if the build script makes it.
-        sha256: Its digest in hexadecimal; with ``url`` only, and required there.
+        format: The format of a disk: ``raw`` or ``qcow2``.
+        url: The address to fetch it from; ``None`` if the build script makes it.
+        sha256: Its checksum in hexadecimal; required with ``url``, not allowed without.
     """
 
     file: Annotated[str, AfterValidator(_inside)] = ""
@@ -169,12 +174,12 @@ class Artifact(_Model):
         return self
 
 
-class Arch(_Model):
+class ArchImage(_Model):
     """An image on one arch.
 
     Attributes:
-        firmware: What boots it.
-        artifacts: Its files by name: ``live`` for a disk to boot from, ``kernel`` and ``initrd``
+        firmware: The firmware that boots it.
+        artifacts: Its files by name: ``live`` is a disk to boot from; ``kernel`` and ``initrd`` are
             for direct kernel boot.
         cmdline: The kernel's command line; with firmware ``kernel`` only.
     """
@@ -189,27 +194,32 @@ class Arch(_Model):
         if direct and "kernel" not in self.artifacts:
             raise problem("firmware 'kernel' needs the artifact 'kernel'", "artifacts")
         if self.cmdline and not direct:
-            raise problem("a 'cmdline' goes with firmware 'kernel' only", "cmdline")
+            raise problem("'cmdline' requires firmware 'kernel'", "cmdline")
         files = [artifact.file for artifact in self.artifacts.values()]
-        if twice := {file for file in files if files.count(file) > 1}:
-            raise problem(f"two artifacts in one file: {', '.join(sorted(twice))}", "artifacts")
+        if shared := {file for file in files if files.count(file) > 1}:
+            raise problem(f"two artifacts share a file: {', '.join(sorted(shared))}", "artifacts")
         return self
 
 
-class Default(_Model):
-    """What a reference leaves out; the first of each by default."""
+class Defaults(_Model):
+    """The variant and the version of a reference that omits them.
+
+    Attributes:
+        variant: The variant; empty for the first that the image lists.
+        version: The version; empty for the first that the image lists.
+    """
 
     variant: str = ""
     version: str = ""
 
 
-class Machine(_Model):
-    """The machine an image is made for.
+class Hardware(_Model):
+    """The machine that an image is made for.
 
     Attributes:
         cpus: Virtual CPUs.
-        memory: Bytes of RAM.
-        disk: Bytes of the disk it is installed on; ``None`` if it is not.
+        memory: RAM in bytes.
+        disk: Size in bytes of the disk that it installs onto; ``None`` if it does not install.
     """
 
     cpus: Annotated[int, Field(strict=True, ge=1, le=255)] = 2
@@ -217,20 +227,24 @@ class Machine(_Model):
     disk: Annotated[Size, Field(multiple_of=512)] | None = None
 
 
-class Console(_Model):
-    """The console that an image talks on."""
+class ConsoleSettings(_Model):
+    """The console of an image.
+
+    Attributes:
+        device: The device on which the guest's console is.
+    """
 
     device: ConsoleDevice = ConsoleDevice.SERIAL
 
 
-class Login(_Model):
+class LoginSettings(_Model):
     """How to log in on the console.
 
     Attributes:
-        user: The name.
-        password: Empty if none is asked for.
-        shell_prompt: A regular expression for the end of the shell's prompt; ``None`` for one of
-            ``# $ % >``.
+        user: The account's name.
+        password: The password; empty if the login asks for none.
+        shell_prompt: A regular expression for the end of the shell's prompt; ``None`` matches ``#``,
+            ``$``, ``%`` and ``>``.
     """
 
     user: str = "root"
@@ -239,24 +253,23 @@ class Login(_Model):
 
 
 class Image(_Model):
-    """An entry of the catalogue.
+    """An image of the catalogue.
 
     Attributes:
-        name: What options call it.
+        name: The name that options use.
         summary: One line for people.
-        profile: The OS family: its name in :mod:`harness.profiles`, or the path of a Python file from
-            the folder of ``image.yaml``.
-        build: How it is made; ``None`` if all is fetched.
-        variants: In the order in which they are listed.
-        versions: In the order in which they were released.
-        default: The variant and the version that a reference without them means.
-        arches: What it is on each arch.
-        machine: What machine it is made for.
+        profile: The OS family: its name in :mod:`harness.profiles`, or the path of a Python file
+            relative to the folder of ``image.yaml``.
+        build: How Harness builds it; ``None`` if all artifacts are fetched.
+        variants: The variants; the first is the default unless ``default`` names another.
+        versions: The versions in the order of their release.
+        default: The variant and the version of a reference that omits them.
+        arches: The image on each arch; the first is the default.
+        machine: The machine that it is made for.
         console: Its console.
-        login: How to log in.
-        capabilities: What scenarios may ask of it, from :data:`CAPABILITIES`.
-        deadlines: Seconds on a good host under KVM, by what is waited for: ``login`` from power on
-            to the console's prompt, ``ready`` to commands, ``install``.
+        login: How to log in on the console.
+        capabilities: What it can do: names from :data:`CAPABILITIES`, or ``x-NAME``.
+        deadlines: Seconds on a good host under KVM, by :data:`Phase`.
     """
 
     name: Name
@@ -265,17 +278,17 @@ class Image(_Model):
     build: Build | None = None
     variants: Labels = ("default",)
     versions: Labels = ("1",)
-    default: Default = Default()
+    default: Defaults = Defaults()
     arches: Annotated[
-        dict[Annotated[str, _one_of("arch", ARCHES)], Arch],
+        dict[Annotated[str, _one_of("arch", ARCHES)], ArchImage],
         Field(min_length=1),
     ]
-    machine: Machine = Machine()
-    console: Console = Console()
-    login: Login = Login()
+    machine: Hardware = Hardware()
+    console: ConsoleSettings = ConsoleSettings()
+    login: LoginSettings = LoginSettings()
     capabilities: Annotated[tuple[Capability, ...], AfterValidator(_distinct)] = ()
     deadlines: dict[
-        Literal["login", "ready", "install"],
+        Phase,
         Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)],
     ] = {}
 
@@ -283,34 +296,34 @@ class Image(_Model):
 
     @property
     def path(self) -> Path:
-        """The ``image.yaml`` that it was read from."""
+        """The ``image.yaml`` that defines it."""
         return self._path
 
     @property
     def profile_file(self) -> Path | None:
-        """The file of a profile that is not Harness' own."""
+        """The file of a project's own profile; ``None`` for a built-in one."""
         return self.folder / self.profile if self.profile.endswith(".py") else None
 
     @property
     def folder(self) -> Path:
-        """The folder of its ``image.yaml``: where its build script and inputs are."""
+        """The folder of its ``image.yaml``, with its build script and inputs."""
         return self._path.parent
 
     def select(
         self, arch: str | None = None, version: str | None = None, variant: str | None = None
     ) -> Selection:
-        """Return one selection; what is ``None`` is the image's default.
+        """Return a selection; the image's defaults replace arguments that are ``None``.
 
         The default arch is the first that the image lists.
 
         Raises:
-            UnknownNameError: if the image has no such arch, version or variant.
+            UnknownNameError: The image has no such arch, version or variant.
         """
 
-        def choose(kind: str, given: str | None, default: str, known: Sequence[str]) -> str:
-            name = given if given is not None else default or known[0]
-            if name not in known:
-                raise UnknownNameError(f"{kind} of {self.name}", name, known)
+        def choose(kind: str, choice: str | None, default: str, names: Sequence[str]) -> str:
+            name = choice if choice is not None else default or names[0]
+            if name not in names:
+                raise UnknownNameError(f"{kind} of {self.name}", name, names)
             return name
 
         return Selection(
@@ -318,32 +331,33 @@ class Image(_Model):
             arch=choose("arch", arch, "", tuple(self.arches)),
             version=choose("version", version, self.default.version, self.versions),
             variant=choose("variant", variant, self.default.variant, self.variants),
-            image=self,
+            definition=self,
         )
 
     @model_validator(mode="after")
     def _defaults_exist(self) -> Self:
-        for kind, given, known in (
+        for kind, default, names in (
             ("variant", self.default.variant, self.variants),
             ("version", self.default.version, self.versions),
         ):
-            if given and given not in known:
-                error = UnknownNameError(kind, given, known)
+            if default and default not in names:
+                error = UnknownNameError(kind, default, names)
                 raise problem(f"{error.what}; {error.hint}", "default", kind)
-        for arch, entry in self.arches.items():
-            for name, artifact in entry.artifacts.items():
+        for arch, arch_image in self.arches.items():
+            for name, artifact in arch_image.artifacts.items():
                 if artifact.url is None and self.build is None:
                     at = ("arches", arch, "artifacts", name)
                     raise problem("needs 'url' and 'sha256': the image has no 'build'", *at)
-            if "upgrade" in self.capabilities and "update" not in entry.artifacts:
+            if "upgrade" in self.capabilities and "update" not in arch_image.artifacts:
                 raise problem(
-                    "needs 'update', a tar of what an update server holds: the image declares upgrade",
+                    "needs 'update', a tar of the files for an update server:"
+                    " the image declares upgrade",
                     *("arches", arch, "artifacts"),
                 )
         if self.build is None and len(self.versions) > 1:
             raise problem(
-                "without 'build' all versions would be the same files: give it a script that fetches"
-                " them, or make it an image for each",
+                "without 'build' all versions have the same files: add a build script that fetches"
+                " them, or make one image per version",
                 "versions",
             )
         return self
@@ -351,47 +365,104 @@ class Image(_Model):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """One thing to boot: an image, on one arch, in one version and variant.
+    """One system to boot: an image on one arch, in one version and variant.
+
+    Two selections with the same names are equal, whatever their definitions say.
 
     Attributes:
         name: The image's name.
         arch: The arch.
         version: The version.
         variant: The variant.
-        image: The image; two selections of equal names are equal whatever it says.
+        definition: The image as the catalogue defines it.
     """
 
     name: str
     arch: str
     version: str
     variant: str
-    image: Image = field(compare=False, repr=False)
+    definition: Image = field(compare=False, repr=False)
 
     @property
-    def entry(self) -> Arch:
-        """What the image is on this arch."""
-        return self.image.arches[self.arch]
+    def arch_image(self) -> ArchImage:
+        """The firmware, artifacts and kernel command line on this arch."""
+        return self.definition.arches[self.arch]
 
     @property
     def artifacts(self) -> Mapping[str, Artifact]:
         """The image's files on this arch, by name."""
-        return self.entry.artifacts
+        return self.arch_image.artifacts
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        return self.definition.summary
+
+    @property
+    def profile(self) -> str:
+        """The OS family: the name of a built-in profile, or the path of a Python file."""
+        return self.definition.profile
+
+    @property
+    def profile_file(self) -> Path | None:
+        """The file of a project's own profile; ``None`` for a built-in one."""
+        return self.definition.profile_file
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """The capabilities that the image declares, such as ``upgrade``; see :data:`CAPABILITIES`."""
+        return self.definition.capabilities
+
+    @property
+    def machine(self) -> Hardware:
+        """The machine that the image is made for: ``cpus``, ``memory``, ``disk``."""
+        return self.definition.machine
+
+    @property
+    def console(self) -> ConsoleSettings:
+        """The image's console."""
+        return self.definition.console
+
+    @property
+    def login(self) -> LoginSettings:
+        """How to log in on the console: ``user``, ``password``, ``shell_prompt``."""
+        return self.definition.login
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """All versions of the image, in the order of their release."""
+        return self.definition.versions
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """All variants of the image."""
+        return self.definition.variants
+
+    @property
+    def deadlines(self) -> Mapping[Phase, float]:
+        """The image's own deadlines, in seconds on a good host under KVM."""
+        return self.definition.deadlines
+
+    @property
+    def path(self) -> Path:
+        """The ``image.yaml`` that defines the image."""
+        return self.definition.path
 
     @property
     def folder(self) -> Path:
-        """The image's folder."""
-        return self.image.folder
+        """The folder of the ``image.yaml``."""
+        return self.definition.folder
 
     @property
     def script(self) -> Path | None:
-        """The build script, or ``None`` if all artifacts are fetched."""
-        build = self.image.build
+        """The build script; ``None`` if all artifacts are fetched."""
+        build = self.definition.build
         return None if build is None else self.folder / build.script
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The build's inputs, as paths from the image's folder."""
-        build = self.image.build
+        """The inputs of the build, as paths relative to the image's folder."""
+        build = self.definition.build
         return () if build is None else build.inputs
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The texts that skiff prints and reads. ``images/skiff/README.md`` documents them."""
+"""The texts that skiff prints and reads; ``images/skiff/README.md`` documents them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import cast
 from harness.profiles.terms import BootRecord, Install, Malformed, Slot, SlotState
 
 
-def menu(shown: str) -> list[str]:
-    """Return the lines of systemd-boot's menu, from the output that drew it.
+def menu(output: str) -> list[str]:
+    """Return the lines of systemd-boot's menu.
 
-    It puts them where the firmware's largest text mode has its middle, which may be below the last
-    line of the console's screen: so they are told apart by the moves of the cursor.
+    systemd-boot centres the menu in the firmware's largest text mode, which may be below the last line
+    of the console's screen. So the cursor movements separate the lines, not the rows of the screen.
+
+    Args:
+        output: The console's output that drew the menu.
     """
-    drawn = shown.rpartition("\x1b[2J")[2].partition("Boot in ")[0]
-    pieces = re.split(r"\x1b\[\d+;\d+H", drawn)
+    drawing = output.rpartition("\x1b[2J")[2].partition("Boot in ")[0]
+    pieces = re.split(r"\x1b\[\d+;\d+H", drawing)
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", piece).strip() for piece in pieces]
     return [line for line in lines if line]
 
@@ -25,9 +28,14 @@ def _number(word: str) -> int | None:
     return int(word) if word.isdigit() else None
 
 
-def slot(name: str, told: str) -> Slot:
-    """Return what a line of ``skiff-status`` says of a slot."""
-    version, state, left, done = told.split(" ")
+def slot(name: str, status: str) -> Slot:
+    """Parse the value of a ``SLOT_*`` line of ``skiff-status``.
+
+    Args:
+        name: The slot's name.
+        status: ``VERSION STATE TRIES_LEFT TRIES_DONE``; ``-`` where there is none.
+    """
+    version, state, left, done = status.split(" ")
     return Slot(
         name,
         "" if version == "-" else version,
@@ -38,14 +46,14 @@ def slot(name: str, told: str) -> Slot:
 
 
 def record(line: str) -> BootRecord:
-    """Return what a line of ``/var/lib/skiff/boots`` says of a boot."""
+    """Parse a line of ``/var/lib/skiff/boots``."""
     time, boot, version, slot, tries, outcome = line.split(" ")
     return BootRecord(time, boot.replace("-", ""), version, slot, _number(tries), outcome)
 
 
 def settings(answers: Install) -> str:
-    """Return the answers as the file that an unattended installation reads."""
-    # JSON strings are YAML's double-quoted ones, which is what the installer's subset takes.
+    """Return the ``user-data`` from which an unattended installation takes the answers."""
+    # A JSON string is a double-quoted YAML scalar, which the installer's subset of YAML accepts.
     lines = ["#cloud-config", "skiff:", "  install:"]
     for name in ("disk", "hostname", "user", "password"):
         if value := getattr(answers, name):
@@ -57,7 +65,7 @@ def settings(answers: Install) -> str:
 
 
 def malformed(answers: Install, how: Malformed) -> tuple[str, str]:
-    """Return such a file that is spoilt, and the line and the reason that the installer names."""
+    """Return a malformed ``user-data``, and the line and reason that the installer reports."""
     lines = settings(answers).splitlines(keepends=True)
     if how == "unknown key":
         return "".join(lines).replace("disk:", "disc:"), r":4: unknown key 'disc'"

@@ -1,79 +1,100 @@
-"""What a profile is: the words of :class:`Profile` for one OS family.
+"""The base class of all profiles: the words that every OS family has.
 
-A scenario says ``machine.os.install(...)``; how that family does it stands in its profile and
-nowhere else. What a family cannot do keeps the default below, which says so.
+A test says ``machine.os.login()``; only the profile of the family knows how to do that. The words that
+some families have are in :mod:`harness.profiles.abilities`.
 """
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from harness.catalog import Selection
-from harness.crash.ext4 import check_ext4
-from harness.deadline import Deadline, of
+from harness.catalog import Phase, Selection
+from harness.deadline import Deadline
 from harness.errors import UsageError
-from harness.profiles.terms import (
-    Account,
-    BootRecord,
-    Identity,
-    Install,
-    Malformed,
-    Refusal,
-    Slot,
-    SlotPart,
-    UpdateFile,
-)
-from harness.spec import ConsoleDevice, Disk, Firmware, FirmwareKind, MachineSpec, Nic, Tpm
+from harness.machine.system import Identity, System
+from harness.powercut.ext4 import check_ext4
+from harness.profiles.abilities import Slotted, capabilities_with
+from harness.profiles.terms import Refusal
+from harness.spec import Account, ConsoleDevice, Disk, Firmware, FirmwareKind, MachineSpec, Nic, Tpm
 
 if TYPE_CHECKING:
     from harness.machine import Machine
 
 
-class Profile:
-    """The words for one OS family, bound to one machine.
+class MissingWordError(UsageError, AttributeError):
+    """A profile lacks the word that a test used; ``hasattr`` answers false."""
+
+
+if TYPE_CHECKING:
+    _Words = type
+else:
+    # mypy must not see __getattr__: it would accept any word. A profile may inherit protocols, so its
+    # metaclass has to derive from theirs.
+    class _Words(type(Protocol)):
+        """Raises an error that helps when code uses a word that a profile's class lacks."""
+
+        def __getattr__(cls, word: str) -> object:
+            raise _missing(cls, word)
+
+
+class Profile(metaclass=_Words):
+    """The words of one OS family, bound to one machine: ``machine.os``.
+
+    Subclasses override the words that their family does differently, and add the words of their
+    abilities. :exc:`MissingWordError` is raised for a word that the profile lacks.
 
     Args:
-        machine: The machine that runs it.
-        selection: The image it came from.
-        account: Who logs in; the image's own login by default.
+        machine: The machine.
+        selection: The image that the machine was started from.
+        account: The account that logs in; the image's own by default.
     """
 
     name: ClassVar[str] = ""
     keeps_host_key: ClassVar[bool] = True
-    """Whether the SSH host key outlives a reboot."""
+    """Whether the SSH host key survives a reboot."""
     slot_names: ClassVar[tuple[str, ...]] = ("a", "b")
-    """The slots; the first is the one that a fresh system runs from."""
+    """The slots; a fresh installation runs from the first."""
     tries: ClassVar[int | None] = None
-    """How many boots a new version may fail; ``None`` where the system does not count them."""
+    """How many boots of a new version may fail; ``None`` if the system does not count them."""
     state_folder: ClassVar[str] = "/var"
-    """A folder, below which root can write, that outlives reboots and upgrades but no reset."""
+    """A folder below which root can write; it survives reboots and upgrades, but no reset."""
     state_partition: ClassVar[str] = ""
-    """Name, in the partition table, of the ext4 file system with what a machine keeps."""
-    update_files: ClassVar[Mapping[UpdateFile, str]] = {}
-    """The names of an update's files, as shell patterns. An update that is one file has its name
-    for each of them; what it does not have is left out."""
+    """The name, in the partition table, of the ext4 file system that holds the state."""
     refusals: ClassVar[Mapping[Refusal, str]] = {}
-    """What the system's words say of each reason, as regular expressions; those left out are not
-    looked for, so that any refusal will do."""
+    """Regular expressions for the system's message, by the reason of a refusal. Any message matches a
+    reason that is left out."""
     idle_seconds: ClassVar[float] = 300.0
-    """How long a guest that comes up may neither print nor compute, in seconds of its own clock. No boot
-    that goes on does so: systemd gives up a device after 90 s, and DHCP clients print or try again."""
+    """How long a booting guest may neither print nor compute, in seconds of its own clock. No healthy
+    boot does so for this long: systemd gives up a device after 90 s, and DHCP clients print or retry."""
 
     def __init__(
         self, machine: Machine, selection: Selection, account: Account | None = None
     ) -> None:
         self.machine = machine
         self.selection = selection
-        login = selection.image.login
+        login = selection.login
         self._account = account or Account(login.user, login.password)
+
+    def __repr__(self) -> str:
+        return f"<profile {self.name} of machine {self.machine.name}>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, word: str) -> object:
+            if inspect.getattr_static(type(self), word, None) is not None:
+                # A property has raised AttributeError; let the caller see that error.
+                return object.__getattribute__(self, word)
+            raise _missing(type(self), word)
 
     @property
     def account(self) -> Account:
-        """Who logs in, on the console and over SSH; a word that changes that sets it."""
+        """The account that logs in, on the console and over SSH; a word may set another."""
         return self._account
 
     @account.setter
@@ -106,67 +127,72 @@ class Profile:
         console: ConsoleDevice | None = None,
         tpm: bool | Tpm = False,
     ) -> MachineSpec:
-        """Return the spec of a machine that boots this image.
+        """Return the spec of a machine that boots an image.
 
         Args:
-            selection: The image, arch, version and variant.
+            selection: The image.
             files: The image's artifacts by name.
             name: The machine's name.
-            medium: Whether the image's live medium is in the machine, and booted first.
+            medium: Whether the machine has the image's live medium and boots it first.
             disks: Further disks.
             nics: Network interfaces.
             credentials: systemd credentials by name.
             cpus: Virtual CPUs; the image's own number by default.
-            memory: Bytes; the image's own size by default.
-            display: Whether it has a VGA adapter.
-            cmdline: Words to add to the kernel's command line; direct kernel boot only.
+            memory: RAM in bytes; the image's own size by default.
+            display: Whether the machine has a VGA adapter.
+            cmdline: Words to append to the kernel's command line; for direct kernel boot only.
             console: The device of the console; the image's own by default.
-            tpm: Whether it has a TPM; or which.
+            tpm: Whether the machine has a TPM, or the TPM itself.
+
+        Raises:
+            UsageError: ``cmdline`` was set for an image that does not boot by direct kernel boot.
         """
-        entry = selection.entry
-        kind = FirmwareKind(entry.firmware)
+        arch_image = selection.arch_image
+        kind = FirmwareKind(arch_image.firmware)
         all_disks = list(disks)
         if kind is FirmwareKind.KERNEL:
-            words = " ".join(filter(None, (entry.cmdline, cmdline)))
+            words = " ".join(filter(None, (arch_image.cmdline, cmdline)))
             firmware = Firmware(kind, files["kernel"], files.get("initrd"), words)
         else:
             if cmdline:
                 raise UsageError(
-                    "a kernel command line can be given to images that boot by direct kernel only"
+                    f"cmdline requires direct kernel boot, and {selection} boots by {kind.value}",
+                    hint="leave cmdline out, or choose an image with firmware: kernel",
                 )
             firmware = Firmware(kind)
         if medium and "live" in files:
-            live = entry.artifacts["live"]
+            live = arch_image.artifacts["live"]
             boots_first = Disk("live", files["live"], live.format, boot_index=0)
             all_disks = [boots_first, *all_disks]
-        machine = selection.image.machine
+        hardware = selection.machine
         return MachineSpec(
             name=name,
             arch=selection.arch,
             firmware=firmware,
-            cpus=machine.cpus if cpus is None else cpus,
-            memory=machine.memory if memory is None else memory,
+            cpus=hardware.cpus if cpus is None else cpus,
+            memory=hardware.memory if memory is None else memory,
             disks=tuple(all_disks),
             nics=tuple(nics),
-            console=console or selection.image.console.device,
+            console=console or selection.console.device,
             credentials=tuple((credentials or {}).items()),
             display=display,
             tpm=tpm if isinstance(tpm, Tpm) else Tpm() if tpm else None,
         )
 
-    # --- a machine that runs ------------------------------------------------------------------
+    # --- a running machine --------------------------------------------------------------------
 
-    def limit(
-        self,
-        what: Literal["login", "ready", "install"],
-        deadline: Deadline | float | None,
-        default: float,
-    ) -> Deadline:
-        """Return a deadline: the given one, else the image's own for ``what``, else the default."""
-        return of(deadline, self.selection.image.deadlines.get(what, default))
+    def limit(self, phase: Phase, deadline: Deadline | float | None, default: float) -> Deadline:
+        """Return the deadline of a phase.
+
+        Args:
+            phase: The phase.
+            deadline: The caller's deadline; it takes precedence.
+            default: Seconds on a good host, if neither the caller nor the image sets a deadline.
+        """
+        return self.machine.scale.limit(deadline, self.selection.deadlines.get(phase, default))
 
     def login(self, deadline: Deadline | float | None = None) -> None:
-        """Log in on the console, waiting for the prompt.
+        """Wait for the login prompt on the console and log in.
 
         Args:
             deadline: The image's own, or 120 s on a good host, by default.
@@ -175,257 +201,102 @@ class Profile:
             self.machine.console.login(
                 self.account.user,
                 self.account.password or None,
-                prompt=self.selection.image.login.shell_prompt,
+                prompt=self.selection.login.shell_prompt,
                 deadline=self.limit("login", deadline, 120),
             )
 
     def as_root(self, command: str) -> str:
-        """Return the command that does ``command`` as root for this account."""
+        """Return the shell command that runs ``command`` as root for this account."""
         if self.account.user == "root":
             return command
         return f"sudo -n sh -c {shlex.quote(command)}"
 
     def request_reboot(self) -> str:
-        """Return the command that reboots the guest in order."""
+        """Return the shell command that reboots the guest cleanly."""
         return self.as_root("systemctl reboot")
 
     def unit_state(self, unit: str) -> str:
-        """Return the command that prints ``active`` or ``failed`` for a service."""
+        """Return the shell command that prints a service's state, such as ``active`` or ``failed``."""
         return f"systemctl show -P ActiveState -- {unit}"
 
     def identity(self) -> Identity:
-        """Return who the running system is."""
-        told = self.machine.succeed(
+        """Return the identity of the running system."""
+        output = self.machine.succeed(
             "cat /etc/machine-id; cat /etc/hostname 2>/dev/null || uname -n;"
             " cat /etc/ssh/ssh_host_*_key.pub 2>/dev/null | cut -d ' ' -f 2 | sort"
         )
-        machine_id, hostname, *keys = told.splitlines()
+        machine_id, hostname, *keys = output.splitlines()
         return Identity(machine_id, hostname, " ".join(keys))
 
     def wait_running(self, deadline: Deadline | float | None = None) -> None:
-        """Wait until the system has started as a whole, with nothing failed.
+        """Wait until the system has started and no service has failed.
 
         Args:
             deadline: 60 s on a good host by default.
 
         Raises:
-            CommandError: if something has failed.
+            CommandError: A service has failed.
         """
-        self.machine.succeed("systemctl --wait is-system-running", deadline=of(deadline, 60))
-
-    @classmethod
-    def says(cls, reason: Refusal, words: str) -> bool:
-        """Whether the system's words about a refusal give this reason; see :attr:`refusals`."""
-        return re.search(cls.refusals.get(reason, ""), words) is not None
-
-    def other_slot(self) -> str:
-        """Return the slot that does not run: where an upgrade goes."""
-        (other,) = set(self.slot_names) - {self.slot()}
-        return other
-
-    @classmethod
-    def check_state(cls, disk: Path) -> None:
-        """Check on the host that what a machine keeps is whole on its disk after a power cut.
-
-        Args:
-            disk: The disk, raw; nobody writes to it.
-
-        Raises:
-            GuestError: if it is damaged.
-        """
-        if not cls.state_partition:
-            raise UsageError(
-                f"profile {cls.name!r} does not say where its state is",
-                hint="set state_partition, or override check_state() if it is not ext4",
-            )
-        check_ext4(disk, cls.state_partition)
-
-    # --- what some families can do ------------------------------------------------------------
-
-    def version(self) -> str:
-        """Return the version of the running image."""
-        self._cannot("version")
-
-    def slot(self) -> str:
-        """Return the slot the machine runs from: ``live``, ``a``, ``b``, ``recovery``."""
-        self._cannot("slot")
-
-    def verified(self) -> bool:
-        """Whether what is read from the root is checked."""
-        self._cannot("tell whether the root is verified")
-
-    def install(
-        self,
-        answers: Install,
-        *,
-        confirm: bool = True,
-        deadline: Deadline | float | None = None,
-    ) -> None:
-        """Install over the console; with ``confirm`` false, answer its last question by no."""
-        self._cannot("install")
-
-    @classmethod
-    def seed(cls, answers: Install) -> dict[str, str]:
-        """Return the files of a NoCloud seed that installs unattended and powers off."""
-        raise cls._unable("install from a seed")
-
-    @classmethod
-    def install_credentials(cls, answers: Install) -> dict[str, str]:
-        """Return the systemd credentials that install unattended and power off."""
-        raise cls._unable("install by credentials")
-
-    @classmethod
-    def malformed_seed(cls, answers: Install, how: Malformed) -> tuple[str, str]:
-        """Return the ``user-data`` of a seed that is spoilt, and a regular expression for the reason."""
-        raise cls._unable("spoil a seed")
-
-    def install_from(self, user_data: str, deadline: Deadline | float | None = None) -> None:
-        """Install from settings, as a seed has them, that lie in a file of the running system."""
-        self._cannot("install from settings by hand")
-
-    def wait_installed(self, deadline: Deadline | float | None = None) -> None:
-        """Wait until an unattended installation says that it is done."""
-        self._cannot("install unattended")
-
-    def slots(self) -> list[Slot]:
-        """Return all slots that can be upgraded, in order; see :data:`SlotState`."""
-        self._cannot("list slots")
-
-    def trust(self, ca_pem: str) -> None:
-        """Let upgrades trust servers whose certificate comes from this CA, given as PEM."""
-        self._cannot("trust a CA")
-
-    def upgrade(
-        self,
-        source: str,
-        *,
-        allow_downgrade: bool = False,
-        deadline: Deadline | float | None = None,
-    ) -> str:
-        """Install what ``source`` offers into the other slot; a reboot then runs it.
-
-        Args:
-            source: ``https://host/path/`` or ``oci://host/repository:tag``.
-            allow_downgrade: Whether an older version than the running one will do.
-            deadline: 120 s on a good host by default.
-
-        Returns:
-            The system's own words about what it did; that it had nothing to do is fine.
-
-        Raises:
-            UpgradeRefusedError: if the system refuses or fails; its own words.
-        """
-        self._cannot("upgrade")
+        self.machine.succeed(
+            "systemctl --wait is-system-running", deadline=self.machine.scale.limit(deadline, 60)
+        )
 
     def wait_good(self, deadline: Deadline | float | None = None) -> None:
-        """Wait until the running version has shown that it boots and is on trial no more.
+        """Wait until the system has accepted the running version as good.
 
-        Where no boots are counted that is when the system has started as a whole.
+        A system that does not count boots accepts a version when the whole system has started.
 
         Args:
             deadline: 60 s on a good host by default.
         """
         self.wait_running(deadline)
 
-    def fall_back(self, deadline: Deadline | float | None = None) -> None:
-        """Reboot into a version that fails, and wait until the machine has given it up by itself.
+    @classmethod
+    def says(cls, reason: Refusal, words: str) -> bool:
+        """Return whether the system's message about a refusal states this reason; see `refusals`."""
+        return re.search(cls.refusals.get(reason, ""), words) is not None
 
-        The machine is then in the version before, or in recovery, and logged in.
-
-        Args:
-            deadline: 400 s on a good host by default.
-        """
-        self._cannot("wait for a fallback")
-
-    def boot_record(self) -> list[BootRecord]:
-        """Return what the system remembers of its boots, oldest first."""
-        self._cannot("tell of its boots")
-
-    def rollback(self) -> None:
-        """Let the other slot be booted from the next reboot on.
-
-        Raises:
-            RecoveryRefusedError: if it holds nothing that boots; the system's own words.
-        """
-        self._cannot("rollback")
-
-    def choose_entry(self, entry: str, deadline: Deadline | float | None = None) -> None:
-        """Reboot, choose an entry of the boot menu on the console, and wait until it is ready.
-
-        Args:
-            entry: A version, or ``recovery``.
-            deadline: 180 s on a good host by default.
-        """
-        self._cannot("choose a boot entry")
-
-    def boot_recovery(self, deadline: Deadline | float | None = None) -> None:
-        """Reboot into recovery by command, and log in there on the console.
-
-        Args:
-            deadline: 180 s on a good host by default.
-        """
-        self._cannot("boot into recovery")
-
-    def wait_recovery(self, deadline: Deadline | float | None = None) -> None:
-        """Wait until the machine, which is restarting, is in recovery, and log in there.
-
-        Args:
-            deadline: 180 s on a good host by default.
-        """
-        self._cannot("tell that it is in recovery")
-
-    def repair(self, slot: str) -> None:
-        """Write the version that was installed first into a slot, from recovery; a reboot runs it.
-
-        Raises:
-            RecoveryRefusedError: if the system refuses or fails; its own words.
-        """
-        self._cannot("repair a slot")
-
-    def reset(self) -> None:
-        """Bring the machine back to how it was after installation, from the system or from recovery.
-
-        The state is gone and the system has another identity, but for the hostname and the account. It
-        returns when that is logged in on the console, in the slot that was last good.
-
-        Raises:
-            RecoveryRefusedError: if the system refuses or fails; its own words.
-        """
-        self._cannot("reset")
-
-    # --- what tests do to a system ------------------------------------------------------------
-
-    def slots_written(self) -> list[str]:
-        """Return what was written to since the machine started, in the order of the disk.
-
-        Slots by their names, ``boot`` for what boots them and names them, ``recovery``, and whatever
-        else outlives a reset; not the state. Empty if each of their bytes is as it was then.
-        """
-        self._cannot("tell what of its slots was written")
-
-    def damage(self, slot: str, part: SlotPart = "root") -> None:
-        """Overwrite the first MiB of a slot, or of what checks it; it may be the one that runs."""
-        self._cannot("find the disk under a slot")
-
-    def damage_state(self) -> None:
-        """Overwrite the head of the file system of the state, so that it does not mount again."""
-        self._cannot("find the disk under its state")
-
-    def fill_state(self, keep: int) -> None:
-        """Fill the file system of the state but for ``keep`` bytes."""
-        self._cannot("fill its state")
-
-    def allow_from(self, version: str) -> None:
-        """Let upgrades refuse what is older than ``version``."""
-        self._cannot("forbid old versions")
-
-    def _cannot(self, verb: str) -> NoReturn:
-        raise self._unable(verb)
+    def other_slot(self: Slotted) -> str:
+        """Return the slot that is not running; an upgrade writes it."""
+        (other,) = set(self.slot_names) - {self.slot()}
+        return other
 
     @classmethod
-    def _unable(cls, verb: str) -> UsageError:
-        return UsageError(
-            f"profile {cls.name!r} does not know how to {verb}",
-            hint="declare the capability in image.yaml and the verb in the profile, or select"
-            " scenarios by capability: @pytest.mark.needs(...)",
+    def check_state(cls, disk: Path) -> None:
+        """Check on the host that a power cut left the state on a disk intact.
+
+        Args:
+            disk: The disk as a raw file; nothing may write to it meanwhile.
+
+        Raises:
+            GuestError: The state is damaged.
+            UsageError: The profile does not say where the state is.
+        """
+        if not cls.state_partition:
+            raise UsageError(
+                f"profile {cls.name!r} does not say which partition holds its state",
+                hint="set state_partition, or override check_state() if it is not ext4",
+            )
+        check_ext4(disk, cls.state_partition)
+
+
+def _missing(profile: type[Profile], word: str) -> AttributeError:
+    """Return the error for a word that a profile lacks."""
+    if word.startswith("_"):
+        # Python and its tools look for these; they are never words.
+        return AttributeError(f"{profile.__name__!r} has no attribute {word!r}")
+    text = f"profile {profile.name or profile.__name__!r} lacks the word {word!r}"
+    if capabilities := capabilities_with(word):
+        return MissingWordError(
+            f"{text}, which belongs to the capability {' or '.join(capabilities)}",
+            hint=f"define {word} in the profile and declare the capability in image.yaml, or run the"
+            " test only on images that declare it: @pytest.mark.needs(...)",
         )
+    words = [name for name in dir(profile) if not name.startswith("_")]
+    near = difflib.get_close_matches(word, words, n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return MissingWordError(text, hint=f"{hint}dir(machine.os) lists its words")
+
+
+if TYPE_CHECKING:
+    _: type[System] = Profile

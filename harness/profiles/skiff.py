@@ -1,6 +1,6 @@
-"""The skiff image: an immutable Debian in two slots, made of systemd's own parts.
+"""The skiff image: an immutable Debian in two slots, built from systemd's own components.
 
-What its installer asks and says is documented in ``images/skiff/README.md``.
+``images/skiff/README.md`` documents the questions and messages of its installer.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import base64
 import re
 import shlex
-from typing import ClassVar, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
-from harness.deadline import Deadline, of
+from harness.deadline import Deadline
 from harness.errors import (
     GuestError,
     InstallRefusedError,
@@ -18,22 +19,37 @@ from harness.errors import (
     UpgradeRefusedError,
 )
 from harness.profiles import _skiff
+from harness.profiles.abilities import (
+    CredentialInstallable,
+    Installable,
+    Recoverable,
+    Resettable,
+    Rollbackable,
+    SeedInstallable,
+    Upgradable,
+    Verified,
+)
 from harness.profiles.base import Profile
 from harness.profiles.terms import (
-    Account,
     BootRecord,
     Install,
     Malformed,
+    Refusal,
     Slot,
     SlotPart,
+    UpdateFile,
 )
+from harness.spec import Account
 
 CONFIRMATION: Final = "INSTALL"
-"""What the installer wants typed before it writes."""
+"""The word that a user has to type before the installer writes."""
 
 _PARTITIONS: Final = ("boot", "a", "a", "b", "b", "oem", "recovery", "recovery")
-"""What the disk's partitions belong to, all but the last, ``var``: the ESP, then root and verity of each
-slot, what the installer recorded, root and verity of recovery."""
+"""The parts that the disk's partitions belong to: the ESP, root and verity of each slot, the installer's
+record, root and verity of recovery. The last partition, ``var``, is not listed."""
+
+_TRIES: Final = 3
+"""Boots that a new version gets, systemd-boot's boot counting; ``images/skiff`` sets it."""
 
 _OUTCOME: Final = re.compile(r"skiff-[a-z]+: (done|already|refused|failed): ([^\r\n]*)")
 _REFUSED: Final = r"skiff-install: (refused|failed): ([^\r\n]*)\r?\n"
@@ -41,17 +57,17 @@ _DONE: Final = r"skiff-install: (done): ([^\r\n]*)\r?\n"
 
 
 class Skiff(Profile):
-    """The words for skiff."""
+    """The words of skiff."""
 
     name = "skiff"
-    tries: ClassVar[int] = 3
+    tries: ClassVar[int | None] = _TRIES
     state_partition = "var"
-    update_files: ClassVar = {
+    update_files: ClassVar[Mapping[UpdateFile, str]] = {
         "root": "*.root.raw",
         "kernel": "*.efi",
         "signature": "SHA256SUMS.gpg",
     }
-    refusals: ClassVar = {
+    refusals: ClassVar[Mapping[Refusal, str]] = {
         "signature": "the signature of SHA256SUMS is wrong",
         "space": "no space left",
         "older": "is older than",
@@ -63,30 +79,30 @@ class Skiff(Profile):
 
     @classmethod
     def credentials(cls, authorized_key: str) -> dict[str, str]:
-        """Return the credential that lets the run's key in for as long as it is handed over.
+        """Return the credential that lets the run's key log in while the credential is present.
 
-        The home of root is read-only here, so that nothing can be provisioned into it; sshd reads
-        this one where systemd puts it (``systemd.system-credentials(7)``).
+        The home of root is read-only, so no key can be copied there. sshd reads this credential
+        from the place where systemd puts it (``systemd.system-credentials(7)``).
         """
         return {"ssh.ephemeral-authorized_keys-all": authorized_key}
 
     @classmethod
     def seed(cls, answers: Install) -> dict[str, str]:
-        """Return the NoCloud seed that installs unattended and powers off."""
+        """Return the files of a NoCloud seed that installs and powers off."""
         return {"user-data": _skiff.settings(answers)}
 
     @classmethod
     def malformed_seed(cls, answers: Install, how: Malformed) -> tuple[str, str]:
-        """Return a seed that is spoilt, and the line and the reason that the installer names."""
+        """Return a malformed ``user-data``, and the line and reason that the installer reports."""
         return _skiff.malformed(answers, how)
 
     @classmethod
     def install_credentials(cls, answers: Install) -> dict[str, str]:
-        """Return the credential that installs unattended and powers off."""
+        """Return the systemd credential that installs and powers off."""
         return {"skiff.install": _skiff.settings(answers)}
 
     def status(self) -> dict[str, str]:
-        """Return what ``skiff-status`` prints, by name: IMAGE, VERSION, SLOT, ROOT, VERITY."""
+        """Return the values of ``skiff-status`` by name: IMAGE, VERSION, SLOT, ROOT, VERITY."""
         lines = self.machine.succeed(self.as_root("skiff-status")).splitlines()
         return dict(line.split("=", 1) for line in lines if "=" in line)
 
@@ -95,25 +111,25 @@ class Skiff(Profile):
         return self.status()["VERSION"]
 
     def verified(self) -> bool:
-        """Whether the root is checked by dm-verity."""
+        """Return whether dm-verity verifies the root."""
         return self.status()["VERITY"] == "yes"
 
     def slot(self) -> str:
-        """Return the slot: ``live``, ``a``, ``b`` or ``recovery``."""
+        """Return the slot that the machine runs from: ``live``, ``a``, ``b`` or ``recovery``."""
         return self.status()["SLOT"]
 
     def slots(self) -> list[Slot]:
         """Return the slots a and b."""
-        told = self.status()
-        return [_skiff.slot(name, told[f"SLOT_{name.upper()}"]) for name in ("a", "b")]
+        status = self.status()
+        return [_skiff.slot(name, status[f"SLOT_{name.upper()}"]) for name in ("a", "b")]
 
     def boot_record(self) -> list[BootRecord]:
-        """Return what ``/var/lib/skiff/boots`` holds."""
+        """Return the records of ``/var/lib/skiff/boots``."""
         lines = self.machine.succeed(self.as_root("cat /var/lib/skiff/boots")).splitlines()
         return [_skiff.record(line) for line in lines if line.count(" ") == 5]
 
     def trust(self, ca_pem: str) -> None:
-        """Put a CA into ``/etc/skiff/ca``."""
+        """Write the CA to ``/etc/skiff/ca``."""
         text = base64.b64encode(ca_pem.encode()).decode()
         self.machine.succeed(
             self.as_root(
@@ -131,15 +147,16 @@ class Skiff(Profile):
         """Run ``skiff-upgrade``."""
         words = ["skiff-upgrade", *(["--allow-downgrade"] if allow_downgrade else []), source]
         with self.machine.timeline.step(f"upgrade from {source}", machine=self.machine.name):
-            return self._tell(shlex.join(words), UpgradeRefusedError, of(deadline, 120))
+            limit = self.machine.scale.limit(deadline, 120)
+            return self._run(shlex.join(words), UpgradeRefusedError, limit)
 
     def rollback(self) -> None:
         """Run ``skiff-rollback``."""
-        self._tell("skiff-rollback", RecoveryRefusedError)
+        self._run("skiff-rollback", RecoveryRefusedError)
 
     def wait_good(self, deadline: Deadline | float | None = None) -> None:
-        """Wait until systemd-bless-boot and the health check are through."""
-        limit = of(deadline, 60)
+        """Wait until the health check and systemd-bless-boot have finished."""
+        limit = self.machine.scale.limit(deadline, 60)
         self.machine.wait_for_unit("skiff-health.service", limit)
         self.machine.wait_until_succeeds(
             "test ! -e /run/systemd/generator*/basic.target.wants/systemd-bless-boot.service"
@@ -148,22 +165,22 @@ class Skiff(Profile):
         )
 
     def fall_back(self, deadline: Deadline | float | None = None) -> None:
-        """Reboot, see the version restart once a try, and wait for what comes after it."""
-        limit = of(deadline, 400)
+        """Reboot, wait for one reset per try of the version, then for the system that follows."""
+        limit = self.machine.scale.limit(deadline, 400)
         machine = self.machine
         with machine.timeline.step("fall back", machine=machine.name):
             with machine.expecting(GuestError):
                 mark = self._restart("systemctl reboot")
-                # The reboot that was asked for, and one restart a try.
-                for _ in range(1 + self.tries):
+                # The reboot by command, and one reset per try.
+                for _ in range(1 + _TRIES):
                     mark = self._wait_for_reset(limit, mark)
-            # No more failures are expected: a version that is tried once more ends the wait.
+            # A further reset means that the version got another try: the wait fails.
             with machine.restarting_at_most(0, since=mark):
                 self._arrive(limit)
 
     def choose_entry(self, entry: str, deadline: Deadline | float | None = None) -> None:
-        """Have systemd-boot show its menu, and choose by the number of the line."""
-        limit = of(deadline, 180)
+        """Let systemd-boot show its menu, and choose the entry by the number of its line."""
+        limit = self.machine.scale.limit(deadline, 180)
         title = f"skiff {entry}"
         with self.machine.timeline.step(f"choose {title!r} in the boot menu"):
             mark = self._restart("systemctl reboot --boot-loader-menu=60s")
@@ -173,16 +190,19 @@ class Skiff(Profile):
             console.expect(r"Boot in \d+ s\.", limit)
             lines = _skiff.menu(console.since(begin))
             if title not in lines:
-                raise GuestError(f"the boot menu has no {title!r}: {', '.join(lines)}")
-            # A digit goes to that line of the menu, systemd-boot(7).
+                raise GuestError(
+                    f"the boot menu has no {title!r}, only: {', '.join(lines)}",
+                    evidence=str(self.machine.evidence / "serial.log"),
+                )
+            # A digit selects that line of the menu, systemd-boot(7).
             console.send(str(lines.index(title) + 1))
             console.press("enter")
             with self.machine.restarting_at_most(0):
                 self._arrive(limit)
 
     def boot_recovery(self, deadline: Deadline | float | None = None) -> None:
-        """Choose the recovery entry for the next boot alone, and reboot."""
-        limit = of(deadline, 180)
+        """Select the recovery entry for the next boot only, and reboot."""
+        limit = self.machine.scale.limit(deadline, 180)
         with self.machine.timeline.step("boot into recovery", machine=self.machine.name):
             mark = self._restart("bootctl set-oneshot recovery.conf && systemctl reboot")
             mark = self._wait_for_reset(limit, mark)
@@ -190,25 +210,28 @@ class Skiff(Profile):
                 self.wait_recovery(limit)
 
     def wait_recovery(self, deadline: Deadline | float | None = None) -> None:
-        """Wait for the prompt of recovery, which has the live medium's login.
+        """Wait for the prompt of recovery, which has the live medium's account, and log in.
 
-        It has to come up when the tries of both slots are used up; the reset that begins it may not have
-        been told of yet.
+        Recovery has to come up by the time the tries of both slots are used up. QEMU may not have
+        reported the first reset yet, so one more is allowed.
         """
-        with self.machine.restarting_at_most(1 + self.tries * len(self.slot_names)):
-            self._arrive(of(deadline, 180))
+        with self.machine.restarting_at_most(1 + _TRIES * len(self.slot_names)):
+            self._arrive(self.machine.scale.limit(deadline, 180))
         if (slot := self.slot()) != "recovery":
-            raise GuestError(f"machine {self.machine.name} is in slot {slot}, not in recovery")
+            raise GuestError(
+                f"machine {self.machine.name} is in slot {slot}, not in recovery",
+                evidence=str(self.machine.evidence / "serial.log"),
+            )
 
     def repair(self, slot: str) -> None:
         """Run ``skiff-recovery repair``."""
-        self._tell(f"skiff-recovery repair {shlex.quote(slot)}", RecoveryRefusedError)
+        self._run(f"skiff-recovery repair {shlex.quote(slot)}", RecoveryRefusedError)
 
     def reset(self) -> None:
-        """Run ``skiff-recovery reset`` and restart."""
-        limit = of(None, 180)
+        """Run ``skiff-recovery reset`` and reboot."""
+        limit = self.machine.scale.after(180)
         with self.machine.timeline.step("reset", machine=self.machine.name):
-            self._tell("skiff-recovery reset", RecoveryRefusedError)
+            self._run("skiff-recovery reset", RecoveryRefusedError)
             mark = self._restart("systemctl reboot")
             mark = self._wait_for_reset(limit, mark)
             if self._has_ssh:
@@ -217,7 +240,7 @@ class Skiff(Profile):
                 self._arrive(limit)
 
     def slots_written(self) -> list[str]:
-        """Compare what was written to the disk with where its partitions lie."""
+        """Return the parts of the disk whose partitions overlap the bytes that were written."""
         serial, *numbers = self.machine.succeed(
             self.as_root(
                 "sync; d=$(skiff-status | sed -n 's/^ROOT=//p'); d=${d#/dev/}; d=${d%?};"
@@ -225,24 +248,24 @@ class Skiff(Profile):
                 " for n in 1 2 3 4 5 6 7 8; do cat $d$n/start $d$n/size; done"
             )
         ).split()
-        sectors = [int(each) for each in numbers]
+        sectors = [int(number) for number in numbers]
         places = [
             range(512 * start, 512 * (start + size))
             for start, size in zip(sectors[::2], sectors[1::2], strict=True)
         ]
-        # The partition table leads to what boots: slots have their names there.
-        named = [("boot", range(places[0].start)), *zip(_PARTITIONS, places, strict=True)]
-        (disk,) = [each for each in self.machine.spec.disks if each.guest_serial == serial]
+        # The partition table counts as boot: it holds the names of the slots.
+        parts = [("boot", range(places[0].start)), *zip(_PARTITIONS, places, strict=True)]
+        (disk,) = [disk for disk in self.machine.spec.disks if disk.guest_serial == serial]
         written = self.machine.written(disk.name)
-        found = [
+        names = [
             name
-            for name, place in named
-            if any(each.start < place.stop and place.start < each.stop for each in written)
+            for name, place in parts
+            if any(area.start < place.stop and place.start < area.stop for area in written)
         ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(names))
 
     def damage(self, slot: str, part: SlotPart = "root") -> None:
-        """Overwrite the first MiB of the slot's root, or of its verity data."""
+        """Overwrite the first MiB of the slot's root, or of its verity hashes."""
         number = {"a": 2, "b": 4}[slot] + {"root": 0, "hashes": 1}[part]
         self.machine.succeed(
             self.as_root(
@@ -252,8 +275,8 @@ class Skiff(Profile):
         )
 
     def damage_state(self) -> None:
-        """Overwrite the first MiB of ``/var``: its super block and its journal's beginning."""
-        # Beyond the mount's own copy of the super block, which an orderly end would write back.
+        """Overwrite the first MiB of ``/var``: its superblock and the beginning of its journal."""
+        # Direct I/O bypasses the mount's copy of the superblock. A clean shutdown would write that back.
         self.machine.succeed(
             self.as_root(
                 "sync; disk=$(findmnt -no SOURCE /var);"
@@ -276,7 +299,7 @@ class Skiff(Profile):
         )
 
     def request_reboot(self) -> str:
-        """Return the command that reboots; what comes after recovery has its own account."""
+        """Return the shell command that reboots; a reboot leaves recovery and its account."""
         command = super().request_reboot()
         self._leave_recovery()
         return command
@@ -292,11 +315,11 @@ class Skiff(Profile):
 
         Args:
             answers: The answers.
-            confirm: Whether the confirmation is typed; otherwise ``yes``, which is none.
-            deadline: 60 s on a good host by default.
+            confirm: Whether to type the confirmation; if not, ``yes`` is typed, which refuses.
+            deadline: The image's own, or 60 s on a good host, by default.
 
         Raises:
-            InstallRefusedError: if the installer refuses or fails; its own words.
+            InstallRefusedError: The installer refused or failed; the error has its own message.
         """
         limit = self.limit("install", deadline, 60)
         console = self.machine.console
@@ -321,48 +344,53 @@ class Skiff(Profile):
                 self._expect(_DONE, limit)
 
     def install_from(self, user_data: str, deadline: Deadline | float | None = None) -> None:
-        """Install from settings that lie in a file; the machine then powers off, as they say.
+        """Install from the running system with the settings of a seed; the machine then powers off.
 
         Args:
-            user_data: The settings.
-            deadline: 60 s on a good host by default.
+            user_data: The settings, in the format of a seed's ``user-data``.
+            deadline: The image's own, or 60 s on a good host, by default.
 
         Raises:
-            InstallRefusedError: if the installer refuses or fails; its own words.
+            InstallRefusedError: The installer refused or failed; the error has its own message.
         """
         limit = self.limit("install", deadline, 60)
         self.machine.ssh.put(user_data, "/run/settings.yaml")
-        self._tell("skiff-install --settings /run/settings.yaml", InstallRefusedError, limit)
+        self._run("skiff-install --settings /run/settings.yaml", InstallRefusedError, limit)
 
     def wait_installed(self, deadline: Deadline | float | None = None) -> None:
-        """Wait until an unattended installation says on the console that it is done.
+        """Wait until an unattended installation reports success on the console.
 
         Args:
-            deadline: From power on; 120 s on a good host by default.
+            deadline: From power on; the image's own, or 120 s on a good host, by default.
 
         Raises:
-            InstallRefusedError: if the installer refuses or fails; its own words.
+            InstallRefusedError: The installer refused or failed; the error has its own message.
         """
         with self.machine.timeline.step("install unattended", machine=self.machine.name):
             self._expect(_DONE, self.limit("install", deadline, 120))
 
-    def _tell(
+    def _run(
         self, command: str, refusal: type[GuestError], deadline: Deadline | float | None = None
     ) -> str:
-        """Run one of the image's own commands and return what it says that it did."""
-        told = self.machine.execute(self.as_root(f"{command} 2>&1"), deadline=deadline)
-        found = _OUTCOME.findall(told.output)
-        if not found:
+        """Run one of the image's own commands and return the outcome that it prints.
+
+        Raises:
+            GuestError: The command printed no outcome; ``refusal``: it refused or failed.
+        """
+        result = self.machine.execute(self.as_root(f"{command} 2>&1"), deadline=deadline)
+        outcomes = _OUTCOME.findall(result.stdout)
+        if not outcomes:
             raise GuestError(
-                f"{command!r} ended with status {told.status} and told no outcome",
-                evidence=told.output[-1500:],
+                f"{command!r} ended with status {result.status} and printed no outcome",
+                evidence=result.stdout[-1500:],
             )
-        if found[-1][0] in ("refused", "failed"):
-            raise refusal(found[-1][1], evidence=told.output[-1500:])
-        return str(found[-1][1])
+        kind, message = outcomes[-1]
+        if kind in ("refused", "failed"):
+            raise refusal(message, evidence=result.stdout[-1500:])
+        return str(message)
 
     def _restart(self, command: str) -> int:
-        """Type a command that restarts the machine; return a mark of the monitor from before."""
+        """Type a command that restarts the machine; return the monitor's mark from before it."""
         console = self.machine.console
         if not console.logged_in:
             self.login()
@@ -373,7 +401,7 @@ class Skiff(Profile):
         return mark
 
     def _wait_for_reset(self, limit: Deadline, mark: int) -> int:
-        """Wait for a reset after a mark; what was said before it does not count any more."""
+        """Wait for a reset after a mark, discard older console output, and return a new mark."""
         self.machine.wait_for_reset(limit, since=mark)
         self.machine.console.skip()
         return self.machine.qmp.mark()
@@ -383,18 +411,18 @@ class Skiff(Profile):
         return any(22 in nic.forward for nic in self.machine.spec.nics)
 
     def _arrive(self, limit: Deadline) -> None:
-        """Wait for the login prompt of whatever was booted, and log in."""
+        """Wait for the login prompt of the installed system or of recovery, and log in."""
         with self.machine.coming_up():
-            found = self.machine.console.expect(
+            prompt = self.machine.console.expect(
                 [r"skiff-recovery login: ", r"[\w-]+ login: "], limit
             )
         if self._has_ssh:
             self.machine.ssh.disconnect()
-        if found.index == 0:
+        if prompt.index == 0:
             self._installed = self._installed or self.account
-            login = self.selection.image.login
+            login = self.selection.login
             self.account = Account(login.user, login.password)
-            # Its /var is not the system's: it has another host key, and no user.
+            # Recovery has another /var: another host key, and no account of the user.
             self.machine.use_console_shell = True
         self.login(limit)
 
@@ -403,12 +431,35 @@ class Skiff(Profile):
             self.account, self._installed = self._installed, None
 
     _installed: Account | None = None
-    """The account of the installed system, while the machine is in recovery."""
+    """The installed system's account while the machine is in recovery."""
 
     def _expect(self, pattern: str, limit: Deadline) -> None:
-        found = self.machine.console.expect([pattern, _REFUSED], limit)
-        if found.index == 1:
+        """Wait for the installer to print a pattern.
+
+        Raises:
+            InstallRefusedError: The installer refused or failed instead.
+        """
+        match = self.machine.console.expect([pattern, _REFUSED], limit)
+        if match.index == 1:
             raise InstallRefusedError(
-                found.group(2),
+                match.group(2),
                 evidence=str(self.machine.evidence / "serial.log"),
             )
+
+
+if TYPE_CHECKING:
+
+    class _Abilities(
+        Verified,
+        Installable,
+        SeedInstallable,
+        CredentialInstallable,
+        Upgradable,
+        Rollbackable,
+        Recoverable,
+        Resettable,
+        Protocol,
+    ):
+        """The abilities that the image declares; mypy checks that the profile has all their words."""
+
+    _: type[_Abilities] = Skiff

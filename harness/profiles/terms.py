@@ -1,4 +1,4 @@
-"""What the words of a profile take and return."""
+"""The types that the words of a profile take and return."""
 
 from __future__ import annotations
 
@@ -7,26 +7,13 @@ from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """Who logs in.
-
-    Attributes:
-        user: The name.
-        password: The password on the console; empty if there is none.
-    """
-
-    user: str
-    password: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Install:
-    """What a user tells an installer.
+    """The answers to an installer's questions.
 
     Attributes:
-        disk: The target, by serial or by path in the guest.
-        hostname: The installed system's name.
-        user: The account to make; it may become root by sudo.
+        disk: The target disk, by serial or by path in the guest.
+        hostname: The hostname of the installed system.
+        user: The account to create; it can become root by sudo.
         key: The account's SSH public key; empty for none.
         password: The account's password on the console; empty for none.
     """
@@ -39,26 +26,27 @@ class Install:
 
 
 SlotState = Literal["good", "trying", "bad", "empty"]
-"""What a boot loader makes of a slot.
+"""How a boot loader treats a slot.
 
-``good`` had a good boot last; ``trying`` is new, or booting and not found good yet, with tries left;
-``bad`` gets booted no more by itself: out of tries, set aside, or not whole; ``empty`` holds nothing.
+``good``: its last boot was good. ``trying``: it is new or booting, was not accepted yet, and has tries
+left. ``bad``: the boot loader skips it, because its tries are used up, it was set aside, or it is
+incomplete. ``empty``: it holds nothing.
 """
 
 SlotPart = Literal["root", "hashes"]
-"""A part of a slot: its root file system, or the data that this is verified by."""
+"""A part of a slot: its root file system, or the hashes that verify it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What a slot holds, and whether it gets booted.
+    """A slot of an A/B system: its content and its state.
 
     Attributes:
-        name: Such as ``a``.
-        version: The version in it; empty if there is none.
+        name: The name, such as ``a``.
+        version: The version in it; empty if it holds none.
         state: See :data:`SlotState`.
-        tries_left: How many boots it may still fail; ``None`` where none are counted.
-        tries_done: How many boots were tried; ``None`` where none are counted.
+        tries_left: How many more boots may fail; ``None`` if the system counts none.
+        tries_done: How many boots were tried; ``None`` if the system counts none.
     """
 
     name: str
@@ -70,16 +58,16 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class BootRecord:
-    """One line of what a system remembers of its boots.
+    """One line of the log that a system keeps of its boots.
 
     Attributes:
-        time: As the guest wrote it, in UTC (ISO 8601).
-        boot_id: The boot, as 32 digits; empty for what is no boot, such as an upgrade.
-        version: The version it is about.
-        slot: The slot of that.
-        tries_left: Tries left then; ``None`` where none were counted.
-        outcome: ``started`` (and never heard of again), ``good``, ``unhealthy``; of what is no boot
-            ``installed``, ``failed`` (no tries left), ``chosen`` (by a rollback).
+        time: The guest's time in UTC (ISO 8601).
+        boot_id: The boot's id, 32 hexadecimal digits; empty for an event such as an upgrade.
+        version: The version that the line is about.
+        slot: The slot of that version.
+        tries_left: The tries left at that time; ``None`` if the system counted none.
+        outcome: Of a boot: ``started`` (no later sign of life), ``good``, ``unhealthy``. Of another
+            event: ``installed``, ``failed`` (no tries left), ``chosen`` (by a rollback).
     """
 
     time: str
@@ -90,30 +78,18 @@ class BootRecord:
     outcome: str
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What tells an installed system from another.
-
-    Attributes:
-        machine_id: As ``machine-id(5)`` has it, or what the family has in its place.
-        hostname: The system's own name.
-        host_key: The SSH server's public keys, sorted; empty where there are none.
-    """
-
-    machine_id: str
-    hostname: str
-    host_key: str = ""
-
-
 UpdateFile = Literal["root", "kernel", "signature"]
-"""What a file of an update holds: the root file system, what boots it, what all is signed by."""
+"""The content of an update's file: the root file system, its kernel, the signature over all files."""
 
 Refusal = Literal[
     "signature", "space", "older", "too small", "no such disk", "not confirmed", "the medium"
 ]
-"""Why a system refuses: an upgrade that somebody else signed, that does not fit, that is older than
-what runs or than a policy allows; an installation onto a disk that is too small, is not there, that
-nobody confirmed, that the installer itself runs from."""
+"""Why a system refuses.
+
+An upgrade: ``signature``, it is wrong; ``space``, there is too little; ``older``, the version is
+older than the running one or than a policy allows. An installation: ``too small``, ``no such disk``,
+``the medium`` (the installer runs from that disk), ``not confirmed`` (by the user).
+"""
 
 Malformed = Literal["unknown key", "no header", "cut short"]
-"""What is wrong with a seed that was spoilt on purpose."""
+"""The fault in a seed that a test spoils on purpose."""

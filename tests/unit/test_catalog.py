@@ -1,4 +1,4 @@
-"""The catalogue: what it reads, and what it says of files that are wrong."""
+"""The catalogue: the models of ``image.yaml``, and the messages about faults in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from harness.catalog import Catalog, load
 from harness.errors import CatalogError, UnknownNameError, UsageError
-from harness.paths import images_dir
+from harness.paths import bundled
 from harness.spec import GIB, MIB, ConsoleDevice, FirmwareKind
 
 GOOD = """\
@@ -56,13 +56,13 @@ def write(tmp_path: Path) -> Write:
 
 
 def refused(root: Path, **options: tuple[str, ...]) -> list[str]:
-    """Return what is said of a catalogue that is wrong: a line each, from the file's name on."""
+    """Return the lines of the error about a catalogue; paths are relative to its root."""
     with pytest.raises(CatalogError) as caught:
         load(root, **options)
     return [line.replace(f"{root}/", "") for line in caught.value.what.splitlines()]
 
 
-def test_reads_all_that_an_image_says(write: Write) -> None:
+def test_an_image_has_all_values_of_its_file(write: Write) -> None:
     root = write(GOOD)
     image = load(root, known_profiles=("skiff",)).get("skiff")
     assert image.folder == root / "skiff"
@@ -76,7 +76,7 @@ def test_reads_all_that_an_image_says(write: Write) -> None:
     assert image.deadlines == {"login": 60.0}
 
 
-def test_what_an_image_leaves_out_has_a_default(write: Write) -> None:
+def test_omitted_keys_have_defaults(write: Write) -> None:
     image = load(
         write(
             "{name: tiny, summary: s, profile: p, build: {script: build},"
@@ -96,7 +96,7 @@ def test_models_are_frozen(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         (
             "firmware: uefi",
@@ -133,8 +133,8 @@ def test_models_are_frozen(write: Write) -> None:
         (
             "memory: 1GiB",
             "memory: 1GB",
-            "skiff/image.yaml:18: machine.memory: a size is a whole number and KiB, MiB or GiB,"
-            " not '1GB'",
+            "skiff/image.yaml:18: machine.memory: '1GB' is not a size (a whole number and KiB, MiB"
+            " or GiB, such as 4GiB)",
         ),
         ("memory: 1GiB", "memory: -1", "skiff/image.yaml:18: machine.memory: input should be"),
         (
@@ -163,19 +163,19 @@ def test_models_are_frozen(write: Write) -> None:
         (
             "[install, ssh]",
             "[upgrade, ssh]",
-            "skiff/image.yaml:11: arches.x86_64.artifacts: needs 'update', a tar of what an update"
-            " server holds",
+            "skiff/image.yaml:11: arches.x86_64.artifacts: needs 'update', a tar of the files for"
+            " an update server",
         ),
         (
             "profile: skiff",
             "profile: Skiff!",
-            "skiff/image.yaml:3: profile: the name of a profile, or the path of a Python file, not"
+            "skiff/image.yaml:3: profile: must be a profile's name or the path of a Python file, not"
             " 'Skiff!'",
         ),
         (
             "profile: skiff",
             "profile: /srv/skiff.py",
-            "skiff/image.yaml:3: profile: a path from the folder that it is in, not",
+            "skiff/image.yaml:3: profile: must be relative to the image's folder, not",
         ),
         (
             "profile: skiff",
@@ -201,12 +201,12 @@ def test_models_are_frozen(write: Write) -> None:
         (
             "    firmware: uefi",
             "    firmware: uefi\n    cmdline: quiet",
-            "skiff/image.yaml:11: arches.x86_64.cmdline: a 'cmdline' goes with firmware 'kernel'",
+            "skiff/image.yaml:11: arches.x86_64.cmdline: 'cmdline' requires firmware 'kernel'",
         ),
         (
             "file: skiff.raw",
             "file: ../skiff.raw",
-            "skiff/image.yaml:11: arches.x86_64.artifacts.live.file: a path below the folder",
+            "skiff/image.yaml:11: arches.x86_64.artifacts.live.file: must be a relative path without",
         ),
         (
             "build: {script: build,",
@@ -228,12 +228,12 @@ def test_models_are_frozen(write: Write) -> None:
         (
             "variants: [core, cluster]",
             "variants: [core, core]",
-            "skiff/image.yaml:5: variants: there twice: core",
+            "skiff/image.yaml:5: variants: repeats core",
         ),
         (
             "console: {device: virtio}",
             "console: {device: virtio}\nname: again",
-            "skiff/image.yaml:20: the key 'name' is there twice; the first is on line 1",
+            "skiff/image.yaml:20: duplicate key 'name'; it is also on line 1",
         ),
         (
             "console: {device: virtio}",
@@ -243,20 +243,22 @@ def test_models_are_frozen(write: Write) -> None:
         (
             "file: initrd}",
             "file: vmlinuz}",
-            "skiff/image.yaml:14: arches.aarch64.artifacts: two artifacts in one file: vmlinuz",
+            "skiff/image.yaml:14: arches.aarch64.artifacts: two artifacts share a file: vmlinuz",
         ),
         ("name: skiff", "name: Skiff!", "skiff/image.yaml:1: name: string should match pattern"),
     ],
 )
-def test_a_fault_is_told_with_file_and_line(write: Write, old: str, new: str, told: str) -> None:
+def test_a_fault_is_reported_with_file_and_line(
+    write: Write, old: str, new: str, message: str
+) -> None:
     assert old in GOOD
     lines = refused(write(GOOD.replace(old, new, 1)))
-    assert any(line.startswith(told) for line in lines), lines
-    # Whoever reads the first line finds the file.
+    assert any(line.startswith(message) for line in lines), lines
+    # Each line of the message names the file.
     assert all(line.startswith("skiff/image.yaml:") for line in lines), lines
 
 
-def test_an_image_may_have_a_profile_and_capabilities_of_its_own(write: Write) -> None:
+def test_a_project_may_add_profiles_and_capabilities(write: Write) -> None:
     text = GOOD.replace("profile: skiff", "profile: ../kite.py").replace("[install", "[x-omaha")
     root = write(text)
     (root / "kite.py").touch()
@@ -265,7 +267,7 @@ def test_an_image_may_have_a_profile_and_capabilities_of_its_own(write: Write) -
     assert image.capabilities == ("x-omaha", "ssh")
 
 
-def test_what_is_only_fetched_has_one_version(write: Write) -> None:
+def test_an_image_without_a_build_has_one_version(write: Write) -> None:
     digest = "f" * 64
     text = f"""\
 name: tiny
@@ -278,12 +280,12 @@ arches:
     artifacts: {{live: {{url: "file:///live.raw", sha256: {digest}}}}}
 """
     assert refused(write(text, "tiny"))[0].startswith(
-        "tiny/image.yaml:4: versions: without 'build' all versions would be the same files"
+        "tiny/image.yaml:4: versions: without 'build' all versions have the same files"
     )
     assert load(write(text.replace('"1", "2"', '"1"'), "tiny")).get("tiny").versions == ("1",)
 
 
-def test_every_fault_of_every_file_is_told_at_once(write: Write) -> None:
+def test_all_faults_of_all_files_are_reported_at_once(write: Write) -> None:
     write(
         GOOD.replace("cpus: 4", "cpus: x")
         .replace("uefi", "efi")
@@ -298,23 +300,19 @@ def test_every_fault_of_every_file_is_told_at_once(write: Write) -> None:
     ]
 
 
-def test_a_name_is_one_images_only(write: Write) -> None:
+def test_two_images_cannot_have_the_same_name(write: Write) -> None:
     write(GOOD)
     root = write(GOOD, "twin")
-    assert refused(root) == [
-        f"twin/image.yaml:1: the name 'skiff' is taken by {root}/skiff/image.yaml".replace(
-            f"{root}/", ""
-        )
-    ]
+    assert refused(root) == ["twin/image.yaml:1: skiff/image.yaml already has the name 'skiff'"]
 
 
-def test_a_build_script_has_to_be_executable(write: Write) -> None:
+def test_a_build_script_must_be_executable(write: Write) -> None:
     root = write(GOOD)
     (root / "skiff" / "build").chmod(0o644)
     assert "not executable: chmod +x" in refused(root)[0]
 
 
-def test_an_unknown_profile_lists_the_near_ones(write: Write) -> None:
+def test_an_unknown_profile_lists_similar_names(write: Write) -> None:
     assert refused(write(GOOD), known_profiles=("skif", "micro")) == [
         "skiff/image.yaml:3: unknown profile 'skiff'; did you mean skif? known: micro, skif"
     ]
@@ -323,32 +321,32 @@ def test_an_unknown_profile_lists_the_near_ones(write: Write) -> None:
 @pytest.mark.parametrize(
     "text", ["", "- a\n- b\n", "just words", "\x00", "a: &a [*a]", "? {}\n: 1"]
 )
-def test_what_is_no_mapping_is_refused(write: Write, text: str) -> None:
+def test_a_file_that_is_not_a_mapping_is_refused(write: Write, text: str) -> None:
     assert refused(write(text))[0].startswith("skiff/image.yaml:1: ")
 
 
-def test_a_list_is_no_image(write: Write) -> None:
+def test_a_list_is_not_an_image(write: Write) -> None:
     assert refused(write("- a\n")) == ["skiff/image.yaml:1: not a mapping of keys to values"]
 
 
-def test_what_is_not_text_is_refused(write: Write) -> None:
+def test_a_binary_file_is_refused(write: Write) -> None:
     root = write("")
     (root / "skiff" / "image.yaml").write_bytes(b"\xff\xfe\x00")
     assert refused(root)[0].startswith("skiff/image.yaml:1: cannot be read: ")
 
 
-def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_of_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="no such folder of images"):
         load(tmp_path / "nothing")
 
 
-def test_a_folder_without_an_image_is_none(write: Write) -> None:
+def test_a_folder_without_an_image_is_ignored(write: Write) -> None:
     root = write(GOOD)
     (root / "common").mkdir()
     assert load(root).names == ["skiff"]
 
 
-def test_images_of_several_roots_are_one_catalogue(write: Write, tmp_path: Path) -> None:
+def test_several_roots_make_one_catalogue(write: Write, tmp_path: Path) -> None:
     root = write(GOOD)
     (tmp_path / "more").mkdir()
     write(GOOD.replace("name: skiff", "name: other"), "other").joinpath("other").rename(
@@ -369,14 +367,14 @@ arches:
 """
 
 
-def test_a_fetched_artifact_is_named_after_its_address(write: Write) -> None:
+def test_a_fetched_artifact_takes_its_name_from_its_address(write: Write) -> None:
     image = load(write(FETCHED.replace("DIGEST", "a" * 64))).get("fetched")
     assert image.select().artifacts["live"].file == "disk one.raw"
     assert image.select().script is None
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         (", sha256: DIGEST", "", "live.url: 'url' and 'sha256' go together"),
         ("DIGEST", "abc", "live.sha256: string should match pattern"),
@@ -384,10 +382,12 @@ def test_a_fetched_artifact_is_named_after_its_address(write: Write) -> None:
         ("/a/disk%20one.raw?x=1", "/", "live: needs 'file', or 'url' and 'sha256'"),
     ],
 )
-def test_a_fetched_artifact_needs_its_digest(write: Write, old: str, new: str, told: str) -> None:
+def test_a_fetched_artifact_needs_a_checksum(
+    write: Write, old: str, new: str, message: str
+) -> None:
     line = refused(write(FETCHED.replace(old, new).replace("DIGEST", "a" * 64)))[0]
     assert line.startswith("fetched/image.yaml:8: ".replace("fetched", "skiff"))
-    assert told in line
+    assert message in line
 
 
 @pytest.fixture
@@ -396,7 +396,7 @@ def catalog(write: Write) -> Catalog:
 
 
 @pytest.mark.parametrize(
-    ("reference", "arch", "wanted"),
+    ("reference", "arch", "selection"),
     [
         ("skiff", None, "skiff/core:2 on x86_64"),
         ("skiff", "aarch64", "skiff/core:2 on aarch64"),
@@ -405,14 +405,14 @@ def catalog(write: Write) -> Catalog:
         ("skiff/cluster:1", None, "skiff/cluster:1 on x86_64"),
     ],
 )
-def test_a_reference_leaves_out_what_is_the_default(
-    catalog: Catalog, reference: str, arch: str | None, wanted: str
+def test_defaults_complete_a_reference(
+    catalog: Catalog, reference: str, arch: str | None, selection: str
 ) -> None:
-    assert str(catalog.resolve(reference, arch)) == wanted
+    assert str(catalog.resolve(reference, arch)) == selection
 
 
 @pytest.mark.parametrize(
-    ("reference", "arch", "told"),
+    ("reference", "arch", "message"),
     [
         ("skif", None, "unknown image 'skif'\n  try: did you mean skiff? known: skiff"),
         ("skiff:3", None, "unknown version of skiff '3'"),
@@ -420,28 +420,40 @@ def test_a_reference_leaves_out_what_is_the_default(
         ("skiff", "arm64", "did you mean aarch64?"),
     ],
 )
-def test_an_unknown_name_lists_the_near_ones(
-    catalog: Catalog, reference: str, arch: str | None, told: str
+def test_an_unknown_name_lists_similar_names(
+    catalog: Catalog, reference: str, arch: str | None, message: str
 ) -> None:
     with pytest.raises(UnknownNameError) as caught:
         catalog.resolve(reference, arch)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("reference", ["", "skiff:", "/core", "skiff:1:2", "skiff/a/b", "a:b/c"])
-def test_what_is_no_reference_is_refused(catalog: Catalog, reference: str) -> None:
-    with pytest.raises(UsageError, match="names no image"):
+def test_a_malformed_reference_is_refused(catalog: Catalog, reference: str) -> None:
+    with pytest.raises(UsageError, match="is not a reference to an image"):
         catalog.resolve(reference)
 
 
-def test_selections_are_all_there_is(catalog: Catalog) -> None:
+def test_selections_are_all_combinations(catalog: Catalog) -> None:
     assert len(set(catalog.selections())) == 2 * 2 * 2
 
 
-def test_equal_selections_are_equal(catalog: Catalog) -> None:
+def test_a_selection_answers_for_its_image(catalog: Catalog) -> None:
+    selection = catalog.resolve("skiff", "aarch64")
+    assert selection.capabilities == ("install", "ssh")
+    assert (selection.machine.cpus, selection.machine.disk) == (4, 8 * GIB)
+    assert (selection.login.user, selection.console.device) == ("admin", ConsoleDevice.VIRTIO)
+    assert (selection.versions, selection.variants) == (("1", "2"), ("core", "cluster"))
+    assert (selection.deadlines, selection.profile) == ({"login": 60.0}, "skiff")
+    assert selection.arch_image.cmdline == "console=ttyAMA0"
+    assert selection.definition is catalog.get("skiff")
+    assert selection.path == selection.folder / "image.yaml"
+
+
+def test_selections_of_equal_names_are_equal(catalog: Catalog) -> None:
     assert catalog.resolve("skiff") == catalog.get("skiff").select("x86_64", "2", "core")
     assert catalog.resolve("skiff") != catalog.resolve("skiff:1")
 
 
-def test_the_catalogue_of_this_checkout_is_right() -> None:
-    assert "micro" in load(images_dir()).names
+def test_the_catalogue_of_this_checkout_loads() -> None:
+    assert "micro" in load(bundled("images")).names

@@ -1,18 +1,18 @@
-"""The suites on an operating system that Harness does not know: a catalogue and a profile of its own."""
+"""The suites on another project's operating system, with its own catalogue and profile."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
-from fixtures.releases import Releases
-from fixtures.session import Session
+from harness import Lab
 from harness.catalog import Catalog, Image
 from harness.errors import UsageError
+from harness.pytest_plugin.fixtures import Releases
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,17 +31,14 @@ capabilities: [ssh, systemd, upgrade, rollback, x-omaha]
 """
 
 PROFILE = """
-from collections.abc import Mapping
-from typing import ClassVar
-
-from harness.profiles import BootRecord, Profile, Slot, UpdateFile
+from harness import Profile
 
 
 class Kelp(Profile):
     name = "kelp"
     slot_names = ("USR-A", "USR-B")
     state_partition = "ROOT"
-    update_files: ClassVar[Mapping[UpdateFile, str]] = {"root": "*.gz", "kernel": "*.gz"}
+    update_files = {"root": "*.gz", "kernel": "*.gz"}
 
     def version(self): ...
     def slot(self): ...
@@ -61,7 +58,7 @@ class Kelp(Profile):
 
 @pytest.fixture
 def kelp(tmp_path: Path) -> Path:
-    """A folder of images, as another project has it."""
+    """Another project's folder of images."""
     images = tmp_path / "images"
     (images / "kelp").mkdir(parents=True)
     (images / "kelp" / "image.yaml").write_text(IMAGE)
@@ -85,26 +82,26 @@ def collect(images: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_suites_take_it(kelp: Path) -> None:
-    done = collect(kelp)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "test_rollback_by_the_boot_menu" in done.stdout
+def test_the_suites_collect_on_its_image(kelp: Path) -> None:
+    process = collect(kelp)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "test_rollback_by_the_boot_menu" in process.stdout
 
 
-def test_a_word_that_is_missing_is_told_before_anything_starts(kelp: Path) -> None:
+def test_a_missing_word_is_reported_before_anything_starts(kelp: Path) -> None:
     (kelp / "kelp.py").write_text(PROFILE.replace("def fill_state", "def fill_it"))
-    done = collect(kelp)
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    process = collect(kelp)
+    assert process.returncode == pytest.ExitCode.USAGE_ERROR
     assert (
-        "image kelp declares upgrade, ssh, and its profile ../kelp.py lacks the words fill_state"
-        in done.stderr
+        "image kelp declares upgrade, ssh, but its profile ../kelp.py lacks fill_state"
+        in process.stderr
     )
 
 
-def test_the_command_line_takes_it(kelp: Path) -> None:
-    done = run("harness.cli", "images", "--images", str(kelp), "list")
-    assert done.returncode == 0, done.stderr
-    assert "kelp/default:9.1.0-panic" in done.stdout
+def test_the_command_line_lists_its_image(kelp: Path) -> None:
+    process = run("harness.cli", "images", "--images", str(kelp), "list")
+    assert process.returncode == 0, process.stderr
+    assert "kelp/default:9.1.0-panic" in process.stdout
 
 
 def image(*versions: str) -> Image:
@@ -121,38 +118,51 @@ def image(*versions: str) -> Image:
     )
 
 
-def test_releases_are_the_versions_in_the_order_of_the_catalogue() -> None:
+def test_releases_follow_the_order_of_the_catalogue() -> None:
     kelp = image("9.0.1", "9.1.0", "9.1.0-panic", "9.2.0", "10-verity")
-    told = Releases(kelp.select(version="9.0.1"))
-    assert (told.old, told.new, told.newest) == ("9.0.1", "9.1.0", "9.2.0")
-    assert told.broken("panic") == "9.1.0-panic"
+    releases = Releases(kelp.select(version="9.0.1"))
+    assert (releases.old, releases.new, releases.newest) == ("9.0.1", "9.1.0", "9.2.0")
+    assert releases.broken("panic") == "9.1.0-panic"
     later = Releases(kelp.select(version="9.1.0"))
     assert (later.old, later.new, later.newest) == ("9.1.0", "9.2.0", "10-verity")
 
 
-def test_without_a_name_the_image_is_the_only_one_there_is(tmp_path: Path) -> None:
-    def told(*names: str) -> Session:
-        made = Session("", None, "tcg", False, 1.0, cast(Any, None), sys.stderr, (tmp_path,))
-        made.catalog = Catalog(image("1").model_copy(update={"name": name}) for name in names)
-        return made
+def test_the_default_image_is_the_only_one_of_the_project(tmp_path: Path) -> None:
+    def lab(*names: str, default: str = "") -> Lab:
+        result = Lab(images=[tmp_path], default_image=default, evidence=tmp_path)
+        images = [image("1").model_copy(update={"name": name}) for name in names]
+        result._parts.own_catalog = Catalog(images)
+        return result
 
-    assert told("kelp").reference == "kelp"
-    assert told("kelp", "skiff").reference == "skiff"
+    assert lab("kelp").reference == "kelp"
+    assert lab("kelp", "skiff", default="skiff").reference == "skiff"
     with pytest.raises(UsageError, match="--image NAME: alga, kelp"):
-        _ = told("kelp", "alga").reference
+        _ = lab("kelp", "alga").reference
+    with pytest.raises(UsageError, match="--image micro or skiff"):
+        _ = lab().reference
 
 
 @pytest.mark.parametrize(
-    ("version", "ask", "says"),
+    ("version", "ask", "message"),
     [
-        ("9.2.0", lambda told: told.new, "image kelp has no version after 9.2.0: build one"),
-        ("9.1.0", lambda told: told.newest, "no version after 9.2.0"),
-        ("9.0.1", lambda told: told.broken("stuck"), "no version 9.1.0-stuck: build one, name it"),
-        ("9.1.0-panic", lambda told: told.new, "no version after 9.1.0-panic"),
+        (
+            "9.2.0",
+            lambda releases: releases.new,
+            "image kelp has no version after 9.2.0: build one",
+        ),
+        ("9.1.0", lambda releases: releases.newest, "no version after 9.2.0"),
+        (
+            "9.0.1",
+            lambda releases: releases.broken("stuck"),
+            "no version 9.1.0-stuck: build one, name it",
+        ),
+        ("9.1.0-panic", lambda releases: releases.new, "no version after 9.1.0-panic"),
     ],
 )
-def test_what_there_is_not_is_skipped_with_what_to_do(version: str, ask: object, says: str) -> None:
-    told = Releases(image("9.0.1", "9.1.0", "9.1.0-panic", "9.2.0").select(version=version))
-    assert callable(ask)
-    with pytest.raises(pytest.skip.Exception, match=says):
-        ask(told)
+def test_a_missing_version_skips_the_test_with_a_hint(
+    version: str, ask: Callable[[Releases], str], message: str
+) -> None:
+    versions = ("9.0.1", "9.1.0", "9.1.0-panic", "9.2.0")
+    releases = Releases(image(*versions).select(version=version))
+    with pytest.raises(pytest.skip.Exception, match=message):
+        ask(releases)

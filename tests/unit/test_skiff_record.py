@@ -1,21 +1,23 @@
-"""skiff's record of boots, run on this host: the real shell functions, on a record of their own."""
+"""skiff's log of its boots: the image's shell functions run on this host, on a log of their own."""
 
 from __future__ import annotations
 
 import subprocess
 from pathlib import Path
 
+from tests.programs import need
+
 LIBRARY = Path(__file__).resolve().parents[2] / "images/skiff/mkosi/mkosi.extra/usr/lib/skiff"
 BOOT = "0123456789abcdef0123456789abcdef"
 NOTES = 60
 
-# What a machine does where a boot's outcome is written while somebody rolls back, many times over.
+# Writes the outcome of a boot many times, while rollbacks add lines.
 RACE = r"""
 set -eu
 cd "$1"
 . ./slots.sh
 boot=$2
-# Of boot-record, the function that rewrites the line of this boot.
+# From boot-record, only the function that rewrites the line of this boot.
 eval "$(sed -n '/^outcome() {/p; /^rewrite() {/,/^}/p' boot-record)"
 note 1 a 3 started "$boot"
 ( for n in $(seq "$3"); do outcome "good$n"; done ) &
@@ -24,8 +26,9 @@ wait
 """
 
 
-def test_no_line_is_lost_while_another_is_rewritten(tmp_path: Path) -> None:
-    """A boot's outcome rewrites the record; what is noted meanwhile is in it afterwards."""
+def test_rewriting_one_line_loses_no_other(tmp_path: Path) -> None:
+    """Writing a boot's outcome rewrites the log; lines added meanwhile stay in it."""
+    need("bash")
     for name in ("slots.sh", "boot-record"):
         text = (LIBRARY / name).read_text()
         for there, here in (
@@ -34,15 +37,15 @@ def test_no_line_is_lost_while_another_is_rewritten(tmp_path: Path) -> None:
         ):
             text = text.replace(there, here)
         (tmp_path / name).write_text(text)
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-c", RACE, "race", str(tmp_path), BOOT, str(NOTES)],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     lines = (tmp_path / "boots").read_text().splitlines()
     outcomes = [line.split(" ")[-1] for line in lines if f" {BOOT} " in line]
     assert outcomes == [f"good{NOTES}"]
-    noted = [line.split(" ")[-1] for line in lines if f" {BOOT} " not in line]
-    assert noted == [f"chosen{n}" for n in range(1, NOTES + 1)]
+    added = [line.split(" ")[-1] for line in lines if f" {BOOT} " not in line]
+    assert added == [f"chosen{n}" for n in range(1, NOTES + 1)]
