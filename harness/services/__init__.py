@@ -1,18 +1,18 @@
-"""What guests talk to: an update server and a container registry, with faults on demand.
+"""Servers that guests reach: an update server and a container registry, with faults on demand.
 
 ::
 
-    with UpdateServer(host, ca, unknown, folder) as updates:
+    with UpdateServer(runner, ca, unknown, folder) as updates:
         updates.publish(path)
-        machine = Machine(spec, services={updates.name: updates.address}, ...)
+        machine = launch(spec, Setup(services={updates.name: updates.address}, ...))
         with updates.fault("/*", CutOff(percent=50)):
             ...
-        assert [each.path for each in updates.requests] == ["/SHA256SUMS"]
+        assert [request.path for request in updates.requests] == ["/SHA256SUMS"]
 """
 
 from harness.services.ca import GUEST_ADDRESS, Ca, Certificate
 from harness.services.faults import (
-    Active,
+    ActiveFault,
     CutOff,
     ExpiredCertificate,
     FlippedBit,
@@ -21,23 +21,23 @@ from harness.services.faults import (
     UnknownCa,
     WrongLength,
 )
-from harness.services.log import Request
-from harness.services.server import WAYS, Host, Registry, Server, UpdateServer
+from harness.services.request_log import Request
+from harness.services.server import SERVICE_MODES, Registry, Server, ServiceRunner, UpdateServer
 
 __all__ = [
     "GUEST_ADDRESS",
-    "WAYS",
-    "Active",
+    "SERVICE_MODES",
+    "ActiveFault",
     "Ca",
     "Certificate",
     "CutOff",
     "ExpiredCertificate",
     "FlippedBit",
-    "Host",
     "Registry",
     "Request",
     "Server",
     "ServerError",
+    "ServiceRunner",
     "Slow",
     "UnknownCa",
     "UpdateServer",

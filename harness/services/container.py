@@ -1,13 +1,13 @@
 """A server in a container, by testcontainers, where a Docker engine answers.
 
-No registry of images is asked for anything: the image is made from the tar of packages and named
-after its digest, once per engine. What removes containers of killed runs:
+Nothing is pulled from a registry of images: the image is imported from the tar of packages, once per
+engine, and named after its digest. Containers of killed runs are removed in two ways:
 
-* a guard beside each container removes it as soon as this process is gone (``_guard.py``);
-* when the guard was killed as well, the next run of this host does, by the containers' labels.
+* a guard process beside each container removes it as soon as this process is gone (``_guard.py``);
+* if the guard was killed as well, the next run on this host removes it, by the container's labels.
 
-testcontainers' own reaper does the same from a container of its own, whose image would have to be
-pulled; it is switched off.
+testcontainers' own reaper does the same from a container, whose image would have to be pulled; it is
+switched off.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.deadline import Deadline
 from harness.errors import ServiceError
 from harness.services import _guard
-from harness.services.lines import Lines
-from harness.services.software import Places, Program
+from harness.services.output import ServerOutput
+from harness.services.programs import Places, Program
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
 CLOSE: Final = 30.0
-"""Seconds that a container's output may take to end when it is stopped: the engine kills it after 10."""
+"""Seconds within which the output of a stopped container ends: the engine kills it after 10 seconds."""
 
 HOST: Final = "org.harness.host"
 OWNER: Final = "org.harness.owner"
-"""Labels of a container: the host, as :func:`host_label` names it, and the process that it is for."""
+"""Labels of a container: the host, as :func:`host_label` names it, and the process that owns it."""
 
 ASK: Final = 10.0
-"""Seconds within which an engine answers whether it is there."""
+"""Seconds within which an engine answers."""
 
 _DATA, _WORK = "/srv/data", "/srv/work"
 
@@ -50,12 +50,15 @@ def _boot_id() -> str:
 
 
 def host_label() -> str:
-    """Name this boot of this host, and the PID namespace: what a process id is unique in."""
+    """Return a name of this boot of this host and of the PID namespace.
+
+    A process id is unique within these.
+    """
     return f"{socket.gethostname()}/{_boot_id()}/{Path('/proc/self/ns/pid').stat().st_ino}"
 
 
 def _started(pid: int) -> str:
-    """Return when a process started, in ticks since boot, ``proc_pid_stat(5)``; empty if it is gone."""
+    """Return the start of a process in ticks since boot, ``proc_pid_stat(5)``; empty if it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
@@ -63,12 +66,12 @@ def _started(pid: int) -> str:
 
 
 def owner_label() -> str:
-    """Name this process so that no later one of the same id is taken for it."""
+    """Return a name of this process that no later process with the same id has."""
     return f"{os.getpid()}:{_started(os.getpid())}"
 
 
 def _connect() -> tuple[DockerClient | None, str]:
-    """Return a client and the engine's version, or ``None`` and why there is none."""
+    """Return a client and the engine's version, or ``None`` and the reason."""
     import docker
     from docker.errors import DockerException
 
@@ -83,46 +86,46 @@ class Engine:
     """A Docker engine that answers.
 
     Raises:
-        ServiceError: if none does; says why.
+        ServiceError: No engine answers; the evidence is the reason.
     """
 
     def __init__(self) -> None:
         from testcontainers.core.config import testcontainers_config
 
         testcontainers_config.ryuk_disabled = True
-        # docker-py leaves the socket of a connection that was refused to the collector, which warns
-        # of it whenever it comes by: in somebody else's test.
+        # docker-py does not close the socket of a refused connection. The garbage collector warns of it
+        # whenever it runs, which may be in an unrelated test: so collect it here.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
-            client, said = _connect()
+            client, answer = _connect()
             if client is None:
                 gc.collect()
         if client is None:
-            raise ServiceError("no Docker engine answers", evidence=said)
+            raise ServiceError("no Docker engine answers", evidence=answer)
         self.client: DockerClient = client
-        self.version = said
+        self.version = answer
 
     def sweep(self) -> int:
-        """Remove containers of processes of this host that are gone; return how many."""
+        """Remove the containers of processes of this host that have ended; return their number."""
         from docker.errors import DockerException
 
         removed = 0
-        for each in self.client.containers.list(
+        for container in self.client.containers.list(
             all=True, filters={"label": f"{HOST}={host_label()}"}
         ):
-            pid, _, started = str(each.labels.get(OWNER, "")).partition(":")
+            pid, _, started = str(container.labels.get(OWNER, "")).partition(":")
             if pid.isdigit() and _started(int(pid)) == started:
                 continue
-            with contextlib.suppress(DockerException):  # another run sweeps as well
-                each.remove(force=True, v=True)
+            with contextlib.suppress(DockerException):  # another run may sweep at the same time
+                container.remove(force=True, v=True)
                 removed += 1
         return removed
 
     def image(self, tar: Path, digest: str) -> str:
-        """Return the name of the image of a tar, imported if the engine has none of it.
+        """Import a tar as an image unless the engine has it already, and return the image's name.
 
         Raises:
-            ServiceError: if the engine does not take it.
+            ServiceError: The engine refused the tar.
         """
         from docker.errors import DockerException, ImageNotFound
 
@@ -131,14 +134,16 @@ class Engine:
             try:
                 self.client.images.get(name)
             except ImageNotFound:
-                # The engine's word for "docker import": a tar of a root becomes an image.
+                # This is "docker import": a tar of a root file system becomes an image.
                 self.client.api.timeout = 300
                 self.client.api.import_image_from_file(
                     str(tar), repository="harness-services", tag=digest
                 )
                 self.client.images.get(name)
         except DockerException as error:
-            raise ServiceError("the Docker engine takes no image", evidence=str(error)) from error
+            raise ServiceError(
+                "the Docker engine refused the image", evidence=str(error)
+            ) from error
         return name
 
 
@@ -146,17 +151,19 @@ class ContainerServer:
     """A server's container.
 
     Args:
-        program: What to run.
+        program: The program.
         engine: The engine.
         image: The image's name.
-        data: What it serves; a folder that engine and Harness both see.
-        work: A folder where it may write.
+        data: The folder that it serves; the engine and Harness both see it.
+        work: A folder in which it may write.
         log: The file for its output.
-        deadline: When it has to be ready.
+        deadline: The end of the wait until it is ready.
+        on_exit: Called once, from a thread of its own, when the container has ended, with the end of its
+            output.
 
     Raises:
-        ServiceError: if it ends, or the engine does not run it.
-        WaitTimeoutError: if it is not ready at the deadline.
+        ServiceError: The container ended, or the engine does not run it.
+        WaitTimeoutError: The deadline passed before it was ready.
     """
 
     by = "a container"
@@ -170,6 +177,7 @@ class ContainerServer:
         work: Path,
         log: Path,
         deadline: Deadline,
+        on_exit: Callable[[str], None],
     ) -> None:
         from docker.errors import DockerException
         from testcontainers.core.config import ConnectionMode
@@ -187,24 +195,24 @@ class ContainerServer:
             .with_volume_mapping(work, _WORK, "rw")
             .with_kwargs(
                 labels={HOST: host_label(), OWNER: owner_label()},
-                # What it writes is this user's, and it reads what this user may.
+                # It can read the files that this user can, and this user can remove its files.
                 user=f"{os.getuid()}:{os.getgid()}",
                 cap_drop=["ALL"],
             )
         )
-        # A port of the engine's choice, on the loopback only, for which testcontainers has no word.
-        # Where Harness itself is in a container the engine's loopback is not ours: all interfaces.
+        # The engine chooses a port, on the loopback only; testcontainers has no method for that. If
+        # Harness itself runs in a container, the engine's loopback is another one: all interfaces.
         mode = self._container.get_docker_client().get_connection_mode()
         interface = "127.0.0.1" if mode is ConnectionMode.docker_host else ""
         self._container.ports[str(program.port)] = (interface, None)  # type: ignore[assignment]
         self._guard: _Guard | None = None
-        self._lines: Lines | None = None
+        self._output: ServerOutput | None = None
         try:
             self._container.start()
             wrapped = self._container.get_wrapped_container()
             self._guard = _Guard(engine, str(wrapped.id))
-            self._lines = Lines(_output(wrapped), log, program.ready)
-            self._lines.wait_ready(f"the container of {program.name}", deadline)
+            self._output = ServerOutput(_lines(wrapped), log, program.ready, on_exit)
+            self._output.wait_ready(f"the container of {program.name}", deadline)
             self.address = (
                 str(self._container.get_container_host_ip()),
                 int(self._container.get_exposed_port(program.port)),
@@ -220,8 +228,8 @@ class ContainerServer:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
-        return self._lines is not None and not self._lines.ended
+        """Whether the container has not ended."""
+        return self._output is not None and not self._output.ended
 
     @property
     def id(self) -> str:
@@ -230,11 +238,11 @@ class ContainerServer:
 
     @property
     def last_words(self) -> str:
-        """The end of what it printed."""
-        return self._lines.last if self._lines is not None else ""
+        """The end of the output."""
+        return self._output.last if self._output is not None else ""
 
     def close(self) -> None:
-        """Remove it."""
+        """Stop and remove the container."""
         from docker.errors import DockerException
 
         if self._closed:
@@ -242,27 +250,32 @@ class ContainerServer:
         self._closed = True
         with contextlib.suppress(DockerException, OSError):
             self._container.stop()
-        if self._lines is not None:
-            # An engine that does not end the container does not end its output either; the guard, which
-            # is next, tries again.
-            self._lines.join(CLOSE)
+        if self._output is not None:
+            # If the engine failed to stop the container, its output goes on; the guard, which is closed
+            # next, removes the container.
+            self._output.join(CLOSE)
         if self._guard is not None:
             self._guard.close()
 
 
-def _output(container: Any) -> Iterator[bytes]:
+def _lines(container: Any) -> Iterator[bytes]:
     """Yield the lines of a container's output until it ends."""
+    from urllib3.exceptions import HTTPError
+
     rest = b""
-    # The engine cuts where it likes.
-    for part in container.logs(stream=True, follow=True):
-        *lines, rest = (rest + part).split(b"\n")
-        yield from (line + b"\n" for line in lines)
+    try:
+        # A part may end within a line.
+        for part in container.logs(stream=True, follow=True):
+            *lines, rest = (rest + part).split(b"\n")
+            yield from (line + b"\n" for line in lines)
+    except HTTPError as error:  # docker-py passes it on when the engine goes
+        raise OSError(f"the Docker engine broke off: {error}") from error
     if rest:
         yield rest
 
 
 class _Guard:
-    """The process that removes a container when this one is gone."""
+    """The process that removes a container when this process is gone."""
 
     def __init__(self, engine: Engine, container: str) -> None:
         lifeline, self._ours = os.pipe()
@@ -272,12 +285,12 @@ class _Guard:
                 stdin=lifeline,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # neither a Ctrl-C nor the terminal's end is for it
+                start_new_session=True,  # it must outlive a Ctrl-C and the end of the terminal
             )
         finally:
             os.close(lifeline)
 
     def close(self) -> None:
-        """Let it end; removing what is gone is harmless."""
+        """Let the guard remove the container, if it is still there, and end."""
         os.close(self._ours)
         self._process.wait()

@@ -1,7 +1,7 @@
 """A server as a process of this host, where no Docker engine answers.
 
-It is the same program as in the container, from the same packages, run by the packages' own loader
-with their own libraries (``ld.so(8)``, ``--library-path``): nothing is installed. It is killed when
+The program is the same as in the container, from the same packages. The packages' own loader runs it
+with their own libraries (``ld.so(8)``, ``--library-path``), so nothing is installed. It is killed when
 its owner dies (:class:`~harness.qemu.process.OwnedProcess`).
 """
 
@@ -11,20 +11,21 @@ import contextlib
 import os
 import socket
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from harness.deadline import Deadline
+from harness.deadline import NEVER, Deadline
 from harness.errors import ServiceError
 from harness.qemu.process import OwnedProcess
-from harness.services.lines import Lines
-from harness.services.software import Places, Program
+from harness.services.output import ServerOutput
+from harness.services.programs import Places, Program
 
-_ONTO = 'exec >"/proc/self/fd/$0" 2>&1; exec "$@"'  # >&N knows one digit only, in dash
+_REDIRECT = 'exec >"/proc/self/fd/$0" 2>&1; exec "$@"'  # dash accepts one digit only in >&N
 
 
 def unpack(tar: Path, root: Path) -> Path:
-    """Unpack the tar of the software into a folder of the run and return it."""
+    """Unpack the tar of the programs into a folder of the run and return the folder."""
     if not root.exists():
         part = root.with_name(f"{root.name}.part")
         part.mkdir(parents=True)
@@ -38,22 +39,31 @@ class LocalServer:
     """A server's process.
 
     Args:
-        program: What to run.
-        root: The unpacked software.
-        data: What it serves.
-        work: A folder where it may write.
+        program: The program.
+        root: The folder with the unpacked programs.
+        data: The folder that it serves.
+        work: A folder in which it may write.
         log: The file for its output.
-        deadline: When it has to be ready.
+        deadline: The end of the wait until it is ready.
+        on_exit: Called once, from a thread of its own, when the process has ended, with the end of its
+            output.
 
     Raises:
-        ServiceError: if it ends, or cannot be run here.
-        WaitTimeoutError: if it is not ready at the deadline.
+        ServiceError: The process ended, or cannot run here.
+        WaitTimeoutError: The deadline passed before it was ready.
     """
 
     by = "a local process"
 
     def __init__(
-        self, program: Program, root: Path, data: Path, work: Path, log: Path, deadline: Deadline
+        self,
+        program: Program,
+        root: Path,
+        data: Path,
+        work: Path,
+        log: Path,
+        deadline: Deadline,
+        on_exit: Callable[[str], None],
     ) -> None:
         loader = next((root / "usr").glob("lib*/ld-linux*.so.*"), None)
         libraries = next((root / "usr/lib").glob("*-linux-gnu"), None)
@@ -64,60 +74,71 @@ class LocalServer:
         work.mkdir(parents=True, exist_ok=True)
         config = work / f"{program.name}.conf"
         places = Places(str(data), str(work), str(root / "etc"))
+        self._on_exit = on_exit
         with contextlib.ExitStack() as stack:
-            # Bound here and handed down, or bound by the server, which then says where: never bound,
-            # closed and hoped for.
+            # Either this process binds the port and the server inherits it, or the server binds a port
+            # and prints its number. A port that is bound, closed and bound again may be lost between.
             prefix: list[str] = []
-            passed = []
+            inherited = []
             listen = "127.0.0.1:0"
             if program.inherits:
                 listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
                 listen = "{}:{}".format(*listener.getsockname())
                 prefix = ["/usr/bin/env", f"NGINX={listener.fileno()};"]
-                passed.append(listener.fileno())
+                inherited.append(listener.fileno())
             config.write_text(program.configure(places, listen))
             reading, writing = os.pipe()
             stack.callback(os.close, writing)
-            self._lines = Lines(_read(reading), log, program.ready)
-            self._process = OwnedProcess(
-                [
-                    # The shell puts the program's output onto the pipe, whose end tells of its end.
-                    *("/bin/sh", "-c", _ONTO, str(writing), *prefix),
-                    *(str(loader), "--library-path", str(libraries), str(root / program.path)),
-                    *program.arguments(str(config)),
-                ],
-                stderr=log,
-                pass_fds=(*passed, writing),
-            )
+            output = os.fdopen(reading, "rb")
+            try:
+                self._process = OwnedProcess(
+                    [
+                        # The shell redirects the program's output to the pipe.
+                        *("/bin/sh", "-c", _REDIRECT, str(writing), *prefix),
+                        *(str(loader), "--library-path", str(libraries), str(root / program.path)),
+                        *program.arguments(str(config)),
+                    ],
+                    stderr=log,
+                    pass_fds=(*inherited, writing),
+                )
+            except BaseException:
+                output.close()
+                raise
+        self._output = ServerOutput(_lines(output), log, program.ready, self._end)
         try:
-            found = self._lines.wait_ready(program.name, deadline)
+            match = self._output.wait_ready(program.name, deadline)
         except BaseException:
             self.close()
             raise
-        port = found.groupdict().get("port") or listen.rpartition(":")[2]
+        port = match.groupdict().get("port") or listen.rpartition(":")[2]
         self.address = ("127.0.0.1", int(port))
+
+    def _end(self, last: str) -> None:
+        # The process ends with its output; on_exit is called when both have ended.
+        self._process.wait(NEVER)
+        self._on_exit(last)
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process has not ended."""
         return self._process.running
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     @property
     def last_words(self) -> str:
-        """The end of what it printed."""
-        return self._lines.last
+        """The end of the output."""
+        return self._output.last
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._process.kill()
-        self._lines.join()
+        self._output.join()
 
 
-def _read(descriptor: int) -> Iterator[bytes]:
-    with os.fdopen(descriptor, "rb") as file:
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    with file:
         yield from file

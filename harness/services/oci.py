@@ -1,8 +1,8 @@
 """Pushes files to a registry as an OCI artifact: one layer a file, named by annotation.
 
 This is the part of the OCI distribution specification 1.1 that a push needs ("Pushing blobs:
-monolithically", "Pushing manifests"), over plain HTTP. The ``oras`` library does the same, and on its
-way reads the user's own credentials of registries, which tests are not to touch.
+monolithically", "Pushing manifests"), over plain HTTP. The ``oras`` library does the same, but it reads
+the user's own credentials of registries, which tests must not touch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LAYER_TYPE: Final = "application/octet-stream"
 TITLE: Final = "org.opencontainers.image.title"
 
 ANSWER: Final = 300.0
-"""Seconds that the registry, which is on this host, may take for an answer."""
+"""Seconds within which the registry, which is on this host, answers."""
 
 
 def push(
@@ -34,17 +34,17 @@ def push(
 
     Args:
         registry: Host and port.
-        files: Each becomes a layer with its name as title.
-        repository: Such as ``os/skiff``.
-        tag: Such as ``2``.
+        files: The files; each becomes a layer with the file's name as its title.
+        repository: The repository, such as ``os/skiff``.
+        tag: The tag, such as ``2``.
 
     Raises:
-        ServiceError: if the registry refuses, or does not answer.
-        OSError: if a file cannot be read.
+        ServiceError: The registry refused, or does not answer.
+        OSError: A file cannot be read.
     """
     base = f"http://{registry[0]}:{registry[1]}/v2/{repository}/"
     with requests.Session() as session:
-        # Neither proxies nor credentials of the host concern a server on its loopback.
+        # A server on the loopback needs neither the host's HTTP proxies nor its credentials.
         session.trust_env = False
         layers = []
         for path in files:
@@ -82,32 +82,32 @@ def _descriptor(kind: str, digest: str, size: int) -> dict[str, Any]:
 
 def _push_blob(session: requests.Session, base: str, digest: str, source: Path | bytes) -> None:
     """Upload a blob, unless the registry has it."""
-    there = _ask(session, "HEAD", urljoin(base, f"blobs/{digest}"), 200, 404)
-    if there.status_code == 200:
+    answer = _ask(session, "HEAD", urljoin(base, f"blobs/{digest}"), 200, 404)
+    if answer.status_code == 200:
         return
-    begun = _ask(session, "POST", urljoin(base, "blobs/uploads/"), 202)
-    location = urljoin(base, begun.headers["Location"])
+    upload = _ask(session, "POST", urljoin(base, "blobs/uploads/"), 202)
+    location = urljoin(base, upload.headers["Location"])
     location += ("&" if "?" in location else "?") + f"digest={digest}"
     headers = {"Content-Type": "application/octet-stream"}
     if isinstance(source, bytes):
         _ask(session, "PUT", location, 201, data=source, headers=headers)
         return
     with source.open("rb") as file:
-        # An empty file object would be sent chunked, without the length that the registry wants.
+        # requests sends an empty file object chunked, but the registry requires the length.
         data = file if source.stat().st_size else b""
         _ask(session, "PUT", location, 201, data=data, headers=headers)
 
 
 def _ask(
-    session: requests.Session, method: str, url: str, *wanted: int, **options: Any
+    session: requests.Session, method: str, url: str, *expected: int, **options: Any
 ) -> requests.Response:
     try:
         answer = session.request(method, url, timeout=ANSWER, **options)
     except requests.RequestException as error:
         raise ServiceError(f"the registry does not answer {method} {url}: {error}") from error
-    if answer.status_code not in wanted:
+    if answer.status_code not in expected:
         raise ServiceError(
-            f"the registry answers {method} {url} with {answer.status_code}",
+            f"the registry answered {method} {url} with {answer.status_code}",
             evidence=answer.text[:2000],
         )
     return answer

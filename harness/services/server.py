@@ -1,7 +1,7 @@
-"""Servers that guests talk to: an update server and a container registry, real ones.
+"""The servers that guests reach: an update server and a container registry.
 
-Each is a real server (in a container, or as a local process), a front of TLS before it, faults, and a
-log of what was asked for. A server is a context manager; nothing of it outlives its process.
+Each is a real server, in a container or as a local process, behind a TLS proxy that applies faults and
+logs requests. A server is a context manager; nothing of it outlives its process.
 """
 
 from __future__ import annotations
@@ -11,77 +11,80 @@ import functools
 import os
 import platform
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Final, Protocol, Self
 
-from harness.deadline import Deadline, after
+from harness.artifacts import Store
+from harness.deadline import UNSCALED, Deadline
 from harness.errors import ServiceError, StoreError, UsageError
+from harness.scope import Scope
 from harness.services.ca import GUEST_ADDRESS, Ca
-from harness.services.faults import Active, Fault, Faults, OfConnection
-from harness.services.front import Certificates, Front
+from harness.services.faults import ActiveFault, ConnectionFault, Fault, Faults
 from harness.services.local import LocalServer, unpack
-from harness.services.log import Log, Request
-from harness.services.software import NGINX, REGISTRY, Program, Root
-from harness.spec import Reach
-from harness.store import Store
+from harness.services.programs import NGINX, REGISTRY, Program, ProgramTree
+from harness.services.request_log import Request, RequestLog
+from harness.services.tls_proxy import Certificates, TlsProxy
+from harness.spec import GuestForward
 
-START: Final = 60.0
-"""Seconds that a server may take to be ready."""
+START: Final = 480.0
+"""Seconds within which a server is ready; an idle host needs one, a loaded host many times that."""
 
-WAYS: Final = ("auto", "docker", "process")
-"""How servers run: as one can, or as told."""
+SERVICE_MODES: Final = ("auto", "docker", "process")
+"""How servers run: in containers or as processes; ``auto`` prefers containers."""
 
 
 class Backend(Protocol):
-    """A real server that runs."""
+    """The real server, which runs."""
 
     by: str
     address: tuple[str, int]
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the server has not ended."""
 
     @property
     def last_words(self) -> str:
-        """The end of what it printed."""
+        """The end of the output."""
 
     def close(self) -> None:
-        """End it."""
+        """End the server."""
 
 
-class Host:
-    """How servers run on this host: in containers, or as processes where no engine answers.
+class ServiceRunner:
+    """Runs servers on this host: in containers, or as processes where no engine answers.
 
     Args:
-        store: The cache that has the software.
-        folder: A folder of the run for the unpacked software.
-        way: One of :data:`WAYS`.
-        progress: Told what is done.
+        store: The store that provides the programs.
+        folder: A folder of the run for the unpacked programs.
+        mode: One of :data:`SERVICE_MODES`.
+        progress: Called with a line for each step.
 
     Attributes:
-        why: Why servers are local processes; empty if they are not.
+        why: The reason why servers are local processes; empty if they are not.
 
     Raises:
-        ServiceError: if containers are asked for and no engine answers.
-        BuildError, StoreError: if the software cannot be had.
+        UsageError: The mode is unknown.
+        ServiceError: The mode is ``docker`` and no engine answers.
+        BuildError, StoreError: The programs cannot be built or read.
     """
 
     def __init__(
         self,
         store: Store,
         folder: Path,
-        way: str = "auto",
+        mode: str = "auto",
         progress: Callable[[str], None] = lambda line: None,
     ) -> None:
-        if way not in WAYS:
-            raise UsageError(f"services run as {', '.join(WAYS)}, not {way!r}")
+        if mode not in SERVICE_MODES:
+            raise UsageError(f"unknown service mode {mode!r} (choose {', '.join(SERVICE_MODES)})")
         self._folder = folder
-        self.why = "asked for" if way == "process" else ""
-        self._software = store.artifacts(Root(platform.machine()), progress=progress)
-        if way == "process":
+        self.why = "asked for" if mode == "process" else ""
+        self._programs = store.artifacts(ProgramTree(platform.machine()), say=progress)
+        if mode == "process":
             self._engine = None
             return
         from harness.services.container import Engine
@@ -91,7 +94,7 @@ class Host:
             if swept := self._engine.sweep():
                 progress(f"removed {swept} containers of runs that were killed")
         except ServiceError as error:
-            if way == "docker":
+            if mode == "docker":
                 raise
             self._engine = None
             self.why = error.what
@@ -99,46 +102,63 @@ class Host:
     @functools.cached_property
     def _image(self) -> str:
         assert self._engine is not None
-        digest = self._software.manifest.artifacts["root"].sha256[:20]
-        return self._engine.image(self._software["root"], digest)
+        digest = self._programs.manifest.artifacts["root"].sha256[:20]
+        return self._engine.image(self._programs["root"], digest)
 
     def start(
-        self, program: Program, data: Path, work: Path, log: Path, deadline: Deadline
+        self,
+        program: Program,
+        data: Path,
+        work: Path,
+        log: Path,
+        deadline: Deadline,
+        on_exit: Callable[[str], None],
     ) -> Backend:
         """Start a program and return it when it is ready.
 
+        Args:
+            program: The program.
+            data: The folder that it serves.
+            work: A folder in which it may write.
+            log: The file for its output.
+            deadline: The end of the wait until it is ready.
+            on_exit: Called once, from another thread, when it has ended, with the end of its output.
+
         Raises:
-            ServiceError, WaitTimeoutError: if it does not get there.
+            ServiceError: It ended, or cannot run.
+            WaitTimeoutError: The deadline passed before it was ready.
         """
         if self._engine is not None:
             from harness.services.container import ContainerServer
 
-            return ContainerServer(program, self._engine, self._image, data, work, log, deadline)
-        root = unpack(self._software["root"], self._folder / "root")
-        return LocalServer(program, root, data, work, log, deadline)
+            return ContainerServer(
+                program, self._engine, self._image, data, work, log, deadline, on_exit
+            )
+        root = unpack(self._programs["root"], self._folder / "root")
+        return LocalServer(program, root, data, work, log, deadline, on_exit)
 
 
 class Server:
     """A server that guests reach at a fixed address, over TLS.
 
     Args:
-        host: How it runs.
-        ca: The authority of its certificates.
-        unknown: An authority that nobody is told of.
-        evidence: The folder for its logs; its data is below ``disks/``, which goes with the run.
+        runner: Runs the program.
+        ca: The authority that issues the certificates.
+        unknown: An authority that no guest trusts.
+        evidence: The folder for its logs; its data is below ``disks/``, which is removed with the run.
 
     Attributes:
-        reach: The service as a guest's interface has it.
+        forward: The guest forward that leads to it.
         data: The folder that it serves or stores in.
         by: ``a container`` or ``a local process``.
     """
 
     program: ClassVar[Program]
-    place: ClassVar[Reach]
+    place: ClassVar[GuestForward]
 
-    def __init__(self, host: Host, ca: Ca, unknown: Ca, evidence: Path) -> None:
+    def __init__(self, runner: ServiceRunner, ca: Ca, unknown: Ca, evidence: Path) -> None:
         name = self.place.name
-        self.reach = self.place
+        self.forward = self.place
         self.evidence = evidence
         self.data = evidence / "disks" / name
         self._work = work = evidence / "disks" / f"{name}-work"
@@ -151,58 +171,63 @@ class Server:
             unknown.issue(names, label=f"{name}-unknown"),
         )
         self._faults = Faults()
-        self._log = Log(evidence / f"{name}-requests.jsonl")
+        self._log = RequestLog(evidence / f"{name}-requests.jsonl")
+        self._lock = threading.Lock()
+        self._scopes: list[Scope] = []
+        self._failure: ServiceError | None = None
+        self._closing = False
         log = evidence / f"{name}-{self.program.name}.log"
-        self._backend = host.start(self.program, self.data, work, log, after(START))
+        self._backend = runner.start(
+            self.program, self.data, work, log, UNSCALED.after(START), self._on_exit
+        )
         self.by = self._backend.by
-        self._front = Front(self._backend.address, certificates, self._faults, self._log)
+        self._proxy = TlsProxy(self._backend.address, certificates, self._faults, self._log)
 
-    # --- what a test asks -----------------------------------------------------------------------
+    # --- words for tests ------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
-        """Its name among a machine's services."""
-        return self.reach.name
+        """The name among a machine's services."""
+        return self.forward.name
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens on the host: host and port."""
-        return self._front.address
+        """The host and port at which it listens on the host."""
+        return self._proxy.address
 
     @property
     def guest(self) -> str:
-        """Where guests find it: ``10.0.2.100`` or, with a port that is not HTTPS', ``...:5000``."""
-        port = self.reach.port
-        return self.reach.address if port == 443 else f"{self.reach.address}:{port}"
+        """The address for guests: ``10.0.2.100`` or, with a port other than 443, ``...:5000``."""
+        port = self.forward.port
+        return self.forward.address if port == 443 else f"{self.forward.address}:{port}"
 
     @property
     def requests(self) -> list[Request]:
-        """What was asked for since the test began, in order; TLS that failed included.
+        """The requests since the test began, in order, including TLS handshakes that failed.
 
-        Whoever has had a byte of an answer finds its request here.
+        A client that has received a byte of an answer finds its request here.
         """
         return self._log.requests
 
-    def fault(self, path: str | Fault, fault: Fault | None = None) -> Active:
-        """Switch a fault on, until it is healed; at the end of a test all are.
+    def fault(self, path: str | Fault, fault: Fault | None = None) -> ActiveFault:
+        """Switch a fault on, until it is healed or the test ends.
 
-        ``server.fault("/*.raw", CutOff(percent=50))``, or ``server.fault(UnknownCa())``: what
-        concerns TLS has no path. As a context manager it ends with the block. Several for a path
-        add up.
+        ``server.fault("/*.raw", CutOff(percent=50))``, or ``server.fault(UnknownCa())``: a fault of
+        TLS has no path. As a context manager it ends with the block. Several faults of a path add up.
 
         Args:
-            path: The pattern of paths, from the first ``/``, as :mod:`fnmatch` reads it (``*``
-                stands for ``/`` as well); without the query.
-            fault: What is wrong.
+            path: The pattern of paths, from the first ``/``, without the query. The syntax is that of
+                :mod:`fnmatch`; ``*`` matches ``/`` as well.
+            fault: The fault.
 
         Raises:
-            UsageError: if path and fault do not go together.
+            UsageError: A fault of answers has no path, or a fault of connections has one.
         """
         if not isinstance(path, str):
-            if fault is not None or not isinstance(path, OfConnection):
+            if fault is not None or not isinstance(path, ConnectionFault):
                 raise UsageError(f"{path!r} needs a path: fault('/*', {path!r})")
             return self._faults.add("*", path)
-        if fault is None or isinstance(fault, OfConnection):
+        if fault is None or isinstance(fault, ConnectionFault):
             raise UsageError(f"{fault!r} takes no path: fault({fault!r})")
         return self._faults.add(path, fault)
 
@@ -211,27 +236,66 @@ class Server:
         self._faults.heal()
 
     def reset(self) -> None:
-        """Be as at the beginning: no fault, no request."""
+        """Clear all faults and recorded requests."""
         self.heal()
-        self._log.forget()
+        self._log.clear()
 
     def check(self) -> None:
         """Raise if the real server has ended.
 
         Raises:
-            ServiceError: with its last words.
+            ServiceError: The server has ended; the evidence is the end of its output.
         """
+        with self._lock:
+            failure = self._failure
+        if failure is not None:
+            raise failure
         if not self._backend.running:
-            raise ServiceError(
-                f"{self.program.name} has ended under its guests",
-                evidence=f"{self.evidence}\n{self._backend.last_words}",
-            )
+            raise self._error(self._backend.last_words)
+
+    # --- its failure scope ----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def joined(self, scope: Scope) -> Iterator[None]:
+        """Fail ``scope`` when the server ends within the block; at once if it has ended already.
+
+        Any number of scopes can be joined at the same time. A server that is closed fails none.
+        """
+        with self._lock:
+            self._scopes.append(scope)
+            failure = self._failure
+        try:
+            if failure is not None:
+                scope.fail(failure)
+            yield
+        finally:
+            with self._lock:
+                self._scopes.remove(scope)
+
+    def _on_exit(self, last_words: str) -> None:
+        """Fail the scopes; runs once, in a thread of the backend."""
+        with self._lock:
+            if self._closing:
+                return
+            self._failure = failure = self._error(last_words)
+            scopes = list(self._scopes)
+        # Without the lock: the waits that this ends may call this server.
+        for scope in scopes:
+            scope.fail(failure)
+
+    def _error(self, last_words: str) -> ServiceError:
+        return ServiceError(
+            f"{self.program.name} of service {self.name} has ended under its guests",
+            evidence=f"{self.evidence}\n{last_words}",
+        )
 
     # --- its life -------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End it and remove its data; its logs stay."""
-        self._front.close()
+        """End the server and remove its data; the logs stay."""
+        with self._lock:
+            self._closing = True
+        self._proxy.close()
         self._backend.close()
         for log in self._work.glob("*.log"):
             with contextlib.suppress(OSError):
@@ -255,11 +319,11 @@ class UpdateServer(Server):
     """Serves files over HTTPS by nginx: ``https://10.0.2.100/NAME``."""
 
     program = NGINX
-    place = Reach("updates", GUEST_ADDRESS, 443)
+    place = GuestForward("updates", GUEST_ADDRESS, 443)
 
     @property
     def url(self) -> str:
-        """Where guests find what is published, without a slash at its end."""
+        """The address of the published files for guests, without a slash at its end."""
         return f"https://{self.guest}"
 
     def publish(self, source: Path | bytes | str, name: str | None = None) -> str:
@@ -268,20 +332,20 @@ class UpdateServer(Server):
         A file on the same file system is linked, not copied.
 
         Args:
-            source: The file, or what is to be in it.
-            name: Its path on the server; the file's own name by default.
+            source: The file, or its contents.
+            name: The path on the server; the file's own name by default.
 
         Raises:
-            UsageError: if contents have no name, or the name leads out of the server's folder.
-            StoreError: if it cannot be written.
+            UsageError: Contents have no name, or the name leads out of the server's folder.
+            StoreError: The file cannot be written.
         """
         if name is None:
             if not isinstance(source, Path):
-                raise UsageError("contents need a name to be published under")
+                raise UsageError("contents need a name: publish(contents, name)")
             name = source.name
         target = self.data / name
         if ".." in target.parts or not target.is_relative_to(self.data):
-            raise UsageError(f"{name!r} is no path below the server's root")
+            raise UsageError(f"{name!r} is not a path below the server's root")
         part = target.with_name(f".{target.name}.part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -302,11 +366,11 @@ class UpdateServer(Server):
         return self.url
 
     def withdraw(self, name: str) -> None:
-        """Take a file away; harmless if it is not there."""
+        """Remove a published file; does nothing if it is not there."""
         (self.data / name).unlink(missing_ok=True)
 
     def reset(self) -> None:
-        """Be as at the beginning: no fault, no request, no file."""
+        """Clear all faults, recorded requests and published files."""
         super().reset()
         for path in self.data.iterdir():
             if path.is_dir():
@@ -328,23 +392,24 @@ def _link(source: Path, target: Path) -> None:
 class Registry(Server):
     """A container registry over TLS: ``oci://10.0.2.100:5000/REPOSITORY:TAG``.
 
-    What is pushed stays until the run ends: tests use tags of their own.
+    Pushed artifacts stay until the run ends, so each test uses tags of its own.
     """
 
     program = REGISTRY
-    place = Reach("registry", GUEST_ADDRESS, 5000)
+    place = GuestForward("registry", GUEST_ADDRESS, 5000)
 
     def push(self, files: list[Path] | tuple[Path, ...], repository: str, tag: str) -> str:
-        """Push files as an OCI artifact, a layer each, and return its reference for guests.
+        """Push files as an OCI artifact, one layer a file, and return its reference for guests.
 
-        The layers have their names in ``org.opencontainers.image.title`` (OCI image specification,
-        annotations), as ORAS has it. They go to the registry itself, past faults and the log.
+        Each layer has its file's name in ``org.opencontainers.image.title`` (OCI image specification,
+        annotations), as ORAS does. The files go to the registry directly: faults do not apply and
+        the log does not record the requests.
 
         Returns:
             ``10.0.2.100:5000/REPOSITORY:TAG``
 
         Raises:
-            ServiceError: if the registry refuses.
+            ServiceError: The registry refused, or has ended.
         """
         from harness.services.oci import push
 

@@ -1,4 +1,4 @@
-"""Servers that guests talk to, reached from a micro guest through QEMU."""
+"""Servers, and the guest forwards by which a micro guest reaches them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -20,37 +21,35 @@ from pathlib import Path
 import pytest
 from docker.errors import NotFound
 
-from fixtures import points
-from fixtures.machines import Boot
-from fixtures.states import ForkOf
-from harness import paths
+from harness import Lab, paths, points
+from harness.artifacts import Store
 from harness.errors import ServiceError, UsageError
-from harness.qemu import relay
+from harness.qemu import guest_forward
+from harness.scope import Scope
 from harness.services import (
     Ca,
     CutOff,
     ExpiredCertificate,
     FlippedBit,
-    Host,
     Registry,
     Server,
     ServerError,
+    ServiceRunner,
     UnknownCa,
     UpdateServer,
 )
 from harness.services.container import HOST, OWNER, Engine, host_label, owner_label
-from harness.services.software import Root
-from harness.spec import MIB, Nic, Reach
-from harness.store import Store
+from harness.services.programs import ProgramTree
+from harness.spec import MIB, GuestForward, Nic
 
 BODY = os.urandom(1024) * 1024
 
 
 @dataclass
 class Plain:
-    """A service without TLS, which busybox can talk to."""
+    """A service without TLS, which busybox can fetch from."""
 
-    reach: Reach
+    forward: GuestForward
     address: tuple[str, int]
 
 
@@ -70,96 +69,98 @@ class _Files(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(reach: Reach) -> Iterator[Plain]:
+def serving(forward: GuestForward) -> Iterator[Plain]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Files) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield Plain(reach, ("127.0.0.1", server.server_address[1]))
+            yield Plain(forward, ("127.0.0.1", server.server_address[1]))
         finally:
             server.shutdown()
 
 
-def relays(port: int) -> list[int]:
-    """Return a pidfd of each relay to a port of the host that runs."""
-    found = []
+def running_forwards(port: int) -> list[int]:
+    """Return a pidfd of each running guest forward to a port of the host."""
+    descriptors = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (path / "cmdline").read_bytes().split(b"\0")
-            if relay.__file__.encode() in words and str(port).encode() in words:
-                found.append(os.pidfd_open(int(path.name)))
-    return found
+            if guest_forward.__file__.encode() in words and str(port).encode() in words:
+                descriptors.append(os.pidfd_open(int(path.name)))
+    return descriptors
 
 
 @pytest.fixture
 def plain() -> Iterator[Plain]:
-    with serving(Reach("plain", "10.0.2.100", 80)) as service:
+    with serving(GuestForward("plain", "10.0.2.100", 80)) as service:
         yield service
 
 
-def test_a_guest_reaches_its_service_and_nothing_else(boot: Boot, plain: Plain) -> None:
-    knocked = []
-    with socket.create_server(("127.0.0.1", 0)) as other, serving(Reach("unused")) as unused:
+def test_a_guest_reaches_its_service_and_nothing_else(lab: Lab, plain: Plain) -> None:
+    connections = []
+    with socket.create_server(("127.0.0.1", 0)) as other, serving(GuestForward("unused")) as unused:
         other.settimeout(0.1)
-        machine = boot("micro", services=[plain]).wait_ready()
+        machine = lab.boot("micro", services=[plain]).wait_ready()
         assert machine.succeed("wget -qO- http://10.0.2.100/") == "hello\n"
         assert machine.succeed("wget -qO- http://10.0.2.100/1 | wc -c").strip() == str(MIB)
-        # The same host, other ports: as the guest's gateway, as the service's address, as itself.
+        # Other ports of the same host: at the gateway, at the service's address, and beside it.
         for port in (other.getsockname()[1], unused.address[1], plain.address[1]):
             for address in ("10.0.2.2", "10.0.2.100", "10.0.2.101"):
                 machine.fail(f"echo hello | timeout 3 nc {address} {port}")
         with contextlib.suppress(TimeoutError):
-            knocked.append(other.accept())
-        assert knocked == []
+            connections.append(other.accept())
+        assert connections == []
         machine.fail("timeout 3 nslookup example.org 10.0.2.3")
         machine.fail("timeout 3 nc 192.0.2.1 80 </dev/null")
 
 
-def test_many_connections_at_once_and_a_closed_half(boot: Boot, plain: Plain) -> None:
-    machine = boot("micro", services=[plain]).wait_ready()
+def test_a_guest_forward_carries_many_connections_and_a_closed_half(lab: Lab, plain: Plain) -> None:
+    machine = lab.boot("micro", services=[plain]).wait_ready()
     fetch = "wget -qO- http://10.0.2.100/1 | md5sum"
-    told = machine.succeed(f"for i in 1 2 3 4 5 6 7 8; do {fetch} & done; wait").split()
-    assert len(set(told)) == 2  # one digest, and "-"
-    # The guest closes its side first and still gets the answer.
+    words = machine.succeed(f"for i in 1 2 3 4 5 6 7 8; do {fetch} & done; wait").split()
+    assert len(set(words)) == 2  # one checksum, and "-"
+    # The guest closes its side first and still receives the answer.
     ask = r"printf 'GET / HTTP/1.0\r\n\r\n' | nc -w 10 10.0.2.100 80 | tail -n 1"
     assert machine.succeed(ask) == "hello\n"
-    # Each connection had a relay of its own; the last ones end by themselves.
-    for each in relays(plain.address[1]):
-        assert select.select([each], [], [], 30)[0]
-        os.close(each)
+    # Each connection had a guest forward of its own; each ends by itself.
+    for descriptor in running_forwards(plain.address[1]):
+        assert select.select([descriptor], [], [], 30)[0]
+        os.close(descriptor)
 
 
-def test_a_fork_reaches_what_its_origin_did_not(boot: Boot, plain: Plain) -> None:
-    first = boot("micro", saveable=True)
+def test_a_fork_reaches_a_service_that_its_origin_did_not(lab: Lab, plain: Plain) -> None:
+    first = lab.boot("micro", saveable=True)
     first.os.login()
     saved = first.save(first.evidence / "disks" / "saved", final=True)
-    assert [nic.reach for nic in saved.spec.nics] == [()]
-    fork = boot.fork(saved, boot.image, "reaching", services=[plain])
+    assert [nic.guest_forwards for nic in saved.spec.nics] == [()]
+    fork = lab.fork(saved, name="reaching", services=[plain])
     assert fork.console.run("wget -qO- http://10.0.2.100/").stdout == "hello\n"
-    again = boot.fork(saved, boot.image, "alone")
+    again = lab.fork(saved, name="alone")
     assert again.console.run("wget -T 5 -qO- http://10.0.2.100/").status != 0
 
 
-def test_a_state_is_forked_with_services(fork_of: ForkOf, plain: Plain) -> None:
-    # With --fresh its steps are done anew, on a machine that reaches them as well.
-    machine = fork_of(points.live, services=[plain])
+def test_a_state_is_forked_with_services(lab: Lab, plain: Plain) -> None:
+    # With --fresh the steps run again, on a machine that reaches the service as well.
+    machine = lab.fork(points.live, services=[plain])
     assert machine.console.run("wget -qO- http://10.0.2.100/").stdout == "hello\n"
-    assert fork_of(points.live).console.run("wget -T 5 -qO- http://10.0.2.100/").status != 0
+    assert lab.fork(points.live).console.run("wget -T 5 -qO- http://10.0.2.100/").status != 0
 
 
-def test_a_service_that_nobody_started_is_named(boot: Boot) -> None:
-    with pytest.raises(UsageError, match="reaches service missing, and nobody has started it"):
-        boot("micro", nics=[Nic(reach=(Reach("missing"),))])
+def test_a_service_that_is_not_running_is_named(lab: Lab) -> None:
+    with pytest.raises(UsageError, match="reaches service missing, which is not running"):
+        lab.boot("micro", nics=[Nic(guest_forwards=(GuestForward("missing"),))])
 
 
-def test_nothing_is_left_when_the_machine_is_killed(boot: Boot) -> None:
+def test_a_guest_forward_ends_when_the_machine_is_killed(lab: Lab) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        machine = boot("micro", services=[Plain(Reach("slow"), server.getsockname())]).wait_ready()
+        machine = lab.boot(
+            "micro", services=[Plain(GuestForward("slow"), server.getsockname())]
+        ).wait_ready()
         machine.succeed("(nc 10.0.2.100 443 </dev/zero >/dev/null 2>&1 &)")
         connection, _ = server.accept()
         with connection:
             assert connection.recv(100)
-            [running] = relays(server.getsockname()[1])
+            [running] = running_forwards(server.getsockname()[1])
             machine.power_cut()
             connection.settimeout(30)
             with contextlib.suppress(ConnectionResetError):
@@ -170,20 +171,20 @@ def test_nothing_is_left_when_the_machine_is_killed(boot: Boot) -> None:
 
 
 @pytest.fixture(params=["process", "docker"])
-def way(request: pytest.FixtureRequest) -> str:
-    """How servers run; a container where an engine answers."""
-    told = str(request.param)
-    if told == "docker":
+def mode(request: pytest.FixtureRequest) -> str:
+    """How servers run; containers only where an engine answers."""
+    mode = str(request.param)
+    if mode == "docker":
         try:
             Engine()
         except ServiceError as error:
             pytest.skip(f"{error.what}: start one (dockerd) to run servers in containers")
-    return told
+    return mode
 
 
 @pytest.fixture
-def host(way: str, tmp_path: Path) -> Host:
-    return Host(Store(paths.cache_dir()), tmp_path / "disks", way)
+def runner(mode: str, tmp_path: Path) -> ServiceRunner:
+    return ServiceRunner(Store(paths.cache_dir()), tmp_path / "disks", mode)
 
 
 @pytest.fixture
@@ -192,9 +193,9 @@ def authorities(tmp_path: Path) -> tuple[Ca, Ca]:
 
 
 def curl(server: Server, ca: Ca, path: str, *more: str) -> subprocess.CompletedProcess[bytes]:
-    """Fetch as the guest does: by its address, of which only the run's CA says whose it is."""
+    """Fetch as a guest does: by the guest's address, trusting the run's CA alone."""
     host, port = server.address
-    to = f"{server.reach.address}:{server.reach.port}:{host}:{port}"
+    to = f"{server.forward.address}:{server.forward.port}:{host}:{port}"
     url = f"https://{server.guest}{path}"
     return subprocess.run(
         ["curl", "-sS", "--cacert", str(ca.path), "--connect-to", to, *more, url],
@@ -204,11 +205,11 @@ def curl(server: Server, ca: Ca, path: str, *more: str) -> subprocess.CompletedP
     )
 
 
-def test_nginx_serves_what_is_published(
-    host: Host, authorities: tuple[Ca, Ca], tmp_path: Path
+def test_the_update_server_serves_published_files(
+    runner: ServiceRunner, authorities: tuple[Ca, Ca], tmp_path: Path
 ) -> None:
     ca, unknown = authorities
-    with UpdateServer(host, ca, unknown, tmp_path) as server:
+    with UpdateServer(runner, ca, unknown, tmp_path) as server:
         (tmp_path / "image.raw").write_bytes(BODY)
         assert server.publish(tmp_path / "image.raw") == "https://10.0.2.100/image.raw"
         server.publish("digests", "sub/SHA256SUMS")
@@ -216,14 +217,14 @@ def test_nginx_serves_what_is_published(
         assert curl(server, ca, "/image.raw", "-r", "1000-1999").stdout == BODY[1000:2000]
         assert curl(server, ca, "/sub/SHA256SUMS").stdout == b"digests"
         assert b"nginx" in curl(server, ca, "/nothing").stdout
-        assert [(each.path, each.status) for each in server.requests] == [
+        assert [(request.path, request.status) for request in server.requests] == [
             ("/image.raw", 200),
             ("/image.raw", 206),
             ("/sub/SHA256SUMS", 200),
             ("/nothing", 404),
         ]
-        # curl(1), EXIT CODES: 18 partial file, 22 with --fail, 56 failure in receiving, 60 the peer's
-        # certificate.
+        # curl(1), EXIT CODES: 18 partial file, 22 an HTTP error with --fail, 56 failure in receiving,
+        # 60 the peer's certificate.
         with server.fault("/*.raw", CutOff(percent=50)):
             assert curl(server, ca, "/image.raw").returncode in (18, 56)
         with server.fault("/*.raw", FlippedBit()):
@@ -231,36 +232,36 @@ def test_nginx_serves_what_is_published(
         with server.fault("/*", ServerError(503)):
             assert curl(server, ca, "/image.raw", "--fail").returncode == 22
         with server.fault(ExpiredCertificate()):
-            told = curl(server, ca, "/image.raw")
-            assert (told.returncode, b"expired" in told.stderr) == (60, True)
+            result = curl(server, ca, "/image.raw")
+            assert (result.returncode, b"expired" in result.stderr) == (60, True)
         with server.fault(UnknownCa()):
             assert curl(server, ca, "/image.raw").returncode == 60
         server.fault("/*", ServerError(500))
         server.reset()
         assert curl(server, ca, "/image.raw").returncode == 0
-        assert [each.status for each in server.requests] == [404]
+        assert [request.status for request in server.requests] == [404]
         server.check()
         with pytest.raises(UsageError, match="needs a path"):
             server.fault(CutOff(1))
         with pytest.raises(UsageError, match="takes no path"):
             server.fault("/*", UnknownCa())
-        with pytest.raises(UsageError, match="no path below"):
+        with pytest.raises(UsageError, match="not a path below"):
             server.publish("x", "../../x")
     assert len((tmp_path / "updates-requests.jsonl").read_text().splitlines()) > 9
     assert '"GET /image.raw HTTP/1.1" 206' in (tmp_path / "updates-access.log").read_text()
     assert not server.data.exists()
 
 
-def test_a_registry_takes_and_gives_artifacts(
-    host: Host, authorities: tuple[Ca, Ca], tmp_path: Path
+def test_the_registry_stores_and_serves_artifacts(
+    runner: ServiceRunner, authorities: tuple[Ca, Ca], tmp_path: Path
 ) -> None:
     ca, unknown = authorities
-    with Registry(host, ca, unknown, tmp_path) as server:
+    with Registry(runner, ca, unknown, tmp_path) as server:
         (tmp_path / "usr.raw").write_bytes(BODY)
         (tmp_path / "empty").touch()
         files = [tmp_path / "usr.raw", tmp_path / "empty"]
         assert server.push(files, "os/skiff", "2") == "10.0.2.100:5000/os/skiff:2"
-        server.push(files, "os/skiff", "3")  # blobs that are there are not sent again
+        server.push(files, "os/skiff", "3")  # the registry has the blobs already
         assert server.requests == []
         manifest = json.loads(
             curl(
@@ -272,8 +273,8 @@ def test_a_registry_takes_and_gives_artifacts(
             ).stdout
         )
         layers = {
-            each["annotations"]["org.opencontainers.image.title"]: each["digest"]
-            for each in manifest["layers"]
+            layer["annotations"]["org.opencontainers.image.title"]: layer["digest"]
+            for layer in manifest["layers"]
         }
         digest = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
         assert layers["usr.raw"] == digest
@@ -284,32 +285,68 @@ def test_a_registry_takes_and_gives_artifacts(
             assert curl(server, ca, blob).stdout[1:] == BODY[1:]
             assert flip.hits == 1
         assert curl(server, ca, "/v2/os/skiff/manifests/9", "--fail").returncode == 22
-        assert [each.status for each in server.requests] == [200, 200, 200, 404]
+        assert [request.status for request in server.requests] == [200, 200, 200, 404]
+
+
+def kill(server: Server, mode: str) -> None:
+    """Kill the real server from outside Harness."""
+    if mode == "docker":
+        Engine().client.containers.get(server._backend.id).kill()  # type: ignore[attr-defined]
+    else:
+        os.kill(server._backend.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+
+
+def test_a_killed_server_ends_the_waits_of_every_scope_that_it_joined(
+    mode: str, runner: ServiceRunner, authorities: tuple[Ca, Ca], tmp_path: Path
+) -> None:
+    with Registry(runner, *authorities, tmp_path) as server, Scope("test") as scope:
+        with server.joined(scope), scope.alarm() as alarm:
+            ends = select.poll()
+            ends.register(alarm, 0)
+            assert not ends.poll(0)
+            kill(server, mode)
+            assert ends.poll(30_000), "the wait goes on although the server was killed"
+            with pytest.raises(ServiceError, match="docker-registry of service registry has ended"):
+                scope.check()
+        with Scope("next test") as late, server.joined(late):
+            assert late.failure is scope.failure
+        with pytest.raises(ServiceError, match="has ended under its guests"):
+            server.check()
+
+
+def test_a_server_that_is_closed_fails_no_scope(
+    runner: ServiceRunner, authorities: tuple[Ca, Ca], tmp_path: Path
+) -> None:
+    with Scope("test") as scope:
+        server = UpdateServer(runner, *authorities, tmp_path)
+        with server.joined(scope):
+            server.close()
+        assert scope.failure is None
 
 
 def family(pid: int) -> list[int]:
-    """Return a process and all below it."""
+    """Return a process and its descendants."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(each for child in children for each in family(int(child)))]
+    return [pid, *(member for child in children for member in family(int(child)))]
 
 
-def test_what_serves_dies_with_the_process_that_started_it(way: str, tmp_path: Path) -> None:
+def test_a_server_dies_with_the_process_that_started_it(mode: str, tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from pathlib import Path\n"
         "from harness import paths\n"
-        "from harness.services import Ca, Host, Registry, UpdateServer\n"
-        "from harness.store import Store\n"
-        "folder, way = Path(sys.argv[1]), sys.argv[2]\n"
-        "host = Host(Store(paths.cache_dir()), folder / 'disks', way)\n"
+        "from harness.services import Ca, ServiceRunner, Registry, UpdateServer\n"
+        "from harness.artifacts import Store\n"
+        "folder, mode = Path(sys.argv[1]), sys.argv[2]\n"
+        "runner = ServiceRunner(Store(paths.cache_dir()), folder / 'disks', mode)\n"
         "ca = Ca(folder / 'ca')\n"
         "for kind in (UpdateServer, Registry):\n"
-        "    server = kind(host, ca, ca, folder)\n"
+        "    server = kind(runner, ca, ca, folder)\n"
         "    print(getattr(server._backend, 'pid', None) or server._backend.id, flush=True)\n"
         "sys.stdin.read()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path), way],
+        [sys.executable, "-c", script, str(tmp_path), mode],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -317,30 +354,32 @@ def test_what_serves_dies_with_the_process_that_started_it(way: str, tmp_path: P
         assert victim.stdout is not None
         names = [victim.stdout.readline().strip() for _ in range(2)]
         assert all(names)
-        if way == "docker":
+        if mode == "docker":
             containers = [Engine().client.containers.get(name) for name in names]
             victim.kill()
-            for each in containers:
+            for container in containers:
                 with contextlib.suppress(NotFound):
-                    each.wait(condition="removed", timeout=60)
+                    container.wait(condition="removed", timeout=60)
                 with pytest.raises(NotFound):
-                    each.reload()
+                    container.reload()
         else:
             watched = [os.pidfd_open(pid) for name in names for pid in family(int(name))]
             victim.kill()
-            for each in watched:
-                with contextlib.closing(os.fdopen(each)):
-                    assert select.select([each], [], [], 30)[0], "it outlived its owner"
+            for descriptor in watched:
+                with contextlib.closing(os.fdopen(descriptor)):
+                    assert select.select([descriptor], [], [], 30)[0], "it outlived its owner"
 
 
-def test_containers_of_a_killed_guard_are_swept(authorities: tuple[Ca, Ca], tmp_path: Path) -> None:
+def test_the_next_run_sweeps_a_container_whose_guard_was_killed(
+    authorities: tuple[Ca, Ca], tmp_path: Path
+) -> None:
     try:
         engine = Engine()
     except ServiceError as error:
         pytest.skip(f"{error.what}: start one (dockerd) to run servers in containers")
-    made = Store(paths.cache_dir()).artifacts(Root(platform.machine()))
-    image = engine.image(made["root"], made.manifest.artifacts["root"].sha256[:20])
-    # A process id that is in use, by a process that started at another time.
+    built = Store(paths.cache_dir()).artifacts(ProgramTree(platform.machine()))
+    image = engine.image(built["root"], built.manifest.artifacts["root"].sha256[:20])
+    # The process id is in use, but by a process that started at another time.
     dead = engine.client.containers.create(
         image, ["/usr/sbin/nginx"], labels={HOST: host_label(), OWNER: f"{os.getpid()}:1"}
     )
@@ -356,28 +395,30 @@ def test_containers_of_a_killed_guard_are_swept(authorities: tuple[Ca, Ca], tmp_
         mine.remove(force=True)
 
 
-def test_the_fixtures_give_each_test_a_server_as_new(update_server: UpdateServer, ca: Ca) -> None:
+def test_the_fixtures_reset_servers_before_a_test(lab: Lab, update_server: UpdateServer) -> None:
     assert update_server.requests == []
     assert list(update_server.data.iterdir()) == []
     update_server.publish("left behind", "one")
     update_server.fault("/*", ServerError())
-    assert curl(update_server, ca, "/one", "--fail").returncode == 22
+    assert curl(update_server, lab.ca, "/one", "--fail").returncode == 22
 
 
-def test_the_fixtures_give_each_test_a_server_as_new_again(
-    update_server: UpdateServer, registry: Registry, ca: Ca
+def test_the_fixtures_reset_servers_after_the_test_before(
+    lab: Lab, update_server: UpdateServer, registry: Registry
 ) -> None:
     assert update_server.requests == []
-    assert curl(update_server, ca, "/one", "--fail").returncode == 22
+    assert curl(update_server, lab.ca, "/one", "--fail").returncode == 22
     assert update_server.requests[0].status == 404
-    assert curl(registry, ca, "/v2/").stdout == b"{}"
+    assert curl(registry, lab.ca, "/v2/").stdout == b"{}"
 
 
-def test_a_guest_talks_tls_to_the_update_server(boot: Boot, update_server: UpdateServer) -> None:
-    machine = boot("micro", services=[update_server]).wait_ready()
+def test_a_guest_fetches_from_the_update_server_over_tls(
+    lab: Lab, update_server: UpdateServer
+) -> None:
+    machine = lab.boot("micro", services=[update_server]).wait_ready()
     address = update_server.publish(BODY, "image.raw")
-    told = machine.succeed(f"wget --no-check-certificate -qO- {address} | sha256sum")
-    assert told.split()[0] == hashlib.sha256(BODY).hexdigest()
-    assert [(each.path, each.bytes) for each in update_server.requests] == [
+    checksum = machine.succeed(f"wget --no-check-certificate -qO- {address} | sha256sum")
+    assert checksum.split()[0] == hashlib.sha256(BODY).hexdigest()
+    assert [(request.path, request.bytes) for request in update_server.requests] == [
         ("/image.raw", len(BODY))
     ]

@@ -1,4 +1,4 @@
-"""Reaching services: spec, argv, script; and what servers are made of, without starting one."""
+"""Guest forwards in spec, argv and script; the parts of servers, without starting one."""
 
 from __future__ import annotations
 
@@ -10,111 +10,138 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from fixtures.services import report
-from harness.deadline import after
-from harness.errors import ServiceError, UsageError, WaitTimeoutError
-from harness.qemu import argv, relay
+from harness import jsonfile
+from harness.artifacts import Store
+from harness.deadline import UNSCALED
+from harness.errors import HarnessError, ServiceError, UsageError, WaitTimeoutError
+from harness.pytest_plugin.verdicts import servers
+from harness.qemu import argv, guest_forward
 from harness.qemu.argv import Allocations
-from harness.qemu.script import reproduce
+from harness.qemu.script import record_machine
+from harness.scope import Scope
+from harness.services import Ca, ServiceRunner, UpdateServer, container
 from harness.services.faults import CutOff
-from harness.services.lines import Lines
-from harness.services.log import Log, Request
-from harness.services.software import NGINX, REGISTRY, Places
-from harness.spec import Firmware, FirmwareKind, MachineSpec, Nic, Reach, reaching
-from harness.state.codec import spec_from_json, to_json
+from harness.services.output import ServerOutput
+from harness.services.programs import NGINX, REGISTRY, Places
+from harness.services.request_log import Request, RequestLog
+from harness.spec import Firmware, FirmwareKind, GuestForward, MachineSpec, Nic, with_guest_forwards
 
 KERNEL = Firmware(FirmwareKind.KERNEL, Path("/k"), Path("/i"))
-UPDATES = Reach("updates")
-SPEC = MachineSpec("m", "x86_64", KERNEL, nics=(Nic(reach=(UPDATES,)),))
-GIVEN = Allocations(Path("/usr/bin/qemu"), "tcg", "max", services={"updates": ("127.0.0.1", 40123)})
+UPDATES = GuestForward("updates")
+SPEC = MachineSpec("m", "x86_64", KERNEL, nics=(Nic(guest_forwards=(UPDATES,)),))
+ALLOCATIONS = Allocations(
+    Path("/usr/bin/qemu"), "tcg", "max", services={"updates": ("127.0.0.1", 40123)}
+)
+
+
+def record(
+    spec: MachineSpec,
+    allocations: Allocations,
+    disks: Path,
+    evidence: Path,
+    provenance: Mapping[str, object] = {},
+) -> Path:
+    """Write a machine's record and script; return the path of the script."""
+    record_machine(spec, allocations, folder=disks, evidence=evidence, provenance=provenance)
+    return evidence / "qemu.sh"
 
 
 def netdev(words: tuple[str, ...]) -> str:
     return words[words.index("-netdev") + 1]
 
 
-def test_what_was_asked_before_the_log_was_forgotten_is_in_the_file_alone(tmp_path: Path) -> None:
-    log = Log(tmp_path / "requests.jsonl")
+def test_a_request_from_before_the_log_was_cleared_is_in_the_file_alone(tmp_path: Path) -> None:
+    log = RequestLog(tmp_path / "requests.jsonl")
     late = Request("", "")
-    log.forget()
+    log.clear()
     log.begin(late)
     log.end(late)
     log.begin(Request("GET", "/next"))
-    assert [each.path for each in log.requests] == ["/next"]
+    assert [request.path for request in log.requests] == ["/next"]
     assert len(log.path.read_text().splitlines()) == 1
 
 
-def test_a_guest_that_reaches_a_service_is_still_restricted() -> None:
-    told = netdev(argv.build(SPEC, GIVEN))
-    assert ",restrict=on," in told
-    head, _, command = told.partition(",guestfwd=tcp:10.0.2.100:443-cmd:")
+def test_a_guest_with_a_guest_forward_is_still_restricted() -> None:
+    option = netdev(argv.build(SPEC, ALLOCATIONS))
+    assert ",restrict=on," in option
+    head, _, command = option.partition(",guestfwd=tcp:10.0.2.100:443-cmd:")
     assert "guestfwd" not in head
-    # Split by QEMU at commas, and by libslirp as a shell's words (g_shell_parse_argv).
+    # QEMU splits the option at commas; libslirp splits the command as a shell does (g_shell_parse_argv).
     words = shlex.split(command.replace(",,", ","))
-    assert words == [sys.executable, "-I", "-S", relay.__file__, "127.0.0.1", "40123"]
+    assert words == [sys.executable, "-I", "-S", guest_forward.__file__, "127.0.0.1", "40123"]
 
 
-def test_a_path_with_blanks_and_commas_survives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "__file__", "/a b, c/relay.py")
-    told = netdev(argv.build(SPEC, GIVEN))
-    assert "'/a b,, c/relay.py'" in told
+def test_the_command_of_a_guest_forward_may_have_blanks_and_commas() -> None:
+    forwarder = ("python3", "/a b, c/forward.py")
+    option = netdev(argv.build(SPEC, replace(ALLOCATIONS, forwarder=forwarder)))
+    assert "'/a b,, c/forward.py'" in option
 
 
-def test_the_script_says_where_a_service_was(tmp_path: Path) -> None:
-    path = reproduce(SPEC, GIVEN, tmp_path / "disks", tmp_path / "qemu.sh")
+def test_the_script_names_the_address_of_a_service(tmp_path: Path) -> None:
+    path = record(SPEC, ALLOCATIONS, tmp_path / "disks", tmp_path)
     text = path.read_text()
     assert "# The guest reaches updates at 10.0.2.100:443, which is 127.0.0.1:40123" in text
     subprocess.run(["sh", "-n", path], check=True)
-    said = subprocess.run(
+    result = subprocess.run(
         ["sh", path],
         env={"HARNESS_DISKS": str(tmp_path / "d"), "PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert "/usr/bin/qemu" in said.stderr  # all before the program itself was understood
+    assert "/usr/bin/qemu" in result.stderr  # sh parsed the script up to the missing program
 
 
-def test_specs_with_services_travel_as_json() -> None:
-    assert spec_from_json(to_json(SPEC)) == SPEC
+def test_a_spec_with_guest_forwards_survives_json() -> None:
+    assert jsonfile.parse(MachineSpec, jsonfile.dump(SPEC)) == SPEC
 
 
-def test_reaching_is_by_the_first_interface_and_of_these_only() -> None:
-    spec = replace(SPEC, nics=(Nic("a", reach=(UPDATES,)), Nic("b", reach=(Reach("x"),))))
-    other = Reach("registry", port=5000)
-    assert [nic.reach for nic in reaching(spec, [other]).nics] == [(other,), ()]
-    assert [nic.reach for nic in reaching(spec, []).nics] == [(), ()]
+def test_guest_forwards_are_replaced_and_belong_to_the_first_interface() -> None:
+    spec = replace(
+        SPEC,
+        nics=(Nic("a", guest_forwards=(UPDATES,)), Nic("b", guest_forwards=(GuestForward("x"),))),
+    )
+    other = GuestForward("registry", port=5000)
+    assert [nic.guest_forwards for nic in with_guest_forwards(spec, [other]).nics] == [(other,), ()]
+    assert [nic.guest_forwards for nic in with_guest_forwards(spec, []).nics] == [(), ()]
     with pytest.raises(UsageError, match="no interface"):
-        reaching(replace(spec, nics=()), [other])
+        with_guest_forwards(replace(spec, nics=()), [other])
 
 
-def test_services_that_cannot_be_are_refused() -> None:
+def test_impossible_guest_forwards_are_refused() -> None:
     for address in ("10.0.2.2", "127.0.0.1", "10.0.2.300", "10.0.2.15"):
-        with pytest.raises(UsageError, match="an address is"):
-            Reach("x", address)
-    with pytest.raises(UsageError, match="a port is"):
-        Reach("x", port=0)
+        with pytest.raises(UsageError, match="address must be"):
+            GuestForward("x", address)
+    with pytest.raises(UsageError, match="port must be"):
+        GuestForward("x", port=0)
     with pytest.raises(UsageError, match=r"two services at 10\.0\.2\.100:443"):
-        Nic(reach=(Reach("x"), Reach("y")))
+        Nic(guest_forwards=(GuestForward("x"), GuestForward("y")))
     with pytest.raises(UsageError, match="two services named x"):
-        replace(SPEC, nics=(Nic("a", reach=(Reach("x"),)), Nic("b", reach=(Reach("x"),))))
+        replace(
+            SPEC,
+            nics=(
+                Nic("a", guest_forwards=(GuestForward("x"),)),
+                Nic("b", guest_forwards=(GuestForward("x"),)),
+            ),
+        )
 
 
 @contextlib.contextmanager
-def running_relay(port: int) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
-    """Start a relay as libslirp does: one TCP socket as input, output and error."""
+def running_forward(port: int) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
+    """Start a guest forward as libslirp does: one TCP socket as input, output and error."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         guest = socket.create_connection(listener.getsockname())
         theirs, _ = listener.accept()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", relay.__file__, "127.0.0.1", str(port)],
+            [sys.executable, "-I", "-S", guest_forward.__file__, "127.0.0.1", str(port)],
             stdin=theirs.fileno(),
             stdout=theirs.fileno(),
             stderr=theirs.fileno(),
@@ -127,14 +154,14 @@ def running_relay(port: int) -> Iterator[tuple[socket.socket, subprocess.Popen[b
             process.kill()
 
 
-def test_the_relay_joins_both_ways_and_keeps_a_closed_half() -> None:
+def test_a_guest_forward_copies_both_ways_and_keeps_a_closed_half() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
-        running_relay(server.getsockname()[1]) as (guest, process),
+        running_forward(server.getsockname()[1]) as (guest, process),
         server.accept()[0] as service,
     ):
         service.settimeout(20)
-        # What it might say of itself is not for the guest.
+        # Its own messages must not reach the guest.
         ends = {str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in (0, 1, 2)}
         assert ends == {os.devnull}
         guest.sendall(b"question")
@@ -153,18 +180,18 @@ def test_the_relay_joins_both_ways_and_keeps_a_closed_half() -> None:
         assert process.wait(20) == 0
 
 
-def test_the_relay_says_nothing_when_nobody_listens() -> None:
+def test_a_guest_forward_closes_without_a_byte_if_the_service_is_gone() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with running_relay(port) as (guest, process):
+    with running_forward(port) as (guest, process):
         assert guest.recv(100) == b""
         assert process.wait(20) == 1
 
 
-def test_the_relay_ends_with_the_guest() -> None:
+def test_a_guest_forward_ends_with_its_guest() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
-        running_relay(server.getsockname()[1]) as (guest, process),
+        running_forward(server.getsockname()[1]) as (guest, process),
         server.accept()[0] as service,
     ):
         service.settimeout(20)
@@ -174,7 +201,7 @@ def test_the_relay_ends_with_the_guest() -> None:
         assert process.wait(20) == 0
 
 
-def test_configurations_name_their_places() -> None:
+def test_a_configuration_names_its_folders_and_its_address() -> None:
     places = Places("/d a/data", "/w", "/etc")
     nginx = NGINX.configure(places, "127.0.0.1:1234")
     assert "listen 127.0.0.1:1234;" in nginx
@@ -184,29 +211,126 @@ def test_configurations_name_their_places() -> None:
     assert 'addr: "127.0.0.1:0"' in registry
 
 
-def test_readiness_is_a_line_and_an_early_end_is_told(tmp_path: Path) -> None:
+def test_a_server_is_ready_at_its_line_and_an_early_end_is_an_error(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as source:
-        lines = Lines(source, tmp_path / "log", re.compile(r"listening on \S+:(?P<port>\d+)"))
+        output = ServerOutput(
+            source, tmp_path / "log", re.compile(r"listening on \S+:(?P<port>\d+)")
+        )
         with pytest.raises(WaitTimeoutError, match="the server to be ready"):
-            lines.wait_ready("the server", after(0.05, scaled=False))
+            output.wait_ready("the server", UNSCALED.after(0.05))
         os.write(writing, b"\xff\nlistening on [::]:4711\n")
-        assert lines.wait_ready("the server", after(20))["port"] == "4711"
+        assert output.wait_ready("the server", UNSCALED.after(20))["port"] == "4711"
         os.close(writing)
-        lines.join()
+        output.join()
     assert (tmp_path / "log").read_bytes().startswith(b"\xff\n")
-    dead = Lines([b"no such file\n"], tmp_path / "other", re.compile("never"))
+    dead = ServerOutput([b"no such file\n"], tmp_path / "other", re.compile("never"))
     with pytest.raises(ServiceError, match="ended before it was ready") as caught:
-        dead.wait_ready("the server", after(20))
+        dead.wait_ready("the server", UNSCALED.after(20))
     assert "no such file" in caught.value.evidence
 
 
-def test_a_cut_never_keeps_all() -> None:
+def test_a_body_that_is_cut_off_never_arrives_whole() -> None:
     assert [CutOff(100).kept(size) for size in (0, 1, 1000)] == [0, 0, 999]
 
 
 def test_the_report_says_how_servers_ran(tmp_path: Path) -> None:
-    assert report(tmp_path) == []
+    assert servers(tmp_path) == []
     line = '{"name": "updates", "program": "nginx", "by": "a local process", "why": "no engine"}\n'
     (tmp_path / "services.jsonl").write_text(line * 2)
-    assert report(tmp_path) == ["service updates: nginx as a local process (no engine)"]
+    assert servers(tmp_path) == ["service updates: nginx as a local process (no engine)"]
+
+
+class StubBackend:
+    """A real server that never runs; a test ends it by calling ``on_exit``."""
+
+    by = "a stub"
+    address = ("127.0.0.1", 1)
+    running = True
+    last_words = ""
+
+    def __init__(self) -> None:
+        self.on_exit: Callable[[str], None] = lambda last_words: None
+
+    def start(self, *arguments: Any) -> StubBackend:
+        self.on_exit = arguments[-1]
+        return self
+
+    def close(self) -> None:
+        self.on_exit("closed")
+
+
+@pytest.fixture
+def backend() -> StubBackend:
+    return StubBackend()
+
+
+@pytest.fixture
+def server(backend: StubBackend, tmp_path: Path) -> Iterator[UpdateServer]:
+    ca = Ca(tmp_path / "ca")
+    with UpdateServer(cast(ServiceRunner, backend), ca, ca, tmp_path / "evidence") as server:
+        yield server
+
+
+def test_a_server_that_ends_fails_the_scopes_that_it_is_joined_to(
+    server: UpdateServer, backend: StubBackend
+) -> None:
+    with Scope("before") as before, Scope("a") as a, Scope("b") as b, Scope("after") as after:
+        with server.joined(before):
+            pass
+        with server.joined(a), server.joined(b):
+            backend.on_exit("the last line")
+            assert a.failure is b.failure
+            with pytest.raises(ServiceError, match="nginx of service updates has ended") as caught:
+                a.check()
+            assert "the last line" in caught.value.evidence
+        with server.joined(after):
+            assert after.failure is a.failure, "it had ended before it was joined"
+        assert before.failure is None
+    with pytest.raises(ServiceError, match="has ended under its guests"):
+        server.check()
+
+
+def test_a_server_that_is_closed_fails_no_scope(server: UpdateServer) -> None:
+    with Scope("test") as scope, server.joined(scope):
+        server.close()
+        assert scope.failure is None
+
+
+def test_a_leaf_may_use_the_server_that_fails_its_scope(
+    server: UpdateServer, backend: StubBackend
+) -> None:
+    errors: list[str] = []
+
+    class Leaf:
+        def fail(self, error: HarnessError) -> None:
+            with pytest.raises(ServiceError) as caught:
+                server.check()
+            errors.append(caught.value.what)
+
+    with Scope("test") as scope, server.joined(scope):
+        scope.add(Leaf())
+        backend.on_exit("")
+    assert errors == ["nginx of service updates has ended under its guests"]
+
+
+def test_the_end_of_the_output_is_reported_once_with_its_last_lines(tmp_path: Path) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"the last line\n"
+        raise OSError("the engine is gone")
+
+    ends: list[str] = []
+    output = ServerOutput(broken(), tmp_path / "log", re.compile("never"), ends.append)
+    output.join()
+    assert ends == ["the last line\nthe output cannot be read or written: the engine is gone"]
+
+
+def test_an_unknown_service_mode_is_refused(tmp_path: Path) -> None:
+    message = r"unknown service mode 'podman' \(choose auto, docker, process\)"
+    with pytest.raises(UsageError, match=message):
+        ServiceRunner(Store(tmp_path), tmp_path, "podman")
+
+
+def test_the_labels_of_containers_do_not_follow_the_names_of_modules() -> None:
+    # A run sweeps containers that an earlier version of Harness left, and finds them by these.
+    assert (container.HOST, container.OWNER) == ("org.harness.host", "org.harness.owner")

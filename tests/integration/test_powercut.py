@@ -1,4 +1,4 @@
-"""A disk's writes are recorded, rebuilt at any point, and made to fail: with a real guest."""
+"""A guest's disk is recorded, rebuilt at crash points, and made to fail."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.machines import Boot
-from harness.crash import Kind, Point, Rebuilder, Recording, WriteLog, places, sample
-from harness.crash.ext4 import check_ext4
+from harness import Lab
 from harness.errors import UsageError
 from harness.machine import Machine
+from harness.powercut import Kind, Point, Rebuilder, Recording, WriteLog, places, sample
+from harness.powercut.ext4 import check_ext4
 from harness.qemu.disk import digest
 from harness.qemu.filter import WRITES
 from harness.spec import MIB, Disk
@@ -23,7 +23,7 @@ BLOCK = 4096
 BLOCKS = 40
 FLUSHED = 8  # blocks between flushes
 
-# Each block is its number, again and again. Past the page cache, so that each is one write.
+# Each block repeats its number. Direct I/O bypasses the page cache, so each block is one write.
 WORKLOAD = f"""
 i=0
 while [ $i -lt {BLOCKS} ]; do
@@ -43,11 +43,11 @@ OLD = b"\xee" * BLOCK
 
 
 @pytest.fixture(scope="module")
-def recorded(shared_boot: Boot, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recording, str]:
-    """The workload on a disk that had something on it, and the digest of the disk at its end."""
+def recorded(shared_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recording, str]:
+    """A recording of the workload on a disk with old data, and the checksum of the disk at its end."""
     base = tmp_path_factory.mktemp("base") / "base.raw"
     base.write_bytes(OLD * (2 * MIB // BLOCK))
-    machine = shared_boot("micro", disks=[Disk("data", base=base)]).wait_ready()
+    machine = shared_lab.boot("micro", disks=[Disk("data", base=base)]).wait_ready()
     with machine.recording("data") as recording:
         machine.succeed(WORKLOAD)
         recording.mark("written")
@@ -67,8 +67,8 @@ def rebuilder(recorded: tuple[Recording, str], tmp_path: Path) -> Rebuilder:
 
 
 def versions(path: Path) -> list[list[bool]]:
-    """Return, for each sector of each block, whether it is the new one; it is the old one if not."""
-    told = []
+    """Return for each sector of each block whether it holds new data; otherwise it holds old data."""
+    rows = []
     with path.open("rb") as file:
         for number in range(BLOCKS):
             here, new = file.read(BLOCK), block(number)
@@ -77,12 +77,12 @@ def versions(path: Path) -> list[list[bool]]:
                 cell = here[at : at + SECTOR]
                 assert cell in (new[at : at + SECTOR], OLD[:SECTOR]), f"block {number} is foreign"
                 cells.append(cell != OLD[:SECTOR])
-            told.append(cells)
-    return told
+            rows.append(cells)
+    return rows
 
 
 def expected(log: WriteLog, place: int) -> tuple[int, int]:
-    """How many blocks are written, and how many of these flushed, counted without the library."""
+    """Return the number of blocks written and of blocks flushed, counted without the library."""
     written = flushed = 0
     for entry in log.entries[:place]:
         if entry.flags & 1:
@@ -92,7 +92,7 @@ def expected(log: WriteLog, place: int) -> tuple[int, int]:
     return written, flushed
 
 
-def test_the_log_is_what_the_guest_did(recorded: tuple[Recording, str]) -> None:
+def test_the_log_has_the_writes_and_flushes_of_the_guest(recorded: tuple[Recording, str]) -> None:
     recording, _ = recorded
     entries = recording.log().entries[: recording.at("written")]
     blocks = [entry.sector * SECTOR // BLOCK for entry in entries if entry.changes]
@@ -102,7 +102,7 @@ def test_the_log_is_what_the_guest_did(recorded: tuple[Recording, str]) -> None:
 
 
 @pytest.mark.parametrize("kind", list(Kind))
-def test_every_place_is_rebuilt_as_its_kind_says(
+def test_pending_writes_survive_as_the_kind_of_the_point_says(
     recorded: tuple[Recording, str], rebuilder: Rebuilder, tmp_path: Path, kind: Kind
 ) -> None:
     log = recorded[0].log()
@@ -125,7 +125,7 @@ def test_every_place_is_rebuilt_as_its_kind_says(
     assert (tears > 3) == (kind is Kind.REORDERED)
 
 
-def test_the_last_point_is_the_disk_itself(
+def test_the_last_point_is_the_disk_at_its_end(
     recorded: tuple[Recording, str], rebuilder: Rebuilder, tmp_path: Path
 ) -> None:
     recording, after = recorded
@@ -135,7 +135,7 @@ def test_the_last_point_is_the_disk_itself(
     assert subprocess.check_output(["sha256sum", str(path)], text=True).split()[0] == after
 
 
-def test_a_name_is_a_disk_in_any_order(
+def test_a_point_is_the_same_disk_in_any_order_of_rebuilding(
     recorded: tuple[Recording, str], rebuilder: Rebuilder, tmp_path: Path
 ) -> None:
     points = sample(places(recorded[0].log()), 8, seed=3)
@@ -147,8 +147,8 @@ def test_a_name_is_a_disk_in_any_order(
         assert rebuilder.build(named, tmp_path / "back").read_bytes() == before
 
 
-def test_a_power_cut_ends_a_recording(boot: Boot) -> None:
-    machine = boot("micro", disks=[Disk("data", size=2 * MIB)]).wait_ready()
+def test_a_power_cut_ends_a_recording(lab: Lab) -> None:
+    machine = lab.boot("micro", disks=[Disk("data", size=2 * MIB)]).wait_ready()
     with machine.recording("data") as recording:
         machine.succeed(WORKLOAD)
         machine.power_cut()
@@ -157,8 +157,8 @@ def test_a_power_cut_ends_a_recording(boot: Boot) -> None:
     assert recording.at("end") == len(log.entries)
 
 
-def test_a_fork_is_recorded_from_where_it_begins(boot: Boot, tmp_path: Path) -> None:
-    machine = boot("micro", saveable=True, disks=[Disk("data", size=2 * MIB)]).wait_ready()
+def test_a_recording_of_a_fork_begins_at_the_fork(lab: Lab, tmp_path: Path) -> None:
+    machine = lab.boot("micro", saveable=True, disks=[Disk("data", size=2 * MIB)]).wait_ready()
     machine.succeed("yes parent | head -c 512 | dd of=/dev/vda bs=512 seek=4000 conv=fsync,notrunc")
     with machine.fork() as fork, fork.recording("data") as recording:
         fork.succeed(WORKLOAD)
@@ -172,14 +172,14 @@ def test_a_fork_is_recorded_from_where_it_begins(boot: Boot, tmp_path: Path) -> 
     assert not any(data[: BLOCKS * BLOCK])
 
 
-def test_a_journal_keeps_its_promise_at_every_point(boot: Boot, tmp_path: Path) -> None:
-    """What was synced before a mark is there after it, and e2fsck has nothing to say."""
+def test_synced_files_survive_at_every_point_on_ext4(lab: Lab, tmp_path: Path) -> None:
+    """Files that were synced before a mark exist after it, and e2fsck finds no damage."""
     base = tmp_path / "base.raw"
     with base.open("wb") as file:
         file.truncate(32 * MIB)
     env = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"}
     subprocess.run(["mkfs.ext4", "-q", "-b", "4096", str(base)], check=True, env=env)
-    machine = boot("micro", disks=[Disk("data", base=base)]).wait_ready()
+    machine = lab.boot("micro", disks=[Disk("data", base=base)]).wait_ready()
     machine.succeed("mkdir -p /mnt", "modprobe ext4 || true", "mount -t ext4 /dev/vda /mnt")
     with machine.recording("data") as recording:
         for number in range(6):
@@ -194,18 +194,18 @@ def test_a_journal_keeps_its_promise_at_every_point(boot: Boot, tmp_path: Path) 
     for point in sample(places(log), 24, seed=1):
         disk = rebuilder.build(point, tmp_path / f"{point.name}.raw")
         check_ext4(disk)
-        # debugfs mounts nothing: the journal is replayed for it. Status 1 says that it was.
+        # debugfs does not replay the journal, so e2fsck does; status 1 means that it did.
         replay = ["e2fsck", "-p", "-E", "journal_only", str(disk)]
         assert subprocess.run(replay, capture_output=True, check=False, env=env).returncode < 2
         for number in range(4, 6):
             if point.place >= recording.at(f"synced-{number}"):
-                told = subprocess.run(
+                content = subprocess.run(
                     ["debugfs", "-R", f"cat /d{number}/file", str(disk)],
                     capture_output=True,
                     check=True,
                     env=env,
                 ).stdout
-                assert told == (b"%d\n" % number) * 4500, f"{point.name}: file {number}"
+                assert content == (b"%d\n" % number) * 4500, f"{point.name}: file {number}"
         disk.unlink()
 
 
@@ -216,8 +216,8 @@ WRITE = "dd if=/dev/zero of=/dev/vda bs=4096 count=1 seek={} oflag=direct conv=n
 
 
 @pytest.fixture(scope="module")
-def booted(shared_boot: Boot) -> Machine:
-    return shared_boot("micro", disks=[Disk("data", size=8 * MIB)]).wait_ready()
+def booted(shared_lab: Lab) -> Machine:
+    return shared_lab.boot("micro", disks=[Disk("data", size=8 * MIB)]).wait_ready()
 
 
 @pytest.fixture
@@ -239,14 +239,14 @@ def test_a_disk_fails_and_heals(machine: Machine) -> None:
     assert machine.disk_errors("data") == before + 2
 
 
-def test_a_disk_is_full_after_some_writes(machine: Machine) -> None:
+def test_a_disk_is_full_after_a_number_of_writes(machine: Machine) -> None:
     machine.disk_fault("data", on=WRITES, after=3)
     machine.succeed(*(WRITE.format(number) for number in range(3)))
     machine.fail(WRITE.format(3), WRITE.format(0))
     machine.succeed(READ.format(3))
 
 
-def test_some_sectors_fail(machine: Machine) -> None:
+def test_a_fault_of_sectors_leaves_the_others_alone(machine: Machine) -> None:
     machine.disk_fault("data", on=("read",), sectors=range(8, 16))
     machine.succeed(READ.format(0), READ.format(2), WRITE.format(1))
     machine.fail(READ.format(1))
@@ -256,13 +256,13 @@ def test_some_sectors_fail(machine: Machine) -> None:
     machine.succeed(WRITE.format(1))
 
 
-def test_a_flush_fails(machine: Machine) -> None:
+def test_a_flush_fails_although_writes_succeed(machine: Machine) -> None:
     machine.disk_fault("data", on=("flush",))
     machine.succeed(WRITE.format(1))
     machine.fail("dd if=/dev/zero of=/dev/vda bs=4096 count=1 conv=fsync,notrunc")
 
 
-def test_a_disk_that_is_recorded_fails(machine: Machine) -> None:
+def test_a_fault_works_on_a_disk_that_is_recorded(machine: Machine) -> None:
     with machine.recording("data") as recording:
         machine.succeed(WRITE.format(1))
         machine.disk_fault("data", on=WRITES)
@@ -275,7 +275,7 @@ def test_a_disk_that_is_recorded_fails(machine: Machine) -> None:
     assert sectors == [8, 24]
 
 
-def test_a_disk_that_fails_is_not_recorded(machine: Machine) -> None:
+def test_a_disk_with_a_fault_cannot_be_recorded(machine: Machine) -> None:
     machine.disk_fault("data")
     with pytest.raises(UsageError, match="heal it first"), machine.recording("data"):
         pass

@@ -1,8 +1,8 @@
-"""Makes the disk as it would be at a point.
+"""Rebuilds the disk at a crash point.
 
-Points that are asked for in order share their work: what is on the disk for good at one of them is
-so at each later one. That part is kept as a raw file that only moves forward; a point's disk is a
-copy of it, without its holes, with the point's own survivors written over it.
+Points that are rebuilt in order share their work, because a write that is durable at one point is
+durable at each later one. The durable writes are kept in a raw file that moves forward. A point's disk
+is a sparse copy of that file, to which the surviving pending writes are added.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Final, Self
 
-from harness.crash.points import Part, Point, survivors
-from harness.crash.recording import Recording
 from harness.errors import UsageError
+from harness.machine.recording import Recording
+from harness.powercut.points import Part, Point, survivors
 from harness.qemu import disk as disks
-from harness.state.save import copy_data
+from harness.states.save import copy_data
 
 _CHUNK: Final = 1 << 22
 _ZEROS: Final = bytes(1 << 16)
@@ -26,35 +26,35 @@ class Rebuilder:
     """Rebuilds the disk of one recording.
 
     Args:
-        recording: A recording that is complete.
-        folder: Where what the points share is kept; made if absent.
+        recording: A complete recording.
+        folder: The folder for the file that the points share; created if it does not exist.
     """
 
     def __init__(self, recording: Recording, folder: Path) -> None:
         self.recording = recording
         self.log = recording.log()
         self.seconds: dict[str, float] = {}
-        """How long each point took, by its name."""
+        """The duration of each rebuild, seconds, by the name of the point."""
         self._shared = folder / "settled.raw"
         self._done = -1
 
     def build(self, point: Point, path: Path) -> Path:
-        """Make the disk at a point as a raw file, and return its path.
+        """Build the disk at a point as a raw file, and return its path.
 
         Args:
             point: The point.
-            path: The file; replaced if it is there.
+            path: The file; an existing file is replaced.
 
         Raises:
-            UsageError: if the recording ends before the point.
-            DiskFullError, StoreError: if it cannot be written.
-            HostError: if ``qemu-img`` refuses.
+            UsageError: The recording ends before the point.
+            DiskFullError, StoreError: The disk cannot be written.
+            HostError: ``qemu-img`` refused.
         """
         if point.place > len(self.log.entries):
             raise UsageError(
                 f"there is no point {point.name}: the recording has {len(self.log.entries)}"
                 " entries",
-                hint="a point's name holds for its own recording: name that with --recording",
+                hint="a point belongs to one recording: name that recording with --recording",
             )
         began = time.monotonic()
         try:
@@ -73,33 +73,33 @@ class Rebuilder:
         self.seconds[point.name] = time.monotonic() - began
         return path
 
-    def _settle(self, wanted: int) -> None:
-        """Bring the shared file to where the first ``wanted`` entries are written."""
-        if self._done < 0 or wanted < self._done:
+    def _settle(self, target: int) -> None:
+        """Bring the shared file to the state in which the first ``target`` entries are written."""
+        if self._done < 0 or target < self._done:
             self._shared.parent.mkdir(parents=True, exist_ok=True)
             self._done = -1
-            # -U: the recording's base may have others that read it.
+            # -U: another process may have the recording's base open.
             base = str(self.recording.base)
             disks.qemu_img("convert", "-U", "-f", "qcow2", "-O", "raw", base, str(self._shared))
             self._done = 0
         with self._shared.open("r+b") as disk, self.log.path.open("rb") as log:
-            for entry in self.log.entries[self._done : wanted]:
+            for entry in self.log.entries[self._done : target]:
                 if entry.changes:
                     self._apply(Part(entry, 0, entry.sectors), log.fileno(), disk.fileno())
-        self._done = wanted
+        self._done = target
 
     def _apply(self, part: Part, log: int, disk: int) -> None:
         size = self.log.sector_size
         where = (part.entry.sector + part.skip) * size
         length = part.sectors * size
         if part.entry.discard:
-            # What a discarded sector reads as is not promised; QEMU's own disks read as zeros.
+            # A discarded sector may read as anything; QEMU's own disks return zeros.
             _zero(disk, where, length)
         else:
             _copy(log, part.entry.data + part.skip * size, disk, where, length)
 
     def close(self) -> None:
-        """Remove what the points share."""
+        """Remove the file that the points share."""
         self._shared.unlink(missing_ok=True)
         self._done = -1
 
@@ -111,18 +111,18 @@ class Rebuilder:
 
 
 def _next_data(fd: int, offset: int, end: int) -> tuple[int, int]:
-    """Return where the next data of a file begins and ends, both ``end`` if there is none."""
+    """Return the beginning and the end of the next data of a file; ``end`` twice if there is none."""
     try:
         start = os.lseek(fd, offset, os.SEEK_DATA)
     except OSError:
-        return end, end  # ENXIO: only a hole is left
+        return end, end  # ENXIO: the rest is a hole
     if start >= end:
         return end, end
     return start, min(os.lseek(fd, start, os.SEEK_HOLE), end)
 
 
 def _zero(fd: int, offset: int, length: int) -> None:
-    """Make a range read as zeros; what is a hole stays one."""
+    """Make a range read as zeros; holes stay holes."""
     end = offset + length
     while offset < end:
         start, stop = _next_data(fd, offset, end)
@@ -132,7 +132,7 @@ def _zero(fd: int, offset: int, length: int) -> None:
 
 
 def _copy(source: int, offset: int, target: int, where: int, length: int) -> None:
-    """Copy a range between files; a hole of the source is not written where there is none to undo."""
+    """Copy a range between files; a hole of the source zeroes the target's data and keeps its holes."""
     end = offset + length
     shift = where - offset
     while offset < end:

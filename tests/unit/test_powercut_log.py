@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from harness.crash import log as logs
-from harness.crash.log import DISCARD, FLUSH, FUA, MARK, WriteLog
 from harness.errors import StateError
+from harness.qemu import writelog as logs
+from harness.qemu.writelog import DISCARD, FLUSH, FUA, MARK, WriteLog
 
 SECTOR = 512
-Told = tuple[int, int, int, bytes]
+EntryTuple = tuple[int, int, int, bytes]
 
 
-def write_log(path: Path, entries: Sequence[Told], count: int | None = None) -> Path:
-    """Write a log: of each entry sector, sectors, flags, and what each byte of its data is."""
+def write_log(path: Path, entries: Sequence[EntryTuple], count: int | None = None) -> Path:
+    """Write a log of entries: first sector, sectors, flags, and the byte that its data repeats."""
     head = struct.pack("<QQQI", logs.MAGIC, 1, len(entries) if count is None else count, SECTOR)
     parts = [head.ljust(SECTOR, b"\0")]
     for sector, sectors, flags, byte in entries:
@@ -26,7 +26,7 @@ def write_log(path: Path, entries: Sequence[Told], count: int | None = None) -> 
     return path
 
 
-def test_entries_and_their_data_are_found(tmp_path: Path) -> None:
+def test_entries_are_read_with_the_places_of_their_data(tmp_path: Path) -> None:
     path = write_log(
         tmp_path / "log",
         [(8, 2, 0, b"a"), (0, 0, FLUSH, b""), (16, 9, DISCARD, b""), (1, 1, FUA, b"b")],
@@ -38,7 +38,7 @@ def test_entries_and_their_data_are_found(tmp_path: Path) -> None:
     assert whole[log.entries[3].data :] == b"b" * SECTOR
 
 
-def test_what_is_settled_ends_before_the_last_flush(tmp_path: Path) -> None:
+def test_entries_before_the_last_flush_are_durable(tmp_path: Path) -> None:
     path = write_log(
         tmp_path / "log",
         [(0, 1, 0, b"a"), (1, 1, 0, b"b"), (0, 0, FLUSH, b""), (2, 1, 0, b"c"), (3, 1, 0, b"d")],
@@ -48,18 +48,18 @@ def test_what_is_settled_ends_before_the_last_flush(tmp_path: Path) -> None:
     assert [len(log.pending(place)) for place in range(6)] == [0, 1, 2, 0, 1, 2]
 
 
-def test_a_flush_with_data_comes_before_its_own_data(tmp_path: Path) -> None:
+def test_a_flush_with_data_does_not_flush_its_own_data(tmp_path: Path) -> None:
     log = WriteLog.read(write_log(tmp_path / "log", [(0, 1, 0, b"a"), (1, 1, FLUSH, b"b")]))
     assert log.settled(2) == 1
     assert [entry.sector for entry in log.pending(2)] == [1]
 
 
-def test_marks_of_the_kernel_change_nothing(tmp_path: Path) -> None:
+def test_a_mark_of_the_kernel_is_not_a_write(tmp_path: Path) -> None:
     log = WriteLog.read(write_log(tmp_path / "log", [(0, 1, MARK, b""), (1, 1, 0, b"a")]))
     assert log.writes == 1
 
 
-def test_a_log_that_was_cut_off_ends_at_its_last_whole_entry(tmp_path: Path) -> None:
+def test_a_truncated_log_ends_at_its_last_whole_entry(tmp_path: Path) -> None:
     entries = [(0, 1, 0, b"a"), (1, 4, 0, b"b")]
     path = write_log(tmp_path / "log", entries)
     whole = path.read_bytes()
@@ -71,7 +71,7 @@ def test_a_log_that_was_cut_off_ends_at_its_last_whole_entry(tmp_path: Path) -> 
     assert len(WriteLog.read(path).entries) == 2
 
 
-def test_nothing_written_is_an_empty_log(tmp_path: Path) -> None:
+def test_an_empty_file_is_an_empty_log(tmp_path: Path) -> None:
     (tmp_path / "log").touch()
     assert WriteLog.read(tmp_path / "log").entries == ()
     assert logs.count(tmp_path / "log") == 0
@@ -80,9 +80,9 @@ def test_nothing_written_is_an_empty_log(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"short", b"\1" * SECTOR, struct.pack("<QQQI", logs.MAGIC, 2, 0, SECTOR)]
 )
-def test_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_write_log_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "log").write_bytes(content)
-    with pytest.raises(StateError, match="no log of writes"):
+    with pytest.raises(StateError, match="is not a write log"):
         WriteLog.read(tmp_path / "log")
 
 

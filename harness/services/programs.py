@@ -1,7 +1,7 @@
-"""The software that serves: nginx and a container registry of Debian, and how they are configured.
+"""The programs of the servers: nginx and a container registry of Debian, and their configuration.
 
-One tar of their packages, built once per host and kept in its cache (``build``, beside this file).
-A configuration is a function of the folders and of the address that the program is to bind.
+One tar holds their packages. The script ``build``, beside this file, builds it once per host; the cache
+keeps it. A configuration is a function of the folders and of the address that the program binds.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Final
 
 VERSION: Final = "1"
-"""Of the tar's contents; the build script's digest counts as well."""
+"""The version of the tar's contents; the digest of the build script counts as well."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
-    """An artifact that the build script makes."""
+class _BuiltFile:
+    """A file that the build script writes, as an artifact of the store."""
 
     file: str
     url: None = None
@@ -26,11 +26,11 @@ class _Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Root:
-    """The tar, as the store wants to be asked for it.
+class ProgramTree:
+    """The tar with the programs, as a definition for the store (:class:`harness.artifacts.Store`).
 
     Attributes:
-        arch: The arch that its programs are for.
+        arch: The architecture of its programs.
     """
 
     arch: str
@@ -46,9 +46,9 @@ class Root:
         return self.folder / "build"
 
     @property
-    def artifacts(self) -> Mapping[str, _Made]:
-        """``root``, the tar, and ``packages``, the list of what is in it."""
-        return {"root": _Made("root.tar"), "packages": _Made("packages.txt")}
+    def artifacts(self) -> Mapping[str, _BuiltFile]:
+        """``root``, the tar, and ``packages``, the list of its packages."""
+        return {"root": _BuiltFile("root.tar"), "packages": _BuiltFile("packages.txt")}
 
     def __str__(self) -> str:
         return f"{self.name} for {self.arch}"
@@ -56,12 +56,12 @@ class Root:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a program finds things; paths as the program sees them.
+    """The folders of a program, as paths that the program sees.
 
     Attributes:
-        data: What it serves.
-        work: Where it may write.
-        etc: What its package has in ``/etc``.
+        data: The folder that it serves.
+        work: A folder in which it may write.
+        etc: The ``/etc`` of its package.
     """
 
     data: str
@@ -74,13 +74,13 @@ class Program:
     """A server's program.
 
     Attributes:
-        name: What it is called in reports.
-        path: The program, below the tar's root.
-        arguments: Its arguments, given the path of its configuration.
-        configure: Its configuration, given the places and the address to bind, ``HOST:PORT``.
-        ready: The line that says that its port is bound; group ``port`` is that port, if it tells.
-        port: The port it binds in a container, where nobody else is.
-        inherits: Whether it takes a socket that is bound already, by nginx' variable ``NGINX``.
+        name: The name in reports.
+        path: The executable, relative to the root of the tar.
+        arguments: Returns the arguments for the path of a configuration.
+        configure: Returns the configuration for the folders and the address to bind, ``HOST:PORT``.
+        ready: The line that says that the port is bound; the group ``port``, if any, is the port.
+        port: The port that it binds in a container, where it is alone.
+        inherits: Whether it accepts a bound socket by the variable ``NGINX``, as nginx does.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Program:
 def _nginx(places: Places, listen: str) -> str:
     """Return nginx' configuration, in the terms of its reference (core, http modules).
 
-    It is one process: a worker would outlive a master that was killed.
+    It runs as one process: a worker would outlive a master that was killed.
     """
     temporary = "\n  ".join(
         f'{kind}_temp_path "{places.work}/{kind}";'
@@ -149,10 +149,10 @@ http:
 NGINX: Final = Program(
     name="nginx",
     path="usr/sbin/nginx",
-    # Without -e it opens the log file that it was compiled with.
+    # Without -e it opens the log file that was set at compile time.
     arguments=lambda path: ("-e", "stderr", "-c", path),
     configure=_nginx,
-    # Said by the events module, after all sockets have been opened (ngx_init_cycle).
+    # The events module prints this after all sockets were opened (ngx_init_cycle).
     ready=re.compile(r'using the "\w+" event method'),
     port=8080,
     inherits=True,

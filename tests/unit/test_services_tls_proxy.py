@@ -1,4 +1,4 @@
-"""Faults, each seen by a client over TLS, in front of a server whose answers are known."""
+"""A client sees each fault over TLS; the real server behind the proxy is a stub with fixed answers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import contextlib
 import http.client
 import http.server
 import json
+import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,8 @@ from harness.services.faults import (
     UnknownCa,
     WrongLength,
 )
-from harness.services.front import Certificates, Front
-from harness.services.log import Log
+from harness.services.request_log import RequestLog
+from harness.services.tls_proxy import Certificates, TlsProxy
 
 BODY = bytes(range(256)) * 4000
 
@@ -51,8 +52,8 @@ class Upstream(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
             return
         first = 0
-        if told := self.headers.get("Range"):
-            first = int(told.removeprefix("bytes=").removesuffix("-"))
+        if value := self.headers.get("Range"):
+            first = int(value.removeprefix("bytes=").removesuffix("-"))
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{len(BODY) - 1}/{len(BODY)}")
         else:
@@ -83,18 +84,18 @@ class Upstream(http.server.BaseHTTPRequestHandler):
         del format, args
 
 
-class Known(http.server.ThreadingHTTPServer):
+class UpstreamServer(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        pass  # clients of a spoilt answer hang up
+        pass  # a client hangs up when an answer is altered
 
 
 class Site:
-    """A front, and clients of it."""
+    """A TLS proxy and its clients."""
 
-    def __init__(self, front: Front, ca: Ca, faults: Faults, log: Log) -> None:
-        self.front = front
+    def __init__(self, proxy: TlsProxy, ca: Ca, faults: Faults, log: RequestLog) -> None:
+        self.proxy = proxy
         self.faults = faults
         self.log = log
         self.trust = ssl.create_default_context(cadata=ca.pem)
@@ -102,7 +103,7 @@ class Site:
 
     def connect(self) -> http.client.HTTPSConnection:
         connection = http.client.HTTPSConnection(
-            *self.front.address, context=self.trust, timeout=20
+            *self.proxy.address, context=self.trust, timeout=20
         )
         self.clients.callback(connection.close)
         return connection
@@ -118,7 +119,7 @@ class Site:
 @pytest.fixture(scope="module")
 def authorities(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ca, Certificates]:
     folder = tmp_path_factory.mktemp("ca")
-    ca, unknown = Ca(folder / "known"), Ca(folder / "unknown", "nobody's")
+    ca, unknown = Ca(folder / "trusted"), Ca(folder / "unknown", "unknown CA")
     return ca, Certificates(
         ca.issue(), ca.issue(label="old", expired=True), unknown.issue(label="other")
     )
@@ -127,21 +128,21 @@ def authorities(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ca, Certifica
 @pytest.fixture
 def site(authorities: tuple[Ca, Certificates], tmp_path: Path) -> Iterator[Site]:
     ca, certificates = authorities
-    with Known(("127.0.0.1", 0), Upstream) as upstream:
+    with UpstreamServer(("127.0.0.1", 0), Upstream) as upstream:
         threading.Thread(target=upstream.serve_forever, args=(0.05,), daemon=True).start()
-        faults, log = Faults(), Log(tmp_path / "requests.jsonl")
+        faults, log = Faults(), RequestLog(tmp_path / "requests.jsonl")
         address = ("127.0.0.1", upstream.server_address[1])
-        front = Front(address, certificates, faults, log)
-        told = Site(front, ca, faults, log)
+        proxy = TlsProxy(address, certificates, faults, log)
+        site = Site(proxy, ca, faults, log)
         try:
-            yield told
+            yield site
         finally:
-            told.clients.close()
-            front.close()
+            site.clients.close()
+            proxy.close()
             upstream.shutdown()
 
 
-def test_without_faults_all_comes_as_it_was_said(site: Site) -> None:
+def test_without_faults_answers_pass_unchanged(site: Site) -> None:
     connection = site.connect()
     for _ in range(3):
         connection.request("GET", "/file?x=1")
@@ -157,8 +158,11 @@ def test_without_faults_all_comes_as_it_was_said(site: Site) -> None:
     assert connection.getresponse().read() == b"some"
     connection.request("PUT", "/up", body=iter([b"in ", b"parts"]))
     assert connection.getresponse().read() == b"in parts"
-    told = [(each.method, each.path, each.status, each.bytes) for each in site.log.requests]
-    assert told == [
+    requests = [
+        (request.method, request.path, request.status, request.bytes)
+        for request in site.log.requests
+    ]
+    assert requests == [
         *[("GET", "/file?x=1", 200, len(BODY))] * 3,
         ("HEAD", "/file", 200, 0),
         ("GET", "/chunked", 200, 5),
@@ -167,21 +171,21 @@ def test_without_faults_all_comes_as_it_was_said(site: Site) -> None:
     ]
 
 
-def test_a_request_is_told_of_before_its_answer_and_kept_when_it_has_ended(site: Site) -> None:
+def test_a_request_is_in_memory_before_its_answer_and_in_the_file_after_it(site: Site) -> None:
     site.faults.add("/file", Slow(1000))
     answer = site.get()
     answer.read(10)
-    [told] = site.log.requests
-    assert (told.path, told.seconds) == ("/file", None)
+    [request] = site.log.requests
+    assert (request.path, request.seconds) == ("/file", None)
     assert not site.log.path.exists()
     answer.close()
-    site.front.close()
+    site.proxy.close()
     kept = json.loads(site.log.path.read_text())
     assert (kept["path"], kept["status"], kept["fault"]) == ("/file", 200, "Slow(rate=1000)")
     assert kept["bytes"] < len(BODY)
 
 
-def test_slow_keeps_its_rate(site: Site) -> None:
+def test_a_slow_body_keeps_the_rate(site: Site) -> None:
     with site.faults.add("/*", Slow(4 * len(BODY))) as slow:
         start = time.monotonic()
         assert site.get().read() == BODY
@@ -190,19 +194,19 @@ def test_slow_keeps_its_rate(site: Site) -> None:
 
 
 @pytest.mark.parametrize("percent", [0, 50, 100])
-def test_cut_off_announces_all_and_sends_a_part(site: Site, percent: float) -> None:
+def test_a_body_that_is_cut_off_announces_its_whole_length(site: Site, percent: float) -> None:
     site.faults.add("/file", CutOff(percent))
     answer = site.get()
     assert answer.headers["Content-Length"] == str(len(BODY))
     with pytest.raises((http.client.IncompleteRead, ConnectionError, ssl.SSLError)) as caught:
         answer.read()
     if isinstance(caught.value, http.client.IncompleteRead):
-        got = len(caught.value.partial)
-        assert got == min(len(BODY) * percent // 100, len(BODY) - 1)
+        received = len(caught.value.partial)
+        assert received == min(len(BODY) * percent // 100, len(BODY) - 1)
     assert site.log.requests[0].bytes == min(len(BODY) * percent // 100, len(BODY) - 1)
 
 
-def test_a_server_error_is_of_the_paths_it_is_for(site: Site) -> None:
+def test_a_server_error_applies_to_its_paths_alone(site: Site) -> None:
     with site.faults.add("/*.raw", ServerError(503)) as broken:
         answer = site.get("/slot/usr.raw?x")
         assert (answer.status, answer.read()[:3]) == (503, b"503")
@@ -212,7 +216,7 @@ def test_a_server_error_is_of_the_paths_it_is_for(site: Site) -> None:
 
 
 @pytest.mark.parametrize("by", [1000, -1000])
-def test_a_length_lies_and_the_body_does_not(site: Site, by: int) -> None:
+def test_a_wrong_length_leaves_the_body_right(site: Site, by: int) -> None:
     site.faults.add("/*", WrongLength(by))
     answer = site.get()
     assert answer.headers["Content-Length"] == str(len(BODY) + by)
@@ -233,23 +237,23 @@ def test_a_length_lies_and_the_body_does_not(site: Site, by: int) -> None:
         (FlippedBit(offset=-1), len(BODY) - 1),
     ],
 )
-def test_one_bit_is_another(site: Site, fault: FlippedBit, where: int) -> None:
+def test_exactly_one_bit_is_flipped(site: Site, fault: FlippedBit, where: int) -> None:
     site.faults.add("/file", fault)
-    got = site.get().read()
-    assert len(got) == len(BODY)
-    assert [i for i, byte in enumerate(got) if byte != BODY[i]] == [where]
-    assert got[where] ^ BODY[where] == 1 << fault.bit
+    body = site.get().read()
+    assert len(body) == len(BODY)
+    assert [i for i, byte in enumerate(body) if byte != BODY[i]] == [where]
+    assert body[where] ^ BODY[where] == 1 << fault.bit
 
 
-def test_a_flipped_bit_keeps_its_place_in_a_range(site: Site) -> None:
+def test_a_flipped_bit_has_its_place_in_the_file_also_in_a_range(site: Site) -> None:
     active = site.faults.add("/file", FlippedBit(offset=5000))
-    got = site.get(Range="bytes=4000-").read()
-    assert got[1000] ^ BODY[5000] == 1
+    body = site.get(Range="bytes=4000-").read()
+    assert body[1000] ^ BODY[5000] == 1
     assert site.get(Range="bytes=6000-").read() == BODY[6000:]
     assert active.hits == 1
 
 
-def test_faults_add_up(site: Site) -> None:
+def test_several_faults_of_a_path_add_up(site: Site) -> None:
     site.faults.add("/file", FlippedBit(offset=0))
     site.faults.add("/*", CutOff(50))
     answer = site.get()
@@ -260,18 +264,18 @@ def test_faults_add_up(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         (ExpiredCertificate(), "certificate has expired"),
         (UnknownCa(), "unable to get local issuer"),
     ],
 )
-def test_a_certificate_is_refused_by_a_client_that_verifies(
-    site: Site, fault: ExpiredCertificate | UnknownCa, said: str
+def test_a_verifying_client_refuses_the_certificate(
+    site: Site, fault: ExpiredCertificate | UnknownCa, message: str
 ) -> None:
     with (
         site.faults.add("*", fault) as active,
-        pytest.raises(ssl.SSLCertVerificationError, match=said),
+        pytest.raises(ssl.SSLCertVerificationError, match=message),
     ):
         site.get()
     assert active.hits == 1
@@ -282,28 +286,28 @@ def test_a_certificate_is_refused_by_a_client_that_verifies(
 
 
 def test_the_certificate_is_for_the_guests_address(site: Site) -> None:
-    with socket.create_connection(site.front.address) as plain:
+    with socket.create_connection(site.proxy.address) as plain:
         site.trust.wrap_socket(plain, server_hostname="10.0.2.100").close()
     with (
-        socket.create_connection(site.front.address) as plain,
+        socket.create_connection(site.proxy.address) as plain,
         pytest.raises(ssl.SSLCertVerificationError, match="IP address mismatch"),
     ):
         site.trust.wrap_socket(plain, server_hostname="10.0.2.101")
 
 
-def test_a_dead_server_is_a_bad_gateway(site: Site) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        site.front.upstream = ("127.0.0.1", nobody.getsockname()[1])
+def test_a_dead_server_makes_the_proxy_answer_502(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        site.proxy.upstream = ("127.0.0.1", closed.getsockname()[1])
     assert site.get().status == 502
     assert "ConnectionRefused" in site.log.requests[0].fault
 
 
-def test_a_body_that_the_server_cuts_short_is_cut_short_and_told_of(site: Site) -> None:
+def test_a_body_that_the_server_cuts_short_is_logged(site: Site) -> None:
     with pytest.raises(http.client.IncompleteRead):
         site.get("/short").read()
-    [told] = site.log.requests
-    assert (told.status, told.bytes) == (200, 10)
-    assert told.fault == "the server behind it: 10 of 1000 bytes came"
+    [request] = site.log.requests
+    assert (request.status, request.bytes) == (200, 10)
+    assert request.fault == "the server sent 10 of 1000 bytes"
 
 
 @pytest.mark.parametrize(
@@ -315,24 +319,24 @@ def test_a_body_that_the_server_cuts_short_is_cut_short_and_told_of(site: Site) 
     ],
     ids=["length", "chunk", "negative"],
 )
-def test_a_client_that_sends_nonsense_is_told_so(site: Site, rest: bytes) -> None:
+def test_a_malformed_request_is_answered_with_400(site: Site, rest: bytes) -> None:
     connection = site.connect()
     connection.connect()
     connection.sock.sendall(b"PUT /up HTTP/1.1\r\nHost: x\r\n" + rest)
     answer = http.client.HTTPResponse(connection.sock, method="PUT")
     answer.begin()
-    assert (answer.status, "is no size" in answer.read().decode()) == (400, True)
-    [told] = site.log.requests
-    assert (told.method, told.status) == ("PUT", 400)
-    assert "is no size" in told.fault
+    assert (answer.status, "is not a size" in answer.read().decode()) == (400, True)
+    [request] = site.log.requests
+    assert (request.method, request.status) == ("PUT", 400)
+    assert "is not a size" in request.fault
 
 
-def test_closing_ends_connections_and_the_port(site: Site) -> None:
+def test_closing_the_proxy_ends_its_connections_and_closes_the_port(site: Site) -> None:
     site.faults.add("/*", Slow(100))
     answer = site.get()
     answer.read(5)
-    address = site.front.address
-    site.front.close()
+    address = site.proxy.address
+    site.proxy.close()
     with pytest.raises((http.client.IncompleteRead, OSError)):
         answer.read()
     with pytest.raises(OSError, match="refused"):
@@ -340,16 +344,20 @@ def test_closing_ends_connections_and_the_port(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("create", "message"),
     [
-        lambda: Slow(0),
-        lambda: CutOff(101),
-        lambda: ServerError(404),
-        lambda: WrongLength(0),
-        lambda: FlippedBit(offset=1, percent=1),
-        lambda: FlippedBit(bit=8),
+        (lambda: Slow(0), "Slow.rate must be >= 1 byte a second, not 0"),
+        (lambda: CutOff(101), "CutOff.percent must be 0 to 100, not 101"),
+        (lambda: ServerError(404), "ServerError.status must be 500 to 599, not 404"),
+        (lambda: WrongLength(by=0), "WrongLength(by=0) would change nothing"),
+        (
+            lambda: FlippedBit(offset=1, percent=1),
+            "FlippedBit takes an offset or a percent, not both",
+        ),
+        (lambda: FlippedBit(percent=-1), "FlippedBit.percent must be 0 to 100, not -1"),
+        (lambda: FlippedBit(bit=8), "FlippedBit.bit must be 0 to 7, not 8"),
     ],
 )
-def test_faults_that_make_no_sense_are_refused(wrong: type) -> None:
-    with pytest.raises(UsageError):
-        wrong()
+def test_an_impossible_fault_is_refused(create: Callable[[], object], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        create()

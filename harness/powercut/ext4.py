@@ -1,8 +1,8 @@
-"""Checks an ext4 file system that power was taken from, on the host, on a copy.
+"""Checks an ext4 file system after a power cut, on the host, on a copy.
 
-The journal is replayed, as each mount does; then ``e2fsck -n`` must find nothing that a mount does not
-put right as well. It gets the partition as a file of its own: e2fsck 1.47 forgets ``?offset=`` when it
-opens a file system anew after the replay, and finds no super block.
+The journal is replayed, as a mount does. Then ``e2fsck -n`` must find nothing but what a mount repairs
+as well. The partition is copied into a file of its own: e2fsck 1.47 loses ``?offset=`` when it reopens
+the file system after the replay, and finds no super block.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from harness.crash.partitions import Partition, partition
 from harness.errors import GuestError, HostError
+from harness.powercut.partitions import Partition, partition
 
 _PART: Final = 1 << 22
 
@@ -27,23 +27,26 @@ _FINE: Final = re.compile(
     r"|.*: \d+/\d+ files \(.*\), \d+/\d+ blocks"
     r"|"
 )
-"""What e2fsck 1.47 says of a file system that is whole but was not unmounted: the super block's totals
-are those of the last time it was, and each mount counts anew."""
+"""The output of e2fsck 1.47 for a sound file system that was not unmounted.
+
+The totals in its super block date from the last unmount; a mount counts anew.
+"""
 
 _ORPHAN: Final = re.compile("orphan(ed inode| file)")
-"""Files that were deleted while open: each mount finishes that."""
+"""Files that were deleted while open: a mount removes them."""
 
 
 def check_ext4(disk: Path, label: str = "") -> None:
-    """Check that the file system of a disk or of a partition is whole once its journal is replayed.
+    """Check that the file system of a disk or partition is sound once its journal is replayed.
 
     Args:
-        disk: A raw disk; it is only read.
+        disk: A raw disk, which is only read.
         label: The partition's name in the partition table; empty for the whole disk.
 
     Raises:
-        GuestError: if something is wrong, or there is no such partition; with what ``e2fsck`` said.
-        HostError: if ``e2fsck`` is missing.
+        GuestError: The file system is damaged, with the output of ``e2fsck``; or the disk has no such
+            partition.
+        HostError: ``e2fsck`` is not installed.
     """
     program = shutil.which("e2fsck") or shutil.which("e2fsck", path="/usr/sbin:/sbin")
     if program is None:
@@ -52,34 +55,34 @@ def check_ext4(disk: Path, label: str = "") -> None:
     where = partition(disk, label) if label else whole
     if where is None:
         raise GuestError(f"the disk has no partition {label!r}", evidence=str(disk))
-    alone = disk.with_name(f"{disk.name}.ext4")
+    copy = disk.with_name(f"{disk.name}.ext4")
     try:
-        _extract(disk, where, alone)
-        status, said = _run(program, "-p", "-E", "journal_only", str(alone))
-        found = "" if status in (0, 1) else f"its journal is not replayed, status {status}"
-        if not found:
-            status, checked = _run(program, "-f", "-n", str(alone))
-            said += checked
+        _extract(disk, where, copy)
+        status, output = _run(program, "-p", "-E", "journal_only", str(copy))
+        damage = "" if status in (0, 1) else f"its journal cannot be replayed, status {status}"
+        if not damage:
+            status, checked = _run(program, "-f", "-n", str(copy))
+            output += checked
             wrong = [line for line in checked.splitlines() if not _FINE.fullmatch(line)]
             if wrong and any(_ORPHAN.search(line) for line in wrong):
-                # Mends in silence what is harmless, so only where there is something to be mended.
-                status, preened = _run(program, "-f", "-p", str(alone))
-                said += preened
+                # This repairs harmless faults silently, so it runs only if there are orphans.
+                status, preened = _run(program, "-f", "-p", str(copy))
+                output += preened
                 wrong = [] if status in (0, 1) else wrong
             if wrong or status not in (0, 1, 4):
-                found = wrong[0] if wrong else f"e2fsck ended with {status}"
+                damage = wrong[0] if wrong else f"e2fsck ended with {status}"
     finally:
-        alone.unlink(missing_ok=True)
-    if found:
+        copy.unlink(missing_ok=True)
+    if damage:
         raise GuestError(
-            f"the file system of {where.label} is damaged: {found}",
-            evidence=f"{disk}\n{said}",
+            f"the file system of {where.label} is damaged: {damage}",
+            evidence=f"{disk}\n{output}",
             hint=f"copy {where.size} bytes from {where.start} of the disk, and run e2fsck on that",
         )
 
 
 def _run(*command: str) -> tuple[int, str]:
-    done = subprocess.run(
+    process = subprocess.run(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -87,13 +90,13 @@ def _run(*command: str) -> tuple[int, str]:
         errors="replace",
         check=False,
     )
-    return done.returncode, done.stdout
+    return process.returncode, process.stdout
 
 
 def _extract(disk: Path, where: Partition, target: Path) -> None:
-    """Copy a partition into a file of its own, leaving out what is zeros."""
-    with disk.open("rb") as source, target.open("wb") as copy:
-        os.ftruncate(copy.fileno(), where.size)
+    """Copy a partition into a file of its own, with holes in the place of zeros."""
+    with disk.open("rb") as source, target.open("wb") as sink:
+        os.ftruncate(sink.fileno(), where.size)
         source.seek(where.start)
         offset = 0
         while offset < where.size:
@@ -101,6 +104,6 @@ def _extract(disk: Path, where: Partition, target: Path) -> None:
             if not part:
                 return
             if part.count(0) != len(part):
-                copy.seek(offset)
-                copy.write(part)
+                sink.seek(offset)
+                sink.write(part)
             offset += len(part)

@@ -4,17 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from harness.crash import Kind, Point, Rebuilder, Recording
-from harness.crash.log import DISCARD, FLUSH, FUA
 from harness.errors import StateError, UnknownNameError, UsageError
+from harness.powercut import Kind, Point, Rebuilder, Recording
 from harness.qemu.disk import qemu_img
-from tests.unit.test_crash_log import SECTOR, Told, write_log
+from harness.qemu.writelog import DISCARD, FLUSH, FUA
+from tests.programs import need
+from tests.unit.test_powercut_log import SECTOR, EntryTuple, write_log
 
 SECTORS = 256
 
 
-def record(folder: Path, entries: list[Told]) -> Recording:
-    """Return a recording on a disk of the letter ``o``."""
+def record(folder: Path, entries: list[EntryTuple]) -> Recording:
+    """Return a recording of a disk that is filled with the letter ``o``."""
+    need("qemu-img")
     folder.mkdir()
     raw = folder / "raw"
     raw.write_bytes(b"o" * SECTOR * SECTORS)
@@ -31,7 +33,7 @@ def letters(path: Path, count: int = 8) -> str:
     return "".join(chr(data[at * SECTOR] or ord("0")) for at in range(count))
 
 
-ENTRIES: list[Told] = [
+ENTRIES: list[EntryTuple] = [
     (0, 2, 0, b"a"),
     (0, 0, FLUSH, b""),
     (2, 2, 0, b"b"),
@@ -44,7 +46,7 @@ ENTRIES: list[Told] = [
 
 
 @pytest.mark.parametrize(
-    ("point", "wanted"),
+    ("point", "expected"),
     [
         ("w00000-clean", "oooooooo"),
         ("w00001-clean", "aaoooooo"),
@@ -60,21 +62,21 @@ ENTRIES: list[Told] = [
         ("w00008-clean", "ca0bdooe"),
     ],
 )
-def test_a_disk_is_what_its_point_says(tmp_path: Path, point: str, wanted: str) -> None:
+def test_a_disk_is_rebuilt_at_its_point(tmp_path: Path, point: str, expected: str) -> None:
     rebuilder = Rebuilder(record(tmp_path / "r", ENTRIES), tmp_path / "shared")
     path = rebuilder.build(Point.parse(point), tmp_path / "disk")
-    assert letters(path) == wanted
+    assert letters(path) == expected
     assert rebuilder.seconds[point] > 0
 
 
-def test_going_back_begins_anew(tmp_path: Path) -> None:
+def test_an_earlier_point_is_rebuilt_from_the_beginning(tmp_path: Path) -> None:
     with Rebuilder(record(tmp_path / "r", ENTRIES), tmp_path / "shared") as rebuilder:
         assert letters(rebuilder.build(Point(8, Kind.CLEAN), tmp_path / "disk")) == "ca0bdooe"
         assert letters(rebuilder.build(Point(1, Kind.CLEAN), tmp_path / "disk")) == "aaoooooo"
     assert list((tmp_path / "shared").iterdir()) == []
 
 
-def test_zeros_that_are_holes_of_the_log_undo_what_was_there(tmp_path: Path) -> None:
+def test_a_hole_in_the_log_overwrites_older_data_with_zeros(tmp_path: Path) -> None:
     recording = record(tmp_path / "r", [(0, 128, 0, b"\0"), (0, 0, FLUSH, b"")])
     recording.pack()
     assert recording.path.stat().st_blocks * 512 < recording.path.stat().st_size
@@ -98,7 +100,7 @@ def test_a_point_beyond_the_recording_is_refused(tmp_path: Path) -> None:
         rebuilder.build(Point(9, Kind.CLEAN), tmp_path / "disk")
 
 
-def test_marks_are_kept_and_named(tmp_path: Path) -> None:
+def test_marks_are_saved_and_an_unknown_mark_is_an_error(tmp_path: Path) -> None:
     recording = record(tmp_path / "r", ENTRIES)
     assert recording.mark("half") == 8
     assert Recording.read(tmp_path / "r").at("half") == 8
@@ -106,7 +108,7 @@ def test_marks_are_kept_and_named(tmp_path: Path) -> None:
         recording.at("hal")
 
 
-def test_a_recording_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+def test_an_incomplete_recording_is_refused(tmp_path: Path) -> None:
     recording = record(tmp_path / "r", ENTRIES)
     recording.path.unlink()
     with pytest.raises(StateError, match="log is missing"):

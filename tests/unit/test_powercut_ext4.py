@@ -1,4 +1,4 @@
-"""The check of a file system that power was taken from."""
+"""The check of a file system after a power cut."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from pathlib import Path
 
 import pytest
 
-from harness.crash.ext4 import check_ext4
 from harness.errors import GuestError
+from harness.powercut.ext4 import check_ext4
 from harness.spec import MIB
-from tests.unit.test_crash_partitions import disk_with
+from tests.unit.test_powercut_partitions import disk_with
 
 PATH = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"}
 
 START, SIZE = 2 * MIB, 16 * MIB
 
 
-def run(*command: str, given: str = "") -> None:
-    subprocess.run(command, check=True, env=PATH, input=given, text=True, capture_output=True)
+def run(*command: str, script: str = "") -> None:
+    subprocess.run(command, check=True, env=PATH, input=script, text=True, capture_output=True)
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
-    """A disk with an ext4 file system whose journal holds what is not in its place yet."""
+    """A disk with an ext4 file system whose journal has a transaction that is not replayed yet."""
     alone = tmp_path / "alone"
     run("mkfs.ext4", "-q", "-b", "4096", "-J", "size=4", str(alone), f"{SIZE // MIB}M")
     free = tmp_path / "block"
     free.write_bytes(b"x" * 4096)
-    # debugfs(8) writes a transaction into the journal and leaves its replay to the next mount.
-    run("debugfs", "-w", "-f", "-", str(alone), given=f"jo\njw -b 4000 {free}\njc\n")
+    # debugfs(8) writes a transaction into the journal; the next mount replays it.
+    run("debugfs", "-w", "-f", "-", str(alone), script=f"jo\njw -b 4000 {free}\njc\n")
     path = disk_with(tmp_path / "disk", "var", START, SIZE)
     with path.open("r+b") as file:
         file.seek(START)
@@ -44,8 +44,8 @@ def test_a_journal_is_replayed_on_a_copy(disk: Path) -> None:
     assert sorted(path.name for path in disk.parent.iterdir()) == ["alone", "block", "disk"]
 
 
-def test_a_bitmap_that_is_wrong_is_a_fault(disk: Path) -> None:
-    """As after a flush that was lost; ``e2fsck -p`` would mend it in silence."""
+def test_a_wrong_bitmap_is_damage(disk: Path) -> None:
+    """A lost flush leaves such a bitmap; ``e2fsck -p`` would repair it silently."""
     alone = disk.parent / "alone"
     run("debugfs", "-w", "-R", "setb 3000", str(alone))
     with disk.open("r+b") as file:
@@ -55,7 +55,7 @@ def test_a_bitmap_that_is_wrong_is_a_fault(disk: Path) -> None:
         check_ext4(disk, "var")
 
 
-def test_a_file_system_that_is_gone(disk: Path) -> None:
+def test_a_missing_file_system_is_damage(disk: Path) -> None:
     with disk.open("r+b") as file:
         file.seek(START)
         file.write(bytes(4096))
@@ -63,16 +63,16 @@ def test_a_file_system_that_is_gone(disk: Path) -> None:
         check_ext4(disk, "var")
 
 
-def test_a_disk_without_the_partition(disk: Path) -> None:
+def test_a_missing_partition_is_named(disk: Path) -> None:
     with pytest.raises(GuestError, match="no partition 'home'"):
         check_ext4(disk, "home")
 
 
-def test_a_disk_without_a_partition_table(disk: Path) -> None:
+def test_a_file_system_without_a_partition_table_is_checked(disk: Path) -> None:
     alone = disk.parent / "alone"
     check_ext4(alone)
     with alone.open("r+b") as file:
-        file.seek(4096)  # the group's descriptors
+        file.seek(4096)  # the group descriptors
         file.write(b"\xff" * 2048)
     with pytest.raises(GuestError, match="file system of the disk is damaged"):
         check_ext4(alone)

@@ -1,4 +1,4 @@
-"""What a server was asked for: in memory for tests, in a file as evidence."""
+"""The log of a server's requests: in memory for tests, in a file as evidence."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 
 @dataclass(slots=True)
 class Request:
-    """What a client asked for, and what it got.
+    """A request of a client, and its answer.
 
     Attributes:
         method: ``GET``, ``HEAD`` ...; empty if TLS failed before a request.
         path: The path with its query.
-        status: The answer's; 0 if there was none.
-        bytes: Bytes of the body handed to the connection.
-        fault: The faults that spoilt it, in words; or why TLS failed.
-        when: Seconds of the epoch.
-        seconds: How long the answer took; ``None`` while it goes on.
+        status: The status of the answer; 0 if there was no answer.
+        bytes: Bytes of the body that were handed to the connection.
+        fault: The faults that altered the answer, or why TLS failed.
+        when: The beginning, in seconds of the epoch.
+        seconds: The duration of the answer; ``None`` until it ends.
     """
 
     method: str
@@ -33,11 +33,11 @@ class Request:
     seconds: float | None = None
 
 
-class Log:
-    """The requests of a server, in memory and in a file of one JSON object a line.
+class RequestLog:
+    """The requests of a server, in memory and in a file with one JSON object a line.
 
-    A request is in :attr:`requests` before the first byte of its answer is sent: who has an answer
-    finds it there. The file has it when it has ended.
+    A request is in :attr:`requests` before the first byte of its answer is sent: a client that has
+    received a byte finds its request there. The file receives a request when its answer has ended.
 
     Args:
         path: The file.
@@ -51,30 +51,30 @@ class Log:
 
     @property
     def requests(self) -> list[Request]:
-        """The requests since the last :meth:`forget`, in the order of their beginning."""
+        """The requests since the last :meth:`clear`, in the order of their beginning."""
         with self._lock:
             return list(self._requests)
 
     def begin(self, request: Request) -> None:
         """Record a request that is about to be answered.
 
-        One that a client made before :meth:`forget` is not remembered: TLS that a client broke off
-        is told of when the client has long gone on.
+        A request that began before the last :meth:`clear` is not recorded: the server may notice that
+        a client broke off TLS long after the client did so.
         """
         with self._lock:
             if request.when >= self._since:
                 self._requests.append(request)
 
     def end(self, request: Request) -> None:
-        """Record that it has been."""
+        """Record that the answer to a request has ended."""
         request.seconds = round(time.time() - request.when, 4)
         line = json.dumps({name: getattr(request, name) for name in Request.__slots__})
         # A full disk must not break the connection of a guest.
         with self._lock, contextlib.suppress(OSError), self.path.open("a") as file:
             file.write(line + "\n")
 
-    def forget(self) -> None:
-        """Begin anew in memory; the file keeps all."""
+    def clear(self) -> None:
+        """Clear the requests in memory; the file keeps them all."""
         with self._lock:
             self._requests.clear()
             self._since = time.time()

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.crash.partitions import Partition, partition, partitions
+from harness.powercut.partitions import Partition, partition, partitions
 from harness.spec import MIB
 
 
 def disk_with(path: Path, label: str, start: int, size: int) -> Path:
-    """Write a disk with one partition; only what a reader of the table looks at."""
+    """Write a disk with one partition; only the fields that the reader uses are set."""
     head = struct.pack(
         "<8s IIII QQQQ 16s QIII",
         *(b"EFI PART", 0x10000, 92, 0, 0, 1, 0, 34, 0, bytes(16), 2, 128, 128, 0),

@@ -1,11 +1,11 @@
-"""The TLS end of a service: what a guest talks to, in front of the real server.
+"""The TLS proxy of a service: it ends the guests' connections and asks the real server.
 
-Every connection ends here, faults or not, so that a fault applies from the very next request and
-one log tells what guests fetched. The real server (nginx, the registry) answers each request over
-plain HTTP on the host's loopback; what it says is passed on as it came, headers included, unless a
-fault alters it. HTTP is that of RFC 9110 and 9112: one request after the other, connections kept.
+Every connection passes through it, with or without faults, so a fault applies from the next request on
+and one log has all requests. The real server (nginx, the registry) answers each request over plain HTTP
+on the host's loopback. The proxy passes the answer on unchanged, headers included, unless a fault alters
+it. It speaks HTTP as RFC 9110 and 9112 have it: one request at a time, connections kept.
 
-The port is bound here, once, by the kernel's choice. A thread serves a connection.
+It binds a port that the kernel chooses. Each connection has a thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Final
 
 from harness.services.ca import Certificate
 from harness.services.faults import (
-    Active,
+    ActiveFault,
     CutOff,
     ExpiredCertificate,
     Faults,
@@ -33,16 +33,16 @@ from harness.services.faults import (
     Slow,
     WrongLength,
 )
-from harness.services.log import Log, Request
+from harness.services.request_log import Request, RequestLog
 
 CHUNK: Final = 256 * 1024
-"""Bytes passed on at a time."""
+"""Bytes that are passed on at a time."""
 
 IDLE: Final = 600.0
-"""Seconds after which a connection that says nothing is closed."""
+"""Seconds after which a silent connection is closed."""
 
 CLOSE: Final = 10.0
-"""Seconds that a connection may take to end when the front closes; it wakes at once."""
+"""Seconds within which a connection ends when the proxy closes; it wakes at once."""
 
 _PACE: Final = 0.05
 """Seconds between two parts of a slow body."""
@@ -59,19 +59,19 @@ _HOP: Final = frozenset(
         "upgrade",
     )
 )
-"""Headers of one connection only, RFC 9110 section 7.6.1; ``Expect`` is answered here."""
+"""Headers of one connection only, RFC 9110 section 7.6.1; the proxy itself answers ``Expect``."""
 
 _RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """What a server can show.
+    """The certificates that a server can show.
 
     Attributes:
-        good: For its names, by the run's CA.
-        expired: The same, valid until yesterday.
-        unknown: The same, by a CA that nobody knows.
+        good: A certificate for its names, by the run's CA.
+        expired: The same, expired yesterday.
+        unknown: The same, by a CA that no guest trusts.
     """
 
     good: Certificate
@@ -79,18 +79,18 @@ class Certificates:
     unknown: Certificate
 
 
-class Front:
+class TlsProxy:
     """Serves TLS on a port of the loopback until it is closed.
 
     Args:
         upstream: Host and port of the real server.
-        certificates: What it can show.
-        faults: What is wrong with it; asked for each connection and request.
-        log: Where requests go.
+        certificates: The certificates that it can show.
+        faults: The faults, which it reads anew for each connection and request.
+        log: The log of requests.
     """
 
     def __init__(
-        self, upstream: tuple[str, int], certificates: Certificates, faults: Faults, log: Log
+        self, upstream: tuple[str, int], certificates: Certificates, faults: Faults, log: RequestLog
     ) -> None:
         self.upstream = upstream
         self.faults = faults
@@ -103,29 +103,29 @@ class Front:
         self._open: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self._thread = threading.Thread(target=self._accept, name="services", daemon=True)
+        self._thread = threading.Thread(target=self._accept, name="TLS proxy", daemon=True)
         self._thread.start()
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens on the host."""
+        """The host and port at which it listens on the host."""
         host, port = self._listener.getsockname()[:2]
         return str(host), int(port)
 
     def close(self) -> None:
-        """Close the port and every connection; the log's file has all requests then."""
+        """Close the port and every connection; then the log's file has all requests."""
         if self.closing.is_set():
             return
         self.closing.set()
-        # Wakes accept(); closing alone would not (Linux, accept(2) on a shut-down socket: EINVAL).
+        # Shutting down wakes accept() with EINVAL; closing alone would not (Linux).
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
         with self._lock:
-            for each in self._open:
+            for connection in self._open:
                 with contextlib.suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
+                    connection.shutdown(socket.SHUT_RDWR)
             threads = list(self._threads)
         for thread in threads:
             thread.join(CLOSE)
@@ -137,7 +137,7 @@ class Front:
             except OSError:
                 if self.closing.is_set():
                     return
-                continue  # That one client has gone again.
+                continue  # This client has left again.
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             with self._lock:
                 self._open.add(connection)
@@ -149,97 +149,97 @@ class Front:
         try:
             connection.settimeout(IDLE)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            secure = self._greet(connection)
+            secure = self._handshake(connection)
             if secure is not None:
                 with self._lock:
                     self._open.add(secure)
                 _Handler(secure, self)
         except (OSError, http.client.HTTPException, ValueError):
-            pass  # The client has gone or sent nonsense, or this was closed; the log has what it got.
+            pass  # The client left or sent nonsense, or the proxy was closed; the log has the rest.
         finally:
-            for each in (secure, connection):
-                if each is not None:
+            for end in (secure, connection):
+                if end is not None:
                     with self._lock:
-                        self._open.discard(each)
+                        self._open.discard(end)
                     with contextlib.suppress(OSError):
-                        each.close()
+                        end.close()
             with self._lock:
                 self._threads.discard(threading.current_thread())
 
-    def _greet(self, connection: socket.socket) -> ssl.SSLSocket | None:
-        """Return the connection with TLS on it; ``None`` if the client did not want it."""
+    def _handshake(self, connection: socket.socket) -> ssl.SSLSocket | None:
+        """Return the connection with TLS on it; ``None`` if the handshake failed."""
         active = self.faults.of_connection()
         context = self._good
         if active is not None:
             active.hit()
             expired = isinstance(active.fault, ExpiredCertificate)
             context = self._expired if expired else self._unknown
-        began = Request("", "")
+        request = Request("", "")
         try:
             return context.wrap_socket(connection, server_side=True)
         except (ssl.SSLError, OSError) as error:
-            began.fault = f"TLS: {getattr(error, 'reason', None) or error}"
-            self.log.begin(began)
-            self.log.end(began)
+            request.fault = f"TLS: {getattr(error, 'reason', None) or error}"
+            self.log.begin(request)
+            self.log.end(request)
             return None
 
 
 class _MalformedError(Exception):
-    """What a client sent is no HTTP."""
+    """A client sent something that is not HTTP."""
 
 
 def _number(text: str, base: int) -> int:
-    """Return a size that a client has sent.
+    """Return a size that a client sent.
 
     Raises:
-        _MalformedError: if it is none: digits alone, RFC 9110 section 8.6, RFC 9112 section 7.1.
+        _MalformedError: The text is not digits alone, RFC 9110 section 8.6, RFC 9112 section 7.1.
     """
     digits = text.strip()
     if not digits.isalnum() or not digits.isascii():
-        raise _MalformedError(f"{text!r} is no size")
+        raise _MalformedError(f"{text!r} is not a size")
     try:
         return int(digits, base)
     except ValueError:
-        raise _MalformedError(f"{text!r} is no size") from None
+        raise _MalformedError(f"{text!r} is not a size") from None
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Serves the requests of one connection, one after the other."""
+    """Serves the requests of one connection, one at a time."""
 
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, connection: ssl.SSLSocket, front: Front) -> None:
-        self._front = front
-        self._upstream = http.client.HTTPConnection(*front.upstream, timeout=IDLE)
+    def __init__(self, connection: ssl.SSLSocket, proxy: TlsProxy) -> None:
+        self._proxy = proxy
+        self._upstream = http.client.HTTPConnection(*proxy.upstream, timeout=IDLE)
         try:
-            # http.server's own signature; it never looks at the server.
+            # The base class stores the server and does not use it.
             super().__init__(connection, connection.getpeername(), None)  # type: ignore[arg-type]
         finally:
             self._upstream.close()
 
     def _serve(self) -> None:
-        told = Request(self.command, self.path)
-        found = self._front.faults.of_answer(self.path.partition("?")[0])
-        told.fault = ", ".join(repr(each.fault) for each in found)
+        request = Request(self.command, self.path)
+        faults = self._proxy.faults.of_answer(self.path.partition("?")[0])
+        request.fault = ", ".join(repr(active.fault) for active in faults)
         try:
-            for each in found:
-                if isinstance(each.fault, ServerError):
-                    each.hit()
-                    self._refuse(told, each.fault.status)
+            for active in faults:
+                if isinstance(active.fault, ServerError):
+                    active.hit()
+                    self._refuse(request, active.fault.status)
                     return
-            self._forward(told, found)
+            self._forward(request, faults)
         finally:
-            self._front.log.end(told)
+            self._proxy.log.end(request)
 
-    # The names that http.server looks for.
+    # http.server looks for these names.
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # noqa: N815
 
     def _refuse(
-        self, told: Request, status: int, why: str = "a fault that the test asked for"
+        self, request: Request, status: int, why: str = "a fault that the test asked for"
     ) -> None:
         body = f"{status}: {why}\n".encode()
-        told.status, told.bytes = status, len(body)
-        self._front.log.begin(told)
+        request.status, request.bytes = status, len(body)
+        self._proxy.log.begin(request)
         self.close_connection = True
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -248,49 +248,49 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _forward(self, told: Request, found: tuple[Active, ...]) -> None:
+    def _forward(self, request: Request, faults: tuple[ActiveFault, ...]) -> None:
         try:
             answer = self._ask()
         except _MalformedError as error:
             self._upstream.close()
-            told.fault = f"the client: {error}"
-            self._refuse(told, 400, str(error))
+            request.fault = f"the client: {error}"
+            self._refuse(request, 400, str(error))
             return
         except (OSError, http.client.HTTPException) as error:
-            told.fault = f"the server behind it: {error!r}"
-            self._refuse(told, 502, "the server does not answer")
+            request.fault = f"the server does not answer: {error!r}"
+            self._refuse(request, 502, "the server does not answer")
             return
         with contextlib.closing(answer):
-            told.status = answer.status
-            self._front.log.begin(told)
+            request.status = answer.status
+            self._proxy.log.begin(request)
             length = answer.length if self.command != "HEAD" else 0
             announced = answer.getheader("Content-Length")
-            lie = next((each for each in found if isinstance(each.fault, WrongLength)), None)
-            if lie is not None and announced is not None:
-                assert isinstance(lie.fault, WrongLength)
-                announced = str(max(0, int(announced) + lie.fault.by))
-                lie.hit()
-                self.close_connection = True
+            for active in faults:
+                if isinstance(active.fault, WrongLength) and announced is not None:
+                    announced = str(max(0, int(announced) + active.fault.by))
+                    active.hit()
+                    self.close_connection = True
+                    break
             self._send_head(answer, announced)
             if self.command == "HEAD" or answer.status in (204, 304):
                 return
-            body = self._body(answer, length, found)
+            body = self._body(answer, length, faults)
             if announced is not None:
                 for part in body:
-                    told.bytes += len(part)
+                    request.bytes += len(part)
                     self.wfile.write(part)
-                if not found and told.bytes < int(announced):
-                    # The client waits for the rest, which will not come.
-                    told.fault = f"the server behind it: {told.bytes} of {announced} bytes came"
+                if not faults and request.bytes < int(announced):
+                    # The rest will not come, so the client must not wait for it.
+                    request.fault = f"the server sent {request.bytes} of {announced} bytes"
                     self.close_connection = True
             else:
                 for part in body:
-                    told.bytes += len(part)
+                    request.bytes += len(part)
                     self.wfile.write(b"%x\r\n" % len(part) + part + b"\r\n")
                 self.wfile.write(b"0\r\n\r\n")
 
     def _ask(self) -> http.client.HTTPResponse:
-        """Ask the real server the same, the body included, and return its answer."""
+        """Send the request, with its body, to the real server and return its answer."""
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
         headers["X-Forwarded-Proto"] = "https"
         chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
@@ -303,7 +303,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._upstream.close()
             if body is not None:
                 raise
-            # The kept connection was idle for too long for the server: RFC 9112 section 9.3.1.
+            # The server closed the kept connection, which was idle: RFC 9112 section 9.3.1.
             self._upstream.request(self.command, self.path, None, headers)
             return self._upstream.getresponse()
 
@@ -335,30 +335,30 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _body(
-        self, answer: http.client.HTTPResponse, length: int | None, found: tuple[Active, ...]
+        self, answer: http.client.HTTPResponse, length: int | None, faults: tuple[ActiveFault, ...]
     ) -> Iterator[bytes]:
-        """Yield the parts of the body, spoilt as the faults say."""
+        """Yield the parts of the body, altered by the faults."""
         first, whole = 0, length or 0
         if answer.status == 206 and (
-            told := _RANGE.fullmatch(answer.getheader("Content-Range", ""))
+            match := _RANGE.fullmatch(answer.getheader("Content-Range", ""))
         ):
-            first, whole = int(told[1]), int(told[2])
+            first, whole = int(match[1]), int(match[2])
         flips: list[tuple[int, int]] = []
         rate = 0
         keep: int | None = None
-        for each in found:
-            if isinstance(each.fault, FlippedBit):
-                where = each.fault.where(whole) - first
+        for active in faults:
+            if isinstance(active.fault, FlippedBit):
+                where = active.fault.where(whole) - first
                 if 0 <= where < (length or 0):
-                    flips.append((where, 1 << each.fault.bit))
-                    each.hit()
-            elif isinstance(each.fault, Slow):
-                rate = each.fault.rate
-                each.hit()
-            elif isinstance(each.fault, CutOff) and length is not None:
-                keep = each.fault.kept(length)
+                    flips.append((where, 1 << active.fault.bit))
+                    active.hit()
+            elif isinstance(active.fault, Slow):
+                rate = active.fault.rate
+                active.hit()
+            elif isinstance(active.fault, CutOff) and length is not None:
+                keep = active.fault.kept(length)
                 self.close_connection = True
-                each.hit()
+                active.hit()
         size = CHUNK if not rate else max(1, min(CHUNK, int(rate * _PACE)))
         began, sent = time.monotonic(), 0
         while keep is None or sent < keep:
@@ -367,23 +367,23 @@ class _Handler(BaseHTTPRequestHandler):
                 break
             for where, mask in flips:
                 if sent <= where < sent + len(part):
-                    spoilt = bytearray(part)
-                    spoilt[where - sent] ^= mask
-                    part = bytes(spoilt)
+                    altered = bytearray(part)
+                    altered[where - sent] ^= mask
+                    part = bytes(altered)
             yield part
             sent += len(part)
             if rate:
-                # Not a wait for anything: the pace is the fault. A close of the server ends it.
-                self._front.closing.wait(max(0.0, began + sent / rate - time.monotonic()))
-                if self._front.closing.is_set():
+                # The pace is the fault, so this waits for time alone; closing the proxy ends it.
+                self._proxy.closing.wait(max(0.0, began + sent / rate - time.monotonic()))
+                if self._proxy.closing.is_set():
                     self.close_connection = True
                     return
         if keep is not None:
-            # Gone without a goodbye, as a cut line is; the client waits for the rest or complains.
+            # No TLS close_notify: a connection that is cut sends none either.
             self.wfile.flush()
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing on standard error: the log has it."""
+        """Print nothing on standard error: the log has the request."""
         del format, args
