@@ -1,3 +1,3 @@
-"""Loads the fixtures; nothing else."""
+"""Loads fixtures/; nothing else."""
 
-pytest_plugins = ["fixtures.plugin"]
+pytest_plugins = ["fixtures.micro", "fixtures.project"]

@@ -1,17 +1,25 @@
-"""An installed system: it boots alone, remembers, and ends in order."""
+"""An installed system: it boots alone, keeps its state, and shuts down cleanly."""
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import pytest
 
-from harness.machine import Machine
+from harness import Installable, Machine, Verified
 
 pytestmark = pytest.mark.needs("install", "ssh")
 
 
+class VerifiedInstall(Installable, Verified, Protocol):
+    """Installs itself, with a verified root."""
+
+
 @pytest.mark.needs("verity")
-def test_it_boots_into_the_first_slot_read_only_and_verified(installed: Machine) -> None:
-    """The first slot runs; its root cannot be written and is checked."""
+def test_it_boots_into_the_first_slot_read_only_and_verified(
+    installed: Machine[VerifiedInstall],
+) -> None:
+    """The first slot runs; its root is read-only and verified."""
     assert installed.os.slot() == installed.os.slot_names[0]
     assert installed.os.verified()
     installed.fail(installed.os.as_root("touch /usr/here"))
@@ -19,7 +27,7 @@ def test_it_boots_into_the_first_slot_read_only_and_verified(installed: Machine)
 
 @pytest.mark.needs("persistence")
 def test_state_and_identity_survive_a_reboot(installed: Machine) -> None:
-    """After a reboot what was written is there, and it is the same system in another boot."""
+    """After a reboot the written file is there, and the system is the same in another boot."""
     kept = f"{installed.os.state_folder}/kept"
     installed.succeed(installed.os.as_root(f"echo kept > {kept}"))
     before, boot_id = installed.os.identity(), installed.boot_id
@@ -30,8 +38,8 @@ def test_state_and_identity_survive_a_reboot(installed: Machine) -> None:
 
 
 @pytest.mark.needs("acpi-shutdown")
-def test_the_power_button_ends_it_in_order(installed: Machine) -> None:
-    """A press of the power button shuts the system down; QEMU's monitor says that the guest did."""
+def test_the_power_button_shuts_it_down_cleanly(installed: Machine) -> None:
+    """A press of the power button shuts the system down; QEMU's monitor says that the guest did it."""
     installed.shutdown()
     assert not installed.running
     log = installed.console.log.read_text(errors="replace")

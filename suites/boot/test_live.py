@@ -1,4 +1,4 @@
-"""The live medium: what a user sees after power on."""
+"""The live medium after power on."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.machines import Boot
-from harness.machine import Machine
+from harness import Installable, Lab, Machine, Verified
 
 
-def test_power_on_to_login_on_the_console(boot: Boot) -> None:
+def test_power_on_to_login_on_the_console(lab: Lab) -> None:
     """The console shows a login prompt, takes the documented login and gives a shell."""
-    machine = boot()
+    machine = lab.boot()
     machine.os.login()
     assert machine.console.run("id -un").stdout == f"{machine.os.account.user}\n"
     assert "ogin:" in machine.console.log.read_text(errors="replace")
@@ -21,14 +20,15 @@ def test_power_on_to_login_on_the_console(boot: Boot) -> None:
 
 
 def check_logs_are_there(machine: Machine) -> None:
-    """Check that what a machine leaves behind is on disk before its test ends."""
+    """Check that a machine's evidence is on disk before its test ends."""
     folder = machine.evidence
     assert b"login:" in (folder / "serial.log").read_bytes()
     header = json.loads((folder / "serial.cast").read_text().splitlines()[0])
     assert header["version"] == 2
     assert "qemu-system-" in (folder / "qemu.sh").read_text()
-    said = [json.loads(line) for line in (folder / "qmp.jsonl").read_text().splitlines()]
-    assert "cont" in [each["send"]["execute"] for each in said if "execute" in each.get("send", {})]
+    assert json.loads((folder / "machine.json").read_text())["spec"]["name"] == machine.name
+    messages = [json.loads(line) for line in (folder / "qmp.jsonl").read_text().splitlines()]
+    assert "cont" in [each.get("send", {}).get("execute") for each in messages]
     timeline = json.loads((folder.parent / "timeline.json").read_text())
     assert "start" in [step["name"] for step in timeline["steps"]]
 
@@ -53,15 +53,15 @@ def test_files_travel_over_ssh(live: Machine, tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("verity")
-def test_root_is_read_only_and_verified(live: Machine) -> None:
-    """Nothing can be written to the root, and dm-verity checks what is read from it."""
+def test_root_is_read_only_and_verified(live: Machine[Verified]) -> None:
+    """The root is read-only, and dm-verity checks every read."""
     live.fail("touch /usr/here")
     assert "ro" in live.succeed("findmnt -no OPTIONS /").strip().split(",")
     assert live.os.verified()
 
 
 @pytest.mark.needs("install")
-def test_it_says_what_it_is(live: Machine) -> None:
+def test_it_reports_its_version_and_slot(live: Machine[Installable]) -> None:
     """The version under test is the one that runs, from the live slot."""
     assert live.os.version() == live.os.selection.version
     assert live.os.slot() == "live"
@@ -69,6 +69,6 @@ def test_it_says_what_it_is(live: Machine) -> None:
 
 @pytest.mark.needs("systemd")
 def test_no_unit_has_failed(live: Machine) -> None:
-    """systemd has reached its goal with nothing failed."""
+    """systemd has started the system, and no unit has failed."""
     live.succeed("systemctl --wait is-system-running")
     assert live.succeed("systemctl --failed --no-legend --plain").strip() == ""

@@ -1,4 +1,4 @@
-"""A TPM: it answers, keeps what it holds, and goes with a state."""
+"""A TPM: it answers, keeps its contents, and goes with a state."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.machines import Boot
-from fixtures.states import ForkOf, States
-from harness.machine import Machine
-from harness.spec import Tpm
-from harness.state import state
+from harness import Lab, Machine, Tpm, state
 
 pytestmark = pytest.mark.needs("tpm")
 
@@ -19,18 +15,18 @@ ZEROS = "0" * 64
 
 
 def command(machine: Machine, *octets: str, tag: str = "8002") -> str:
-    """Send a command to the TPM, in hexadecimal, and return its response code in the same way.
+    """Send a command to the TPM and return its response code; both in hexadecimal.
 
     The tag says whether there is an authorization area (part 2 of the specification, section 6.9).
     """
     body = "".join(octets)
-    sent = f"{tag}{len(body) // 2 + 6:08x}{body}"
-    escaped = "".join(f"\\x{sent[at : at + 2]}" for at in range(0, len(sent), 2))
-    # One descriptor: the TPM's answer is for who asked.
-    told = machine.succeed(
+    request = f"{tag}{len(body) // 2 + 6:08x}{body}"
+    escaped = "".join(f"\\x{request[at : at + 2]}" for at in range(0, len(request), 2))
+    # One descriptor: the TPM answers only the process that sent the command.
+    answer = machine.succeed(
         f"exec 3<>/dev/tpm0; printf '{escaped}' >&3; dd bs=4096 count=1 <&3 2>/dev/null | od -An -v -tx1"
     )
-    return "".join(told.split())[12:20]
+    return "".join(answer.split())[12:20]
 
 
 PASSWORD = "00000009400000090000000000"
@@ -59,21 +55,19 @@ INDEX = "01500020"
 
 
 @state
-def measured(boot: Boot) -> Machine:
+def measured(lab: Lab) -> Machine:
     """The image booted beside a TPM, with a register extended and an index defined."""
-    machine = boot(tpm=True)
+    machine = lab.boot(tpm=True)
     machine.os.login()
     extend(machine, "1")
     define(machine, INDEX)
     return machine
 
 
-def test_forks_go_on_with_what_the_tpm_held_each_on_its_own(
-    fork_of: ForkOf, states: States
-) -> None:
-    """Registers and indices are in the state; a fork's are its own."""
-    one, two = fork_of(measured), fork_of(measured)
-    assert not states.lease(measured).snapshot.cold
+def test_forks_go_on_with_the_tpms_contents_each_on_its_own(lab: Lab) -> None:
+    """Registers and indices are in the state; each fork has its own copy."""
+    one, two = lab.fork(measured), lab.fork(measured)
+    assert not lab.state(measured).snapshot.cold
     before = one.succeed(EXTENDED)
     assert before.lower().strip() not in (ZEROS, "1" * 64)
     assert two.succeed(EXTENDED) == before
@@ -86,21 +80,21 @@ def test_forks_go_on_with_what_the_tpm_held_each_on_its_own(
 
 
 @pytest.mark.nightly
-def test_what_it_keeps_without_power_goes_to_another_machine(boot: Boot, fork_of: ForkOf) -> None:
-    """Registers begin anew with the power, indices stay."""
-    machine = fork_of(measured)
+def test_indices_go_to_another_machine_after_a_power_cut(lab: Lab) -> None:
+    """Registers are reset by a power cycle, indices stay."""
+    machine = lab.fork(measured)
     machine.power_cut()
-    other = boot(tpm=Tpm(machine.tpm_state))
+    other = lab.boot(tpm=Tpm(machine.tpm_state))
     other.os.login()
     assert defined(other, INDEX)
     assert other.succeed(EXTENDED).strip() == ZEROS
 
 
 @pytest.mark.nightly
-def test_a_cold_state_keeps_it(boot: Boot, fork_of: ForkOf, tmp_path: Path) -> None:
-    """A state without RAM has the TPM's own memory, and a fork of it boots beside that."""
-    machine = fork_of(measured)
-    saved = machine.save_disks(tmp_path / "saved", "to see what is kept")
-    again = boot.fork(saved, machine.os.selection)
+def test_a_cold_state_keeps_the_indices(lab: Lab, tmp_path: Path) -> None:
+    """A state without RAM holds the TPM's memory, and a fork of it boots with that."""
+    machine = lab.fork(measured)
+    saved = machine.save_disks(tmp_path / "saved", "the test wants a cold state")
+    again = lab.fork(saved)
     assert defined(again, INDEX)
     assert again.succeed(EXTENDED).strip() == ZEROS

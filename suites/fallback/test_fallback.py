@@ -1,43 +1,46 @@
-"""Versions that do not come up: the machine goes back to the old slot by itself and says so."""
+"""Versions that do not come up: the machine falls back to the old slot by itself and records it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import pytest
 
-from fixtures.releases import How, Releases
-from fixtures.states import ForkOf
-from harness.machine import Machine
-from harness.services import Ca, UpdateServer
-from suites.conftest import settled
+from harness import Defect, Lab, Machine, Releases, Rollbackable, UpdateServer, Upgradable, points
 
 pytestmark = pytest.mark.needs("upgrade", "rollback", "ssh")
 
 
+class FallsBack(Upgradable, Rollbackable, Protocol):
+    """Upgrades, and falls back from a version that does not come up."""
+
+
 @pytest.fixture
-def machine(fork_of: ForkOf, update_server: UpdateServer, ca: Ca) -> Machine:
-    """An installed system of the old version that reaches the update server and trusts it."""
-    machine = fork_of(settled, services=[update_server])
-    machine.os.trust(ca.pem)
+def machine(lab: Lab, update_server: UpdateServer) -> Machine[FallsBack]:
+    """Return an installed system of the old version that reaches the update server and trusts it."""
+    machine: Machine[FallsBack] = lab.fork(points.settled, services=[update_server])
+    machine.os.trust(lab.ca.pem)
     return machine
 
 
-def check_given_up(machine: Machine, first: str, second: str, releases: Releases, bad: str) -> None:
-    """Check that the old version runs from its slot, and that the other has no tries left."""
+def check_given_up(
+    machine: Machine[FallsBack], first: str, second: str, releases: Releases, bad: str
+) -> None:
+    """Check that the old version runs from its slot, and that the other slot has no tries left."""
     assert (machine.os.version(), machine.os.slot()) == (releases.old, first)
     machine.os.wait_good()
-    slots = {each.name: each for each in machine.os.slots()}
+    slots = {slot.name: slot for slot in machine.os.slots()}
     assert (slots[first].version, slots[first].state) == (releases.old, "good")
     other, tries = slots[second], machine.os.tries
     assert (other.version, other.state) == (bad, "bad")
     assert (other.tries_left, other.tries_done) == ((None, None) if tries is None else (0, tries))
-    told = [(each.version, each.slot, each.outcome) for each in machine.os.boot_record()]
-    assert (bad, second, "failed") in told
+    boots = [(boot.version, boot.slot, boot.outcome) for boot in machine.os.boot_record()]
+    assert (bad, second, "failed") in boots
 
 
 @pytest.mark.parametrize(
-    "how",
+    "defect",
     [
         "panic",
         "unhealthy",
@@ -47,10 +50,13 @@ def check_given_up(machine: Machine, first: str, second: str, releases: Releases
     ],
 )
 def test_a_broken_version_is_given_up(
-    machine: Machine, publish: Callable[[str], str], releases: Releases, how: How
+    machine: Machine[FallsBack],
+    publish: Callable[[str], str],
+    releases: Releases,
+    defect: Defect,
 ) -> None:
-    """Within its tries the old version is back, knows its state, and tells which one failed."""
-    bad = releases.broken(how)
+    """Within its tries the old version is back, has its state, and records which version failed."""
+    bad = releases.broken(defect)
     first, second = machine.os.slot(), machine.os.other_slot()
     kept = f"{machine.os.state_folder}/kept"
     machine.succeed(machine.os.as_root(f"echo kept > {kept}"))
@@ -63,9 +69,9 @@ def test_a_broken_version_is_given_up(
 @pytest.mark.nightly
 @pytest.mark.needs("verity")
 def test_a_slot_that_cannot_be_verified_is_given_up(
-    machine: Machine, publish: Callable[[str], str], releases: Releases
+    machine: Machine[FallsBack], publish: Callable[[str], str], releases: Releases
 ) -> None:
-    """The data that the root is checked by is gone: the root never mounts, and each try counts."""
+    """The hashes of the root are overwritten: the root never mounts, and each try counts."""
     first, second = machine.os.slot(), machine.os.other_slot()
     machine.os.upgrade(publish(releases.new))
     machine.os.damage(second, "hashes")

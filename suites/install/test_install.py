@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from fixtures.machines import Boot
-from harness import profiles
-from harness.catalog import Selection
-from harness.machine import Machine
-from harness.profiles import Install
-from harness.qemu.disk import digest
-from suites.conftest import Installed, installed_by, target_disk
+from harness import (
+    CredentialInstallable,
+    Disk,
+    Install,
+    Installable,
+    Lab,
+    Machine,
+    SeedInstallable,
+    Selection,
+    points,
+    profile_of,
+)
 
 pytestmark = pytest.mark.needs("install")
 
 
-def check_accepted(boot: Boot, installed: Installed) -> Machine:
-    """Boot an installed disk alone and check that it is the system that was asked for."""
-    machine = installed.start(boot)
+def check_accepted(lab: Lab, disk: Disk, answers: Install) -> Machine[Any]:
+    """Boot an installed disk alone and check that the system matches the answers."""
+    machine = points.boot_installed(lab, disk)
     machine.os.login()
-    answers = installed.answers
     assert machine.console.run("id -un").stdout.strip() == answers.user
     assert machine.ssh.run("hostname").check().stdout.strip() == answers.hostname
     assert machine.ssh.run(machine.os.as_root("id -u")).check().stdout.strip() == "0"
@@ -28,46 +34,52 @@ def check_accepted(boot: Boot, installed: Installed) -> Machine:
     return machine
 
 
-def test_interactively_over_the_serial_console(boot: Boot, live: Machine, answers: Install) -> None:
-    """A person answers the installer's questions; the disk then boots alone and knows them."""
+def test_interactively_over_the_serial_console(
+    lab: Lab, live: Machine[Installable], answers: Install
+) -> None:
+    """A person answers the installer's questions; the disk then boots alone as they said."""
     live.os.install(answers)
     live.shutdown()
-    check_accepted(boot, installed_by(live, answers))
+    check_accepted(lab, points.installed_disk(live), answers)
 
 
 @pytest.mark.needs("install-unattended", "seed")
-def test_unattended_from_a_nocloud_seed(boot: Boot, image: Selection, answers: Install) -> None:
+def test_unattended_from_a_nocloud_seed(lab: Lab, image: Selection, answers: Install) -> None:
     """A seed holds the answers; nobody touches the console; the machine powers off when done."""
-    machine = boot(
+    profile: type[SeedInstallable] = profile_of(image)
+    machine: Machine[SeedInstallable] = lab.boot(
         name="live",
-        disks=[target_disk(image)],
-        seed_files=profiles.of(image.image).seed(answers),
+        disks=[points.target_disk(image)],
+        seed_files=profile.seed(answers),
         authorize=False,
     )
     machine.os.wait_installed()
     machine.wait_for_shutdown()
-    alone = check_accepted(boot, installed_by(machine, answers))
-    if "recovery" in image.image.capabilities:
-        alone.os.boot_recovery()
-        assert alone.os.slot() == "recovery"
+    system = check_accepted(lab, points.installed_disk(machine), answers)
+    if "recovery" in image.capabilities:
+        system.os.boot_recovery()
+        assert system.os.slot() == "recovery"
 
 
 @pytest.mark.needs("install-unattended", "credentials")
 def test_unattended_from_smbios_onto_the_named_one_of_two_disks(
-    boot: Boot, image: Selection, answers: Install
+    lab: Lab, image: Selection, answers: Install
 ) -> None:
-    """Of two disks the one whose serial was named is installed; the other keeps every byte."""
-    disks = [target_disk(image, "bystander", "bystander-1"), target_disk(image)]
-    machine = boot(
+    """Of two disks the one with the named serial is installed; the other keeps every byte."""
+    profile: type[CredentialInstallable] = profile_of(image)
+    machine: Machine[CredentialInstallable] = lab.boot(
         name="live",
-        disks=disks,
-        credentials=profiles.of(image.image).install_credentials(answers),
+        disks=[
+            points.target_disk(image, "bystander", "bystander-1"),
+            points.target_disk(image),
+        ],
+        credentials=profile.install_credentials(answers),
         authorize=False,
     )
-    before = digest(machine.disk("bystander"))
+    before = machine.disk_digest("bystander")
     machine.os.wait_installed()
     assert machine.writes("target") > 0
     assert machine.writes("bystander") == 0
     machine.wait_for_shutdown()
-    assert digest(machine.disk("bystander")) == before
-    check_accepted(boot, installed_by(machine, answers))
+    assert machine.disk_digest("bystander") == before
+    check_accepted(lab, points.installed_disk(machine), answers)

@@ -1,37 +1,37 @@
-"""Power goes while the machine is reset: it comes back as it was, or reset, and never in between."""
+"""Power fails during a reset: the machine comes back as it was, or reset, and never in between."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 
-from fixtures.cuts import Cut, Record
-from fixtures.machines import Boot
-from fixtures.points import alone, system_disk
-from fixtures.states import ForkOf
-from harness.crash import Recording
-from harness.machine import Machine
-from suites.conftest import check_booted_once, check_verified, settled
+from harness import Cut, Lab, Machine, Recorder, Recording, Recoverable, Resettable, points
+
+
+class RecoversAndResets(Recoverable, Resettable, Protocol):
+    """Has a recovery entry, and can be reset."""
+
 
 pytestmark = [pytest.mark.needs("recovery", "reset"), pytest.mark.cuts(2)]
 
 
 @pytest.fixture(scope="module")
-def recording(record: Record) -> Recording:
-    """All that is written to the disk during a reset, and the boot that ends it."""
-    return record("reset", reset)
+def recording(recorder: Recorder) -> Recording:
+    """Return everything that is written to the disk during a reset, and the boot that ends it."""
+    return recorder("reset", reset)
 
 
-def reset(boot: Boot, fork_of: ForkOf, folder: Path) -> Recording:
-    """Reset from recovery; who the machine was is kept beside the recording."""
-    machine = fork_of(settled)
+def reset(lab: Lab, folder: Path) -> Recording:
+    """Reset from recovery; the identity before it is kept beside the recording."""
+    machine: Machine[RecoversAndResets] = lab.fork(points.settled)
     kept = f"{machine.os.state_folder}/kept"
     machine.succeed(machine.os.as_root(f"echo kept > {kept} && sync"))
     before = machine.os.identity()
     machine.os.boot_recovery()
-    with machine.recording(system_disk(boot.image), folder) as recording:
+    with machine.recording(points.system_disk(lab.image), folder) as recording:
         (folder / "before").write_text(f"{before.hostname}\n{before.machine_id}\n")
         recording.mark("begin")
         machine.os.reset()
@@ -40,8 +40,8 @@ def reset(boot: Boot, fork_of: ForkOf, folder: Path) -> Recording:
     return recording
 
 
-def was_reset(machine: Machine, recording: Recording) -> bool:
-    """Return whether a machine is another one than before; check that all of it says so."""
+def was_reset(machine: Machine[Any], recording: Recording) -> bool:
+    """Return whether a machine has a new identity; check that identity and state agree."""
     hostname, machine_id = (recording.folder / "before").read_text().splitlines()
     now = machine.os.identity()
     assert now.hostname == hostname
@@ -51,17 +51,22 @@ def was_reset(machine: Machine, recording: Recording) -> bool:
     return gone
 
 
-def test_power_goes_during_a_reset(
-    cut: Cut, boot: Boot, check_state: Callable[[Path], None]
+def test_power_fails_during_a_reset(
+    cut: Cut,
+    lab: Lab,
+    check_state: Callable[[Path], None],
+    check_verified: Callable[[Machine[Any]], None],
 ) -> None:
-    """The machine is the old one with its state, or another that knows its user; reset again works."""
+    """The machine has its identity and state, or is reset and knows its user; a second reset works."""
     check_state(cut.path)
-    machine = alone(boot, cut.disk(), "cut", network=False)
+    machine: Machine[RecoversAndResets] = points.boot_installed(
+        lab, cut.disk(), "cut", network=False
+    )
     machine.os.login()
     check_verified(machine)
     gone = was_reset(machine, cut.recording)
     machine.os.wait_good()
-    check_booted_once(machine)
+    assert machine.restarts == 0
     if cut.after("done"):
         assert gone, "the reset was done"
         return

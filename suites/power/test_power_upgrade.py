@@ -1,72 +1,78 @@
-"""Power goes while the system upgrades: it comes back as the old version or as the new one."""
+"""Power fails during an upgrade: the system comes back as the old version or as the new one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fixtures.cuts import Cut, Record
-from fixtures.machines import Boot
-from fixtures.points import alone, system_disk
-from fixtures.releases import Releases
-from fixtures.services import Services
-from fixtures.states import ForkOf
-from harness.crash import Recording
-from harness.services import UpdateServer
-from suites.conftest import check_booted_once, check_verified, settled
+from harness import (
+    Cut,
+    Lab,
+    Machine,
+    Recorder,
+    Recording,
+    Releases,
+    UpdateServer,
+    Upgradable,
+    points,
+)
 
 pytestmark = [pytest.mark.needs("upgrade"), pytest.mark.cuts(4)]
 
 
 @pytest.fixture(scope="module")
 def recording(
-    record: Record,
-    services: Services,
-    update_set: Callable[[str], list[Path]],
+    recorder: Recorder,
+    update_files: Callable[[str], list[Path]],
     releases: Releases,
 ) -> Recording:
-    """All that is written to the disk during an upgrade."""
+    """Return everything that is written to the disk during an upgrade."""
 
-    def upgrade(boot: Boot, fork_of: ForkOf, folder: Path) -> Recording:
-        server = services.get(UpdateServer)
-        for path in update_set(releases.new):
+    def upgrade(lab: Lab, folder: Path) -> Recording:
+        server = lab.service(UpdateServer)
+        for path in update_files(releases.new):
             server.publish(path, f"{releases.new}/{path.name}")
-        machine = fork_of(settled, services=[server])
-        machine.os.trust(services.ca.pem)
+        machine: Machine[Upgradable] = lab.fork(points.settled, services=[server])
+        machine.os.trust(lab.ca.pem)
         kept = f"{machine.os.state_folder}/kept"
         machine.succeed(machine.os.as_root(f"echo kept > {kept} && sync"))
-        with machine.recording(system_disk(boot.image), folder) as recording:
+        with machine.recording(points.system_disk(lab.image), folder) as recording:
             recording.mark("begin")
             machine.os.upgrade(f"{server.url}/{releases.new}/")
             recording.mark("done")
             machine.power_cut()
         return recording
 
-    return record("upgrade", upgrade)
+    return recorder("upgrade", upgrade)
 
 
-def test_power_goes_during_an_upgrade(
-    cut: Cut, boot: Boot, check_state: Callable[[Path], None], releases: Releases
+def test_power_fails_during_an_upgrade(
+    cut: Cut,
+    lab: Lab,
+    check_state: Callable[[Path], None],
+    check_verified: Callable[[Machine[Any]], None],
+    releases: Releases,
 ) -> None:
-    """One version boots at once, as a whole; an entry never leads to a slot that is not.
+    """One version boots at the first try; no boot entry leads to a slot that is not whole.
 
-    A version that needs its tries to be given up fails here, although the machine would come back.
+    A version that is given up after its tries fails here, although the machine would come back.
     """
     old, new = releases.old, releases.new
     check_state(cut.path)
-    machine = alone(boot, cut.disk(), "cut", network=False)
+    machine: Machine[Upgradable] = points.boot_installed(lab, cut.disk(), "cut", network=False)
     machine.os.login()
     version = machine.os.version()
     assert version == new if cut.after("done") else version in (old, new)
     check_verified(machine)
     assert machine.succeed(f"cat {machine.os.state_folder}/kept") == "kept\n"
     machine.os.wait_good()
-    check_booted_once(machine)
+    assert machine.restarts == 0
     states = {each.name: each for each in machine.os.slots()}
     running = states.pop(machine.os.slot())
     assert (running.version, running.state) == (version, "good")
     for other in states.values():
-        # The newer one would have been booted, had it an entry.
+        # A newer version with a boot entry would have been booted.
         assert other.state == "good" if version == new else other.state in ("empty", "bad")

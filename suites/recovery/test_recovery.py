@@ -1,43 +1,61 @@
-"""Recovery: by command, from the menu, by itself; what it repairs, and what a reset leaves."""
+"""Recovery: by command, from the boot menu, by itself; repair of a slot, and reset."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import pytest
 
-from fixtures.releases import Releases
-from fixtures.states import ForkOf
-from harness.catalog import Selection
-from harness.errors import GuestError, RecoveryRefusedError
-from harness.machine import Machine
-from harness.profiles import Identity
-from harness.services import Ca, UpdateServer
-from suites.conftest import check_verified, settled
+from harness import (
+    Identity,
+    Lab,
+    Machine,
+    Recoverable,
+    Releases,
+    Resettable,
+    Selection,
+    UpdateServer,
+    Upgradable,
+    errors,
+    points,
+)
+
+
+class RecoversAndResets(Recoverable, Resettable, Protocol):
+    """Has a recovery entry, and can be reset."""
+
+
+class UpgradesAndRecovers(Recoverable, Upgradable, Protocol):
+    """Upgrades, and has a recovery entry."""
 
 
 @pytest.fixture
-def machine(fork_of: ForkOf) -> Machine:
-    """An installed system."""
-    return fork_of(settled)
+def machine(lab: Lab) -> Machine[RecoversAndResets]:
+    """Return an installed system."""
+    return lab.fork(points.settled)
 
 
-def mark(machine: Machine, text: str) -> str:
-    """Leave a file in the state and return its path."""
+def mark(machine: Machine[Any], text: str) -> str:
+    """Write a file into the state and return its path."""
     path = f"{machine.os.state_folder}/{text}"
     machine.succeed(machine.os.as_root(f"echo {text} > {path}"))
     return path
 
 
 @pytest.mark.needs("recovery")
-def test_recovery_by_command_repairs_a_slot(machine: Machine, image: Selection) -> None:
-    """A slot whose first MiB was overwritten is written anew; the state is left alone."""
+def test_recovery_by_command_repairs_a_slot(
+    machine: Machine[RecoversAndResets],
+    image: Selection,
+    check_verified: Callable[[Machine[Any]], None],
+) -> None:
+    """A slot whose first MiB was overwritten is written anew; the state stays as it is."""
     kept = mark(machine, "kept")
     identity, slot = machine.os.identity(), machine.os.slot()
     machine.os.damage(slot)
     machine.os.boot_recovery()
     assert machine.os.slot() == "recovery"
-    with pytest.raises(RecoveryRefusedError):
+    with pytest.raises(errors.RecoveryRefusedError):
         machine.os.repair("nowhere")
     machine.os.repair(slot)
     machine.reboot()
@@ -50,8 +68,8 @@ def test_recovery_by_command_repairs_a_slot(machine: Machine, image: Selection) 
 
 @pytest.mark.nightly
 @pytest.mark.needs("recovery")
-def test_recovery_from_the_boot_menu(machine: Machine) -> None:
-    """A person at the console chooses it."""
+def test_recovery_from_the_boot_menu(machine: Machine[RecoversAndResets]) -> None:
+    """A person at the console chooses the recovery entry."""
     machine.os.choose_entry("recovery")
     assert machine.os.slot() == "recovery"
 
@@ -59,26 +77,23 @@ def test_recovery_from_the_boot_menu(machine: Machine) -> None:
 @pytest.mark.nightly
 @pytest.mark.needs("recovery", "upgrade")
 def test_recovery_by_itself_when_both_slots_are_bad(
-    fork_of: ForkOf,
-    update_server: UpdateServer,
-    ca: Ca,
-    publish: Callable[[str], str],
-    releases: Releases,
+    lab: Lab, update_server: UpdateServer, publish: Callable[[str], str], releases: Releases
 ) -> None:
     """The first MiB of both slots is overwritten; recovery comes up, repairs one, and it runs."""
-    machine = fork_of(settled, services=[update_server])
-    machine.os.trust(ca.pem)
+    machine: Machine[UpgradesAndRecovers] = lab.fork(points.settled, services=[update_server])
+    machine.os.trust(lab.ca.pem)
     machine.os.upgrade(publish(releases.new))
     machine.reboot()
     machine.os.wait_good()
     for slot in machine.os.slot_names:
         machine.os.damage(slot)
-    with machine.expecting(GuestError):
+    with machine.expecting(errors.GuestError):
         machine.qmp.execute("system_reset")
         machine.console.skip()
         machine.os.wait_recovery(400)
     names = machine.os.slot_names
-    assert [(each.name, each.state) for each in machine.os.slots()] == [(n, "bad") for n in names]
+    states = [(slot.name, slot.state) for slot in machine.os.slots()]
+    assert states == [(name, "bad") for name in names]
     first = names[0]
     machine.os.repair(first)
     machine.reboot()
@@ -88,17 +103,17 @@ def test_recovery_by_itself_when_both_slots_are_bad(
 
 @pytest.mark.nightly
 @pytest.mark.needs("recovery", "reset")
-def test_recovery_by_itself_when_the_state_is_gone(machine: Machine) -> None:
-    """The state does not mount, in whichever slot; recovery comes up, and a reset makes it anew."""
+def test_recovery_by_itself_when_the_state_is_gone(machine: Machine[RecoversAndResets]) -> None:
+    """The state does not mount, in either slot; recovery comes up, and a reset recreates the state."""
     before, slot = machine.os.identity(), machine.os.slot()
     machine.os.damage_state()
-    with machine.expecting(GuestError):
+    with machine.expecting(errors.GuestError):
         machine.qmp.execute("system_reset")
         machine.console.skip()
         machine.os.wait_recovery(400)
     machine.os.reset()
     assert machine.os.slot() == slot
-    check_another(machine, before)
+    check_new_identity(machine, before)
     machine.os.wait_good()
 
 
@@ -110,20 +125,20 @@ def test_recovery_by_itself_when_the_state_is_gone(machine: Machine) -> None:
         pytest.param("recovery", marks=pytest.mark.needs("recovery")),
     ],
 )
-def test_a_reset(machine: Machine, where: str) -> None:
-    """/var is as after the installation, the machine is another one, and knows its user still."""
+def test_a_reset(machine: Machine[RecoversAndResets], where: str) -> None:
+    """/var is as after the installation, the identity is new, and the user is still known."""
     gone = mark(machine, "gone")
     before = machine.os.identity()
     if where == "recovery":
         machine.os.boot_recovery()
     machine.os.reset()
     machine.fail(f"test -e {gone}")
-    check_another(machine, before)
+    check_new_identity(machine, before)
     assert machine.console.run("id -un").stdout == f"{machine.os.account.user}\n"
 
 
-def check_another(machine: Machine, before: Identity) -> None:
-    """Check that a machine is another one than before, in all but its name."""
+def check_new_identity(machine: Machine[Any], before: Identity) -> None:
+    """Check that a machine has another identity than before, except for its hostname."""
     now = machine.os.identity()
     assert now.hostname == before.hostname
     assert now.machine_id != before.machine_id

@@ -1,0 +1,846 @@
+"""The lab: one object that boots, forks and builds machines.
+
+::
+
+    with Lab("micro") as lab:
+        machine = lab.boot()
+        machine.os.login()
+        print(machine.console.run("uname -r").stdout)
+
+A script, a Python prompt, the command line, a benchmark and a test use the same object. It holds the
+catalogue, the caches of artifacts and of states, the SSH key of the run, the scheduler, the servers for
+guests and the folder of evidence. Each part is made when it is first used: a lab that is only asked for
+its catalogue touches nothing else.
+
+A lab is also a failure scope (:mod:`harness.scope`). Each test gets a lab of its own by
+:meth:`Lab.child`: the same parts, its own folder of evidence, timeline, machines and scope. What a child
+starts ends with the child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import hashlib
+import json
+import math
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, TypeVar, cast
+
+from harness import paths, profiles, seed
+from harness.artifacts import Artifacts, Store, digest_inputs
+from harness.catalog import Catalog, Selection, load
+from harness.errors import (
+    HarnessError,
+    QemuStartError,
+    SnapshotError,
+    StateError,
+    UsageError,
+    Verdict,
+)
+from harness.evidence.run import Run
+from harness.evidence.timeline import Step, Timeline
+from harness.host.accel import Accel, probe
+from harness.host.scheduler import Scheduler
+from harness.machine import Machine, Setup, launch
+from harness.machine.system import OS
+from harness.progress import Progress
+from harness.qemu import binary
+from harness.scope import Scope
+from harness.services import Ca, Server, ServiceRunner
+from harness.spec import (
+    Account,
+    ConsoleDevice,
+    Disk,
+    GuestForward,
+    MachineSpec,
+    Nic,
+    Tpm,
+    with_guest_forwards,
+)
+from harness.ssh.key import KeyPair
+from harness.states import Lease, Snapshot, State, StateCache
+from harness.states.cache import BUDGET
+from harness.states.graph import inputs, key_of
+
+EVIDENCE: Final = Path(".harness/runs")
+"""The folder, below the working folder, that gets the evidence of each run."""
+
+SERVICES_RECORD: Final = "services.jsonl"
+"""In the run's folder: how each server of each process ran, for the report."""
+
+_FORK_TRIES: Final = 3
+"""How often a state is rebuilt when the cached one does not start."""
+
+ServerT = TypeVar("ServerT", bound=Server)
+
+
+class Service(Protocol):
+    """A server that a guest can reach; those of :mod:`harness.services` are some."""
+
+    @property
+    def forward(self) -> GuestForward:
+        """The address at which the guest finds it."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The address at which it listens on the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """The options of a lab, as :class:`Lab` documents them."""
+
+    image: str
+    arch: str | None
+    images: tuple[Path, ...] | None
+    default_image: str
+    accel: str
+    cache: Path | None
+    keep: bool
+    fresh: bool
+    timeout_scale: float
+    state_budget: int
+    services: str
+
+
+@dataclass(eq=False)
+class _Parts:
+    """The parts that a lab shares with its children; each is made at its first use.
+
+    Attributes:
+        options: The options.
+        progress: Shows what is going on.
+        evidence: The folder that gets the folder of the run.
+        begun: The run that another process has begun; ``None`` if this process begins one.
+        worker: The name of this process among those of the run; empty for the only one.
+    """
+
+    options: _Options
+    progress: Progress
+    evidence: Path
+    begun: Run | None
+    worker: str
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    leases: dict[State, Lease] = field(default_factory=dict)
+    failed_states: dict[State, HarnessError] = field(default_factory=dict)
+    servers: dict[type[Server], Server] = field(default_factory=dict)
+
+    @functools.cached_property
+    def run(self) -> Run:
+        return self.begun or Run.reserve(self.evidence)
+
+    @functools.cached_property
+    def cache(self) -> Path:
+        return self.options.cache or paths.cache_dir()
+
+    @functools.cached_property
+    def own_folders(self) -> tuple[Path, ...]:
+        """The project's folders of images."""
+        if self.options.images is not None:
+            return self.options.images
+        folder = Path("images").absolute()
+        return (folder,) if folder.is_dir() else ()
+
+    @functools.cached_property
+    def own_catalog(self) -> Catalog:
+        return load(*self.own_folders, known_profiles=profiles.names())
+
+    @functools.cached_property
+    def catalog(self) -> Catalog:
+        """The project's images, then Harness' own, which give way to equal names."""
+        bundled = paths.bundled("images")
+        if bundled in self.own_folders or not bundled.is_dir():
+            return self.own_catalog
+        own = [self.own_catalog.get(name) for name in self.own_catalog.names]
+        others = load(bundled, known_profiles=profiles.names())
+        return Catalog(
+            [
+                *own,
+                *(others.get(name) for name in others.names if name not in self.own_catalog.names),
+            ]
+        )
+
+    @functools.cached_property
+    def reference(self) -> str:
+        """The name of the image under test: the one asked for, the default, or the only one.
+
+        Raises:
+            UsageError: There are several and none was named, or there is none.
+        """
+        names = self.own_catalog.names
+        if self.options.image:
+            return self.options.image
+        if self.options.default_image in names:
+            return self.options.default_image
+        if len(names) == 1:
+            return names[0]
+        if names:
+            raise UsageError("no image was named", hint=f"--image NAME: {', '.join(names)}")
+        where = ", ".join(map(str, self.own_folders)) or str(Path("images").absolute())
+        raise UsageError(
+            f"there is no image in {where}",
+            hint="describe one in images/NAME/image.yaml, name a folder by --images DIR, or take one"
+            f" of Harness' own: --image {' or '.join(self.catalog.names)}",
+        )
+
+    @functools.cached_property
+    def store(self) -> Store:
+        return Store(self.cache)
+
+    @functools.cached_property
+    def states(self) -> StateCache:
+        return StateCache(self.cache / "states", budget=self.options.state_budget)
+
+    @functools.cached_property
+    def key(self) -> KeyPair:
+        return KeyPair.generate()
+
+    @functools.cached_property
+    def scheduler(self) -> Scheduler:
+        return Scheduler(self.cache, self.accelerator, self.options.timeout_scale)
+
+    def accelerator(self, arch: str) -> Accel:
+        return probe(self.options.accel, arch, qemu=binary.find(arch).path, cache_dir=self.cache)
+
+    @functools.cached_property
+    def services_folder(self) -> Path:
+        folder = self.run.folder(f"services-{self.worker}" if self.worker else "services")
+        # Servers keep data below "disks": it goes with the run, or by the next run after a kill.
+        self.stack.callback(shutil.rmtree, folder / "disks", ignore_errors=True)
+        return folder
+
+    @functools.cached_property
+    def ca(self) -> Ca:
+        return Ca(self.services_folder / "disks" / "ca")
+
+    @functools.cached_property
+    def unknown_ca(self) -> Ca:
+        """A CA whose certificate no guest gets: what it signed must be refused."""
+        return Ca(self.services_folder / "disks" / "unknown-ca", "A CA that nobody knows")
+
+    @functools.cached_property
+    def service_runner(self) -> ServiceRunner:
+        return ServiceRunner(
+            self.store, self.services_folder / "disks", self.options.services, self.progress.say
+        )
+
+    def show(self, step: Step) -> None:
+        """Show a step of a timeline while it goes on."""
+        if not step.machine:
+            return
+        if step.seconds is None:
+            self.progress.begin(step.machine, step.name)
+        else:
+            self.progress.end(step.machine)
+
+
+class Lab:
+    """Boots, forks and builds machines; a context manager that ends all it started.
+
+    Args:
+        image: The image under test, ``NAME[/VARIANT][:VERSION]``; the default or the project's only
+            one if empty.
+        arch: The architecture; the first that the image lists by default.
+        images: Folders of images; ``images/`` of the working folder by default, if it is there.
+        default_image: The image under test where none is named and there are several.
+        accel: ``auto``, ``kvm`` or ``tcg``; ``auto`` takes KVM if it proves itself.
+        cache: The folder of the cache; ``HARNESS_CACHE`` or ``~/.cache/harness`` by default.
+        evidence: The folder that gets a folder of evidence for each run.
+        keep: Whether evidence is kept of what went well, too.
+        fresh: Whether :meth:`fork` does a state's steps instead of using the cache.
+        timeout_scale: A factor for all deadlines of guests, besides what emulation and the host cost.
+        state_budget: Bytes that cached states may take on disk.
+        services: How servers run: ``auto``, ``docker`` or ``process``.
+        progress: Shows what is going on; plain lines on standard error by default.
+        run: The run that another process has begun, in a worker of it.
+        worker: The name of this process among those of the run; empty for the only one.
+
+    Attributes:
+        scope: The failure scope of this lab's machines.
+
+    Raises:
+        UsageError: ``timeout_scale`` is not a positive number.
+    """
+
+    scope: Scope
+
+    def __init__(
+        self,
+        image: str = "",
+        *,
+        arch: str | None = None,
+        images: Sequence[Path | str] | None = None,
+        default_image: str = "",
+        accel: str = "auto",
+        cache: Path | str | None = None,
+        evidence: Path | str = EVIDENCE,
+        keep: bool = False,
+        fresh: bool = False,
+        timeout_scale: float = 1.0,
+        state_budget: int = BUDGET,
+        services: str = "auto",
+        progress: Progress | None = None,
+        run: Run | None = None,
+        worker: str = "",
+    ) -> None:
+        if not 0 < timeout_scale < math.inf:
+            raise UsageError(f"the scale of deadlines is a number above 0, not {timeout_scale}")
+        options = _Options(
+            image=image,
+            arch=arch,
+            images=None if images is None else tuple(Path(each).absolute() for each in images),
+            default_image=default_image,
+            accel=accel,
+            cache=None if cache is None else Path(cache).absolute(),
+            keep=keep,
+            fresh=fresh,
+            timeout_scale=timeout_scale,
+            state_budget=state_budget,
+            services=services,
+        )
+        self._parts = _Parts(
+            options,
+            progress or Progress(sys.stderr),
+            Path(evidence).absolute(),
+            run,
+            worker,
+        )
+        self._stack = contextlib.ExitStack()
+        self._folder: Path | None = None
+        self._timeline: Timeline | None = None
+        self._names: Counter[str] = Counter()
+        self._default_services: Sequence[Service] = ()
+        self._building = False
+        self.scope = Scope("lab", boundary=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all machines and servers and release all states; a second time does nothing."""
+        with contextlib.ExitStack() as ending:
+            if "run" in self._parts.__dict__:
+                ending.callback(self._parts.run.close)
+            ending.callback(self._parts.progress.close)
+            for lease in self._parts.leases.values():
+                ending.callback(lease.close)
+            self._parts.leases = {}
+            ending.callback(self._parts.stack.close)
+            ending.callback(self._stack.close)
+
+    # --- the parts ----------------------------------------------------------------------------
+
+    @property
+    def catalog(self) -> Catalog:
+        """All images that can be named: the project's, then Harness' own.
+
+        Raises:
+            CatalogError: An ``image.yaml`` is wrong; each fault begins with ``file:line``.
+        """
+        return self._parts.catalog
+
+    @property
+    def reference(self) -> str:
+        """The name of the image under test, as :meth:`select` takes it."""
+        return self._parts.reference
+
+    @functools.cached_property
+    def image(self) -> Selection:
+        """The image under test.
+
+        Raises:
+            UsageError: None was named and there is not just one.
+            UnknownNameError: There is no such image, version, variant or architecture.
+        """
+        return self.catalog.resolve(self.reference, self._parts.options.arch)
+
+    @property
+    def key(self) -> KeyPair:
+        """The SSH key of this run; images that take it let its owner in."""
+        return self._parts.key
+
+    @property
+    def run(self) -> Run:
+        """The run's folder of evidence."""
+        return self._parts.run
+
+    @property
+    def progress(self) -> Progress:
+        """Shows a person what is going on."""
+        return self._parts.progress
+
+    @property
+    def store(self) -> Store:
+        """The cache of artifacts on this host."""
+        return self._parts.store
+
+    @property
+    def states(self) -> StateCache:
+        """The cache of states on this host."""
+        return self._parts.states
+
+    @property
+    def folder(self) -> Path:
+        """The folder of evidence; each machine of this lab has a folder below it."""
+        if self._folder is None:
+            self._folder = self.run.folder("lab")
+        return self._folder
+
+    @property
+    def timeline(self) -> Timeline:
+        """The steps of this lab's machines, kept as ``timeline.json`` in its folder of evidence."""
+        if self._timeline is None:
+            self._timeline = Timeline(self.folder / "timeline.json", "lab", self._parts.show)
+        return self._timeline
+
+    @property
+    def keep(self) -> bool:
+        """Whether evidence is kept of what went well, too."""
+        return self._parts.options.keep
+
+    def accelerator(self, arch: str) -> Accel:
+        """Return the accelerator for guests of an architecture; probed once per boot of the host."""
+        return self._parts.accelerator(arch)
+
+    def select(self, image: Selection | str | None = None, arch: str | None = None) -> Selection:
+        """Return an image of the catalogue by its reference; the image under test by default.
+
+        Args:
+            image: ``NAME[/VARIANT][:VERSION]``.
+            arch: The architecture; the one under test by default.
+
+        Raises:
+            UnknownNameError: The catalogue has no such image, version, variant or architecture.
+        """
+        if isinstance(image, Selection):
+            return image
+        return self.catalog.resolve(image or self.reference, arch or self._parts.options.arch)
+
+    def artifacts(
+        self, image: Selection | str | None = None, *, version: str | None = None
+    ) -> Artifacts:
+        """Return the files of an image by name, built or fetched once per host.
+
+        Args:
+            image: The image; the image under test by default.
+            version: Another version of it.
+
+        Raises:
+            BuildError, ChecksumError, DiskFullError, StoreError: The files cannot be had.
+        """
+        selection = self.select(image)
+        if version is not None:
+            selection = selection.definition.select(selection.arch, version, selection.variant)
+        return self.store.artifacts(selection, say=self.progress.say)
+
+    # --- machines -----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def child(
+        self,
+        name: str,
+        *,
+        folder: Path | None = None,
+    ) -> Iterator[Lab]:
+        """Yield a lab with the same parts whose machines end with the block, or fail, on their own.
+
+        A test has one. Within a test it bounds a failure: when a machine of the child fails, waits on
+        the child's other machines end, and those of this lab go on.
+
+        Args:
+            name: Its name, for messages.
+            folder: Its folder of evidence, with a timeline of its own; this lab's by default.
+        """
+        child = copy.copy(self)
+        child.scope = self.scope.child(name, boundary=True)
+        child._stack = contextlib.ExitStack()
+        child._default_services = ()
+        if folder is not None:
+            child._folder = folder
+            child._names = Counter()
+            child._timeline = Timeline(folder / "timeline.json", name, self._parts.show)
+        try:
+            with child._stack:
+                yield child
+        finally:
+            child.scope.close()
+
+    def boot(
+        self,
+        image: Selection | str | None = None,
+        *,
+        name: str | None = None,
+        medium: bool = True,
+        disks: Sequence[Disk] = (),
+        seed_files: Mapping[str, str] | Path | str | None = None,
+        credentials: Mapping[str, str] | None = None,
+        authorize: bool = True,
+        account: Account | None = None,
+        nics: Sequence[Nic] = (Nic(),),
+        arch: str | None = None,
+        saveable: bool = False,
+        services: Sequence[Service] = (),
+        cpus: int | None = None,
+        memory: int | None = None,
+        display: bool = False,
+        cmdline: str = "",
+        console: ConsoleDevice | None = None,
+        tpm: bool | Tpm = False,
+    ) -> Machine[OS]:
+        """Start a machine that boots an image, and return it while it boots.
+
+        Args:
+            image: The image, or a reference to one; the image under test by default.
+            name: The machine's name; the image's by default.
+            medium: Whether the image's live medium is in the machine, and booted first.
+            disks: Further disks.
+            seed_files: A NoCloud seed: contents by file name, or the path of an ISO image.
+            credentials: systemd credentials by name.
+            authorize: Whether a credential lets the run's key in.
+            account: The user who logs in; the image's own login by default.
+            nics: Network interfaces.
+            arch: The architecture; the one under test by default.
+            saveable: Whether the machine can be saved and forked while it runs.
+            services: Servers that the guest can reach, at fixed addresses, and nothing else.
+            cpus: Virtual CPUs; the image's own number by default.
+            memory: Bytes of RAM; the image's own size by default.
+            display: Whether the machine has a VGA adapter.
+            cmdline: Words to add to the kernel's command line; direct kernel boot only.
+            console: The device of the console; the image's own by default.
+            tpm: Whether the machine has a TPM 2.0; or which.
+
+        Raises:
+            UsageError: An option is wrong; says which.
+            HostError: The host lacks something, or cannot carry the machine.
+            StoreError: The image's files cannot be had.
+        """
+        selection = self.select(image, arch)
+        profile = profiles.of(selection)
+        name = self._unique(name or selection.name)
+        handed_over = dict(profile.credentials(self.key.public)) if authorize else {}
+        handed_over.update(credentials or {})
+        all_disks = list(disks)
+        if seed_files is not None:
+            if isinstance(seed_files, (str, Path)):
+                path = Path(seed_files)
+            else:
+                path = seed.write_nocloud(self.folder / f"{name}-seed.iso", seed_files)
+            all_disks.append(seed.seed_disk(path))
+        spec = profile.spec(
+            selection,
+            self.artifacts(selection).files,
+            name=name,
+            medium=medium,
+            disks=all_disks,
+            nics=nics,
+            credentials=handed_over,
+            cpus=cpus,
+            memory=memory,
+            display=display,
+            cmdline=cmdline,
+            console=console,
+            tpm=tpm,
+        )
+        return self._launch(spec, selection, account, saveable=saveable, services=services)
+
+    def launch(
+        self,
+        spec: MachineSpec,
+        image: Selection | str | None = None,
+        *,
+        account: Account | None = None,
+        saveable: bool = False,
+        services: Sequence[Service] = (),
+    ) -> Machine[OS]:
+        """Start the machine of a spec that was written by hand, and return it while it starts.
+
+        Args:
+            spec: The spec; its name is the machine's.
+            image: The image whose profile the machine gets; the image under test by default.
+            account: The user who logs in; the image's own login by default.
+            saveable: Whether the machine can be saved and forked while it runs.
+            services: Servers that the guest can reach, and nothing else.
+
+        Raises:
+            UsageError, HostError: As :meth:`boot`.
+        """
+        selection = self.select(image)
+        return self._launch(spec, selection, account, saveable=saveable, services=services)
+
+    def fork(
+        self,
+        origin: State | Snapshot,
+        *,
+        name: str | None = None,
+        services: Sequence[Service] = (),
+        working_set: int | None = None,
+    ) -> Machine[OS]:
+        """Return a running machine of this lab's own that goes on from a state or a snapshot.
+
+        A state that the host does not have is built first. One that could be saved cold only boots, and
+        is waited for.
+
+        Args:
+            origin: The state, or a saved machine.
+            name: The machine's name; the saved machine's by default.
+            services: Servers that the fork can reach; the saved machine need not have known them.
+            working_set: Bytes of its RAM that the fork will write to, for admission; a quarter of it by
+                default, 0 for a fork that idles.
+
+        Raises:
+            UsageError: ``origin`` is neither.
+            StateError: The state does not start, however often it is built; or the snapshot is damaged.
+            QemuStartError: QEMU cannot restore the snapshot.
+        """
+        if isinstance(origin, Snapshot):
+            return self._fork(origin, name, services, working_set)
+        if not isinstance(origin, State):
+            raise UsageError(f"{origin!r} is not a state", hint="declare it with @state")
+        if self._parts.options.fresh:
+            # The steps start machines without naming services.
+            self._default_services = services
+            try:
+                return self.reach(origin)
+            finally:
+                self._default_services = ()
+        last: Exception | None = None
+        for _ in range(_FORK_TRIES):
+            lease = self.state(origin)
+            try:
+                return self._fork(lease.snapshot, name, services, working_set)
+            except (StateError, QemuStartError) as error:
+                last = error
+                self.states.discard(self._parts.leases.pop(origin), self.progress.say)
+        raise StateError(f"state {origin.name} does not start") from last
+
+    def reach(self, state: State, parent: Snapshot | None = None) -> Machine[OS]:
+        """Do the steps of a state, without the cache, and return its machine.
+
+        Args:
+            state: The state.
+            parent: A saved machine at the state's parent; the parent's steps are done without one.
+
+        Raises:
+            UsageError: The steps return no machine.
+        """
+        with self.timeline.step(f"steps of state {state.name}"):
+            if state.parent is None:
+                machine = state.steps(self)
+            elif parent is not None:
+                machine = state.steps(self, self._fork(parent, None, (), None))
+            else:
+                machine = state.steps(self, self.reach(state.parent))
+        if not isinstance(machine, Machine):
+            raise UsageError(
+                f"the steps of state {state.name} returned {machine!r}",
+                hint="return the machine that is to be saved",
+            )
+        return machine
+
+    # --- states -------------------------------------------------------------------------------
+
+    def state(self, state: State) -> Lease:
+        """Return a state, built first if the host does not have it; lent until the lab is closed.
+
+        Steps that fail because of the image are not tried again in this run: the same error ends every
+        test that asks for the state.
+
+        Raises:
+            HarnessError: The steps fail.
+            StateError, StoreError, DiskFullError: The state cannot be saved or lent.
+        """
+        if state in self._parts.leases:
+            return self._parts.leases[state]
+        if state in self._parts.failed_states:
+            raise self._parts.failed_states[state]
+        parent = self.state(state.parent) if state.parent is not None else None
+        made_of = self.state_inputs(state)
+        try:
+            lease = self.states.lease(
+                state.name,
+                made_of,
+                key_of(made_of),
+                functools.partial(self._build, state, parent),
+                parent=parent.entry if parent is not None else "",
+                say=self.progress.say,
+            )
+        except HarnessError as error:
+            if error.verdict in (Verdict.PRODUCT, Verdict.TIMEOUT):
+                error.add_note(f"while the state {state.name} was built, once in this run")
+                self._parts.failed_states[state] = error
+            raise
+        self._parts.leases[state] = lease
+        return lease
+
+    def state_inputs(self, state: State) -> dict[str, str]:
+        """Return everything that decides the content of a state on this host, by name."""
+        arch = self.image.arch
+        return inputs(
+            state,
+            image=_image_inputs(self.image),
+            arch=arch,
+            accel=self.accelerator(arch),
+            qemu=binary.find(arch),
+            profile=profiles.of(self.image),
+            boot=Lab.boot,
+            parent=key_of(self.state_inputs(state.parent)) if state.parent is not None else "",
+        )
+
+    def _build(self, state: State, parent: Lease | None, folder: Path) -> Snapshot:
+        """Do the steps of a state and save its machine into ``folder``."""
+        evidence = self.run.folder(f"state-{state.name}-{time.time_ns()}")
+        with self.child(f"state {state.name}", folder=evidence) as builder:
+            builder._building = True
+            machine = builder.reach(state, parent.snapshot if parent is not None else None)
+            try:
+                saved = machine.save(folder, final=True, inside=self._parts.cache)
+            except SnapshotError as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                saved = machine.save_disks(folder, error.what, inside=self._parts.cache)
+        if not self.keep:
+            self.run.drop(evidence)
+        return saved
+
+    # --- servers ------------------------------------------------------------------------------
+
+    def service(self, kind: type[ServerT]) -> ServerT:
+        """Return the server of a kind; it starts at the first call and runs until the lab is closed.
+
+        Raises:
+            ServiceError: The server does not start, or has ended.
+            BuildError, StoreError: Its software cannot be had.
+        """
+        parts = self._parts
+        if kind not in parts.servers:
+            runner = parts.service_runner
+            started = kind(runner, parts.ca, parts.unknown_ca, parts.services_folder)
+            parts.servers[kind] = parts.stack.enter_context(started)
+            record = {
+                "name": started.name,
+                "by": started.by,
+                "why": runner.why,
+                "program": started.program.name,
+            }
+            with (self.run.path / SERVICES_RECORD).open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        server = parts.servers[kind]
+        assert isinstance(server, kind)
+        server.check()
+        return server
+
+    @property
+    def ca(self) -> Ca:
+        """The certificate authority of the servers: ``lab.ca.pem`` is what a guest has to trust."""
+        return self._parts.ca
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _fork(
+        self,
+        origin: Snapshot,
+        name: str | None,
+        services: Sequence[Service],
+        working_set: int | None,
+    ) -> Machine[OS]:
+        machine: Machine[OS] = self._launch(
+            origin.fork_spec(self._unique(name or origin.spec.name)),
+            self.image,
+            origin.account,
+            origin=origin,
+            working_set=working_set,
+            key=KeyPair(origin.private_key, origin.public_key),
+            services=services,
+        )
+        if origin.cold:
+            machine.wait_ready()
+            if origin.shell is not None:
+                machine.os.login()
+        return machine
+
+    def _launch(
+        self,
+        spec: MachineSpec,
+        selection: Selection,
+        account: Account | None,
+        *,
+        origin: Snapshot | None = None,
+        key: KeyPair | None = None,
+        saveable: bool = False,
+        working_set: int | None = None,
+        services: Sequence[Service] = (),
+    ) -> Machine[OS]:
+        """Start the machine of a spec, once the host admits it."""
+        services = services or self._default_services
+        if services or origin is not None:
+            spec = with_guest_forwards(spec, [service.forward for service in services])
+        profile = profiles.of(selection)
+        return launch(
+            spec,
+            Setup(
+                accel=self.accelerator,
+                # Others may wait for the state that is being built.
+                admit=functools.partial(
+                    self._parts.scheduler.admit,
+                    working_set=working_set,
+                    urgent=self._building,
+                    # A machine that waits for its turn is spared the wait when a sibling fails.
+                    scope=self.scope,
+                ),
+                key=key or self.key,
+                evidence=self.folder / spec.name,
+                timeline=self.timeline,
+                scope=self.scope,
+                system=lambda machine: cast(Any, profile(machine, selection, account)),
+                origin=origin,
+                saveable=saveable or self._building,
+                services={service.forward.name: service.address for service in services},
+                provenance=_provenance(selection),
+                adopt=self._stack.push,
+            ),
+        )
+
+    def _unique(self, name: str) -> str:
+        """Return a name that no other machine below the same folder has."""
+        self._names[name] += 1
+        return name if self._names[name] == 1 else f"{name}-{self._names[name]}"
+
+
+def _image_inputs(selection: Selection) -> dict[str, str]:
+    """Return the name and the contents of an image, for the key of a state."""
+    text = selection.path.read_bytes() if selection.path.exists() else b""
+    return {
+        "name": f"{selection.name}/{selection.variant}:{selection.version}",
+        "artifacts": digest_inputs(selection),
+        "image.yaml": hashlib.sha256(text).hexdigest(),
+    }
+
+
+def _provenance(selection: Selection) -> dict[str, object]:
+    """Return what a machine's record says of its image."""
+    return {
+        "image": selection.name,
+        "variant": selection.variant,
+        "version": selection.version,
+        "arch": selection.arch,
+        "inputs": digest_inputs(selection),
+    }
+
+
+__all__ = ["EVIDENCE", "Lab", "Service"]

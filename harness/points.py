@@ -1,0 +1,121 @@
+"""The points that every image's tests can start from: the states ``live``, ``installed``, ``settled``.
+
+A state is a saved machine at a named point (:mod:`harness.states`). The steps of these three hold for
+any image: one that does not install itself is ``installed`` when it has booted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from harness.errors import UsageError
+from harness.profiles import Install
+from harness.spec import Account, Disk, Nic
+from harness.states import state
+
+if TYPE_CHECKING:
+    from harness.catalog import Selection
+    from harness.lab import Lab
+    from harness.machine import Machine
+
+TARGET: Final = "target-1"
+"""The serial of the disk that is installed onto."""
+
+USER: Final = Account("mate", "ahoy-there")
+"""The account that an installation creates."""
+
+
+def installs(image: Selection) -> bool:
+    """Whether an image installs itself onto another disk; otherwise its live disk is the system."""
+    return "install" in image.capabilities
+
+
+def system_disk(image: Selection) -> str:
+    """Return the name of the disk that an installed system of an image runs from."""
+    return "target" if installs(image) else "live"
+
+
+def target_disk(image: Selection, name: str = "target", serial: str = TARGET) -> Disk:
+    """Return a blank disk of the size that an image asks for.
+
+    Raises:
+        UsageError: The image does not say how large its disk has to be.
+    """
+    if image.machine.disk is None:
+        raise UsageError(
+            f"image {image.name} declares install, and no disk to install on",
+            hint=f"machine: {{disk: SIZE}} in {image.path}",
+        )
+    return Disk(name, size=image.machine.disk, serial=serial)
+
+
+def installed_disk(machine: Machine[Any], name: str = "target") -> Disk:
+    """Return the disk that a machine was installed on, for another machine to boot from.
+
+    Each machine that boots it has an overlay of its own.
+    """
+    file = machine.disk(name)
+    return Disk(name, base=file.path, format=file.format, serial=TARGET)
+
+
+def install_answers(lab: Lab) -> Install:
+    """Return a user's answers to the installer: disk :data:`TARGET`, :data:`USER`, the run's key."""
+    return Install(TARGET, user=USER.user, password=USER.password, key=lab.key.public)
+
+
+def boot_installed(
+    lab: Lab, disk: Disk, name: str = "installed", *, network: bool = True
+) -> Machine[Any]:
+    """Start a machine with the disk of an installed system alone: no medium, no seed.
+
+    It has no credential, unless the system can know the run's key from nowhere else.
+
+    Args:
+        lab: The lab.
+        disk: The disk.
+        name: The machine's name.
+        network: Whether the machine has a network interface.
+    """
+    image = lab.image
+    login = image.login
+    return lab.boot(
+        name=name,
+        medium=False,
+        disks=[disk],
+        authorize=network and not installs(image),
+        account=USER if installs(image) else Account(login.user, login.password),
+        nics=(Nic(),) if network else (),
+    )
+
+
+@state
+def live(lab: Lab) -> Machine[Any]:
+    """The image booted and logged in on its console, beside a blank disk if it installs on one."""
+    disks = [] if lab.image.machine.disk is None else [target_disk(lab.image)]
+    machine = lab.boot(disks=disks)
+    machine.os.login()
+    return machine
+
+
+@state(parent=live)
+def installed(lab: Lab, machine: Machine[Any]) -> Machine[Any]:
+    """The image installed as a person would, its disk booted alone, logged in.
+
+    An image that does not install itself is there already.
+    """
+    if not installs(lab.image):
+        return machine
+    target_disk(lab.image)
+    machine.os.install(install_answers(lab))
+    machine.shutdown()
+    system = boot_installed(lab, installed_disk(machine))
+    system.os.login()
+    return system
+
+
+@state(parent=installed)
+def settled(lab: Lab, machine: Machine[Any]) -> Machine[Any]:
+    """An installed system whose first boot was found good."""
+    del lab
+    machine.os.wait_good()
+    return machine

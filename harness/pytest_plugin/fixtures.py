@@ -1,0 +1,205 @@
+"""The fixtures: a lab for each test, the image under test, states, servers for guests, releases."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+import pytest
+
+from harness.pytest_plugin import session as sessions
+
+if TYPE_CHECKING:
+    from harness.catalog import Selection
+    from harness.lab import Lab
+    from harness.machine import Machine
+    from harness.services import Registry, Server, UpdateServer
+
+    ServerT = TypeVar("ServerT", bound=Server)
+
+OUTCOMES: Final = pytest.StashKey[list[pytest.TestReport]]()
+"""The reports of a test's phases: fixtures see by them whether it failed."""
+
+
+@pytest.fixture(scope="session")
+def image(request: pytest.FixtureRequest) -> Selection:
+    """Return the image under test, as ``--image`` and ``--arch`` name it."""
+    return sessions.of(request.config).lab.image
+
+
+@pytest.fixture(scope="module")
+def shared_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Yield a lab for machines that the tests of one module share and leave as they found them.
+
+    Its evidence is kept if one of the tests fails.
+    """
+    session = sessions.of(request.config)
+    folder = session.run.folder(session.shared(request.node.nodeid))
+    failed_before = request.session.testsfailed
+    with session.lab.child(request.node.nodeid, folder=folder) as lab:
+        yield lab
+    if request.session.testsfailed == failed_before and not session.lab.keep:
+        session.run.drop(folder)
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Yield the lab of this test: ``machine = lab.boot()``; its machines end with the test."""
+    session = sessions.of(request.config)
+    # When a shared machine fails, the waits of the test that uses it have become pointless as well.
+    shared = "shared_lab" in request.fixturenames
+    above = request.getfixturevalue("shared_lab") if shared else session.lab
+    folder = session.run.folder(request.node.nodeid)
+    with above.child(request.node.nodeid, folder=folder) as lab:
+        yield lab
+
+
+@pytest.fixture
+def live(lab: Lab) -> Machine[Any]:
+    """Return a machine at the state ``live``: the image booted, logged in on the console."""
+    from harness import points
+
+    return lab.fork(points.live)
+
+
+@pytest.fixture
+def installed(lab: Lab) -> Machine[Any]:
+    """Return a machine at the state ``installed``: an installed system booted, logged in."""
+    from harness import points
+
+    return lab.fork(points.installed)
+
+
+# --- servers ----------------------------------------------------------------------------------
+
+
+def _for_test(lab: Lab, kind: type[ServerT]) -> Iterator[ServerT]:
+    """Yield a server as at its beginning: no fault, no recorded request, no published file."""
+    server = lab.service(kind)
+    server.reset()
+    lab.timeline.note(f"service {server.name} runs as {server.by}", address=server.guest)
+    with server.joined(lab.scope):
+        yield server
+    server.reset()
+    server.check()
+
+
+@pytest.fixture
+def update_server(lab: Lab) -> Iterator[UpdateServer]:
+    """Yield nginx, which serves files over HTTPS to the guests of this test."""
+    from harness.services import UpdateServer
+
+    yield from _for_test(lab, UpdateServer)
+
+
+@pytest.fixture
+def registry(lab: Lab) -> Iterator[Registry]:
+    """Yield a container registry, which serves the guests of this test over TLS."""
+    from harness.services import Registry
+
+    yield from _for_test(lab, Registry)
+
+
+# --- releases ---------------------------------------------------------------------------------
+
+Defect = Literal["panic", "verity", "unhealthy", "stuck"]
+"""How a version is broken on purpose: its kernel panics, its root fails verification, its health check
+fails, or it never gets as far as the health check."""
+
+DEFECTS: Final[tuple[Defect, ...]] = ("panic", "verity", "unhealthy", "stuck")
+
+
+class Releases:
+    """The versions of an image by their role in scenarios of upgrades.
+
+    The order is that of ``versions`` in ``image.yaml``: that of their release. A test that asks for a
+    version that does not exist is skipped, with what to do.
+
+    Args:
+        image: The image under test.
+
+    Attributes:
+        old: The version under test: the one that is installed, and upgraded from.
+    """
+
+    def __init__(self, image: Selection) -> None:
+        self._image = image
+        self.name = image.name
+        broken = {f"{version}-{defect}" for version in image.versions for defect in DEFECTS}
+        whole = [version for version in image.versions if version not in broken]
+        self.old = image.version
+        self._later = whole[whole.index(self.old) + 1 :] if self.old in whole else []
+
+    @property
+    def new(self) -> str:
+        """The version after :attr:`old`."""
+        return self._after(0)
+
+    @property
+    def newest(self) -> str:
+        """The version after :attr:`new`."""
+        return self._after(1)
+
+    def broken(self, defect: Defect) -> str:
+        """Return :attr:`new` with a defect: ``2-panic``."""
+        version = f"{self.new}-{defect}"
+        if version not in self._image.versions:
+            self._skip(version)
+        return version
+
+    def _after(self, index: int) -> str:
+        if index >= len(self._later):
+            self._skip(f"after {[self.old, *self._later][-1]}")
+        return self._later[index]
+
+    def _skip(self, version: str) -> None:
+        pytest.skip(
+            f"image {self.name} has no version {version}: build one, name it in {self._image.path}"
+        )
+
+
+@pytest.fixture(scope="session")
+def releases(image: Selection) -> Releases:
+    """Return the versions that scenarios of upgrades need: ``releases.old``, ``.new``, ``.newest``."""
+    return Releases(image)
+
+
+@pytest.fixture(scope="session")
+def update_files(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], list[Path]]:
+    """Return what unpacks an image's artifact ``update``: ``update_files("2")`` lists its files."""
+    lab = sessions.of(request.config).lab
+    unpacked: dict[str, list[Path]] = {}
+
+    def files(version: str) -> list[Path]:
+        if version not in unpacked:
+            folder = tmp_path_factory.mktemp(f"update-{version}")
+            with tarfile.open(lab.artifacts(version=version)["update"]) as archive:
+                archive.extractall(folder, filter="data")
+            unpacked[version] = sorted(folder.iterdir())
+        return unpacked[version]
+
+    return files
+
+
+@pytest.fixture
+def publish(
+    update_server: UpdateServer, update_files: Callable[[str], list[Path]]
+) -> Callable[[str], str]:
+    """Return what puts a version on the update server: ``publish("2")`` returns its address."""
+
+    def published(version: str) -> str:
+        for path in update_files(version):
+            update_server.publish(path, f"{version}/{path.name}")
+        return f"{update_server.url}/{version}/"
+
+    return published
+
+
+@pytest.fixture
+def push(registry: Registry, update_files: Callable[[str], list[Path]]) -> Callable[[str], str]:
+    """Return what puts a version into the registry: ``push("2")`` returns its address."""
+    return lambda version: f"oci://{registry.push(update_files(version), 'os/image', version)}"

@@ -1,0 +1,87 @@
+"""Which scenarios run, and by how many workers: capabilities, ``nightly``, ``-n auto``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from harness.pytest_plugin import session as sessions
+
+
+@pytest.hookimpl(optionalhook=True, wrapper=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> Iterator[None]:
+    """Make ``-n auto`` mean as many workers as this host carries machines."""
+    count: int = yield  # type: ignore[assignment]
+    if not sessions.of(config).engaged:
+        return count  # type: ignore[return-value]
+    from harness.host.admission import workers
+    from harness.host.capacity import capacity
+
+    return min(count, workers(capacity()))  # type: ignore[return-value]
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say which image is tested, and where the evidence goes."""
+    session = sessions.of(config)
+    if not session.engaged:
+        return []
+    from harness.errors import HarnessError
+
+    try:
+        image = session.lab.reference
+    except HarnessError:
+        image = "none"  # a test that needs one says why
+    return [f"harness: image {image}, evidence in {session.run.path}"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave nightly scenarios out, unless ``--all`` is given; skip those whose capabilities are missing.
+
+    A skip names the file that would declare the capability.
+
+    Raises:
+        pytest.UsageError: A scenario needs something that is not a capability, or the image's profile
+            lacks words that go with a capability.
+    """
+    if not config.option.all:
+        nightly = [item for item in items if item.get_closest_marker("nightly")]
+        if nightly:
+            config.hook.pytest_deselected(items=nightly)
+            items[:] = [item for item in items if item not in nightly]
+    for item in items:
+        needed = [name for mark in item.iter_markers("needs") for name in mark.args]
+        if needed:
+            _check(sessions.of(config), item, needed)
+
+
+def _check(session: sessions.Session, item: pytest.Item, needed: list[str]) -> None:
+    """Skip an item whose capabilities the image lacks.
+
+    Raises:
+        pytest.UsageError: As :func:`pytest_collection_modifyitems`.
+    """
+    from harness import profiles
+    from harness.catalog import CAPABILITIES, is_capability
+    from harness.errors import HarnessError
+
+    for name in needed:
+        if not is_capability(name):
+            raise pytest.UsageError(
+                f"{item.nodeid} needs {name!r}, which is not a capability"
+                f" (choose {', '.join(CAPABILITIES)}; a capability of your own begins with x-)"
+            )
+    try:
+        image = session.lab.image
+        profile = profiles.of(image)
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from error
+    if absent := [name for name in needed if name not in image.capabilities]:
+        reason = f"image {image.name} does not declare {', '.join(absent)} in {image.path}"
+        item.add_marker(pytest.mark.skip(reason=reason))
+    elif words := profiles.lacking(profile, needed):
+        raise pytest.UsageError(
+            f"image {image.name} declares {', '.join(needed)}, but its profile {image.profile} lacks"
+            f" {', '.join(words)}\n"
+            f"  try: add them, see docs/how-to/profiles.md; or take the capability out of {image.path}"
+        )
