@@ -1,14 +1,15 @@
 """Benchmarks of Harness, each paired with the bare tool, and with a peer, in the same run.
 
-They are goals, not tests: nothing here decides whether a change is right. ``docs/bench.md`` says
-what is measured and how to read it.
+They are goals, not tests: none of them decides whether a change is right.
+``docs/reference/benchmarks.md`` describes the measurements and how to read them.
 
 =============  ===================================================================
-``core``       results, budgets, pairing, the table and the JSON
-``guest``      the micro guest, its console a plain socket that any reader can take
-``raw``        the bare tool: reads and writes that socket and nothing else
+``core``       rows, budgets, pairing, the table and the JSON
+``labs``       machines as a test would have them: a lab for an image
+``guest``      the micro guest with its console on a plain socket, which any reader can take
+``raw``        the bare tool: it reads and writes that socket and nothing else
 ``peer``       labgrid's own drivers on the same socket
-``side``       a process of its own for each side: harness, raw or labgrid
-others         one module a benchmark
+``side``       a separate process for each side: harness, raw or labgrid
+others         one module for each benchmark
 =============  ===================================================================
 """

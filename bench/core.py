@@ -1,4 +1,4 @@
-"""What a benchmark yields: samples beside a budget, and how they are paired, printed and kept."""
+"""Samples beside a budget: how they are paired, judged, printed and kept."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """Version of the JSON's layout."""
 
 
-class Verdict(StrEnum):
-    """How a result stands to its budget."""
+class Standing(StrEnum):
+    """How a row stands to its budget."""
 
     WITHIN = "within"
     OVER = "over"
@@ -25,7 +25,7 @@ class Verdict(StrEnum):
 
 
 class Judged(StrEnum):
-    """Which figure of a result a budget is about."""
+    """The figure of a row that a budget limits."""
 
     MEDIAN = "median"
     WORST = "worst"
@@ -37,9 +37,9 @@ class Budget:
     """A goal.
 
     Attributes:
-        limit: In the result's unit; for :attr:`Judged.RATIO` a plain number.
-        judged: The figure it is about.
-        at_least: Whether more is better: the limit is a floor, and the worst sample the least.
+        limit: In the row's unit; for :attr:`Judged.RATIO` a plain number.
+        judged: The figure that it limits.
+        at_least: Whether more is better: the limit is a floor, and the worst sample is the least.
     """
 
     limit: float
@@ -47,25 +47,25 @@ class Budget:
     at_least: bool = False
 
     def met_by(self, value: float) -> bool:
-        """Whether a value keeps the budget; the limit itself does."""
+        """Whether a value keeps the budget; the limit itself keeps it."""
         return value >= self.limit if self.at_least else value <= self.limit
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """One row: one subject measured at one thing.
+class Row:
+    """One row of the table: one measurement of one subject.
 
     Attributes:
-        what: The thing measured: ``console command``.
-        subject: Who did it: ``harness``, ``raw socket``, ``labgrid QEMUDriver``.
-        unit: Of the samples: ``ms``, ``s``, ``MB/s``, ``MB``.
-        samples: In the order they were taken; none if it was not measured.
-        bare: The bare tool's samples of the same rounds, in the same order, or none.
+        measurement: The quantity: ``console command``.
+        subject: The tool measured: ``harness``, ``raw socket``, ``labgrid QEMUDriver``.
+        unit: The unit of the samples: ``ms``, ``s``, ``MB/s``, ``MB``.
+        samples: The samples in the order they were taken; none if nothing was measured.
+        bare: The bare tool's samples of the same rounds, in the same order; or none.
         budget: The goal, or ``None``.
-        note: What a reader has to know of the row; if it was not measured, why.
+        note: A note for readers; the reason if nothing was measured.
     """
 
-    what: str
+    measurement: str
     subject: str
     unit: str
     samples: tuple[float, ...] = ()
@@ -80,24 +80,24 @@ class Result:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Each sample by the bare tool's of the same round; empty without the bare tool."""
+        """Each sample divided by the bare tool's of the same round; empty without the bare tool."""
         if not self.bare:
             return ()
         return tuple(ours / bare for ours, bare in zip(self.samples, self.bare, strict=True))
 
     @property
     def ratio(self) -> float | None:
-        """The median of the ratios: what both sides of a round suffer alike cancels out."""
+        """The median of the ratios: a load that slows both sides of a round cancels out."""
         return statistics.median(self.ratios) if self.ratios else None
 
     @property
     def worst(self) -> float:
-        """The worst sample, by the budget's direction; the greatest without a budget."""
+        """The worst sample by the budget's direction; the greatest without a budget."""
         return min(self.samples) if self.budget and self.budget.at_least else max(self.samples)
 
     @property
     def value(self) -> float | None:
-        """The figure that the budget is about."""
+        """The figure that the budget limits; ``None`` without a budget or samples."""
         if self.budget is None or not self.samples:
             return None
         if self.budget.judged is Judged.RATIO:
@@ -105,49 +105,51 @@ class Result:
         return self.worst if self.budget.judged is Judged.WORST else self.median
 
     @property
-    def verdict(self) -> Verdict:
-        """How it stands to its budget."""
+    def standing(self) -> Standing:
+        """How the row stands to its budget."""
         if not self.samples:
-            return Verdict.MISSING
+            return Standing.MISSING
         if self.budget is None:
-            return Verdict.NONE
+            return Standing.NONE
         value = self.value
         if value is None:
-            return Verdict.MISSING
-        return Verdict.WITHIN if self.budget.met_by(value) else Verdict.OVER
+            return Standing.MISSING
+        return Standing.WITHIN if self.budget.met_by(value) else Standing.OVER
 
     def record(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
-        told: dict[str, Any] = {
-            "what": self.what,
+        """Return the row as JSON contains it."""
+        content: dict[str, Any] = {
+            "measurement": self.measurement,
             "subject": self.subject,
             "unit": self.unit,
-            "verdict": self.verdict.value,
+            "standing": self.standing.value,
             "note": self.note,
             "samples": list(self.samples),
         }
         if self.samples:
-            told |= {
+            content |= {
                 "n": len(self.samples),
                 "median": self.median,
                 "min": min(self.samples),
                 "max": max(self.samples),
             }
         if self.bare:
-            told |= {"bare": list(self.bare), "ratio": self.ratio}
+            content |= {"bare": list(self.bare), "ratio": self.ratio}
         if self.budget is not None:
-            told["budget"] = {
+            content["budget"] = {
                 "limit": self.budget.limit,
                 "judged": self.budget.judged.value,
                 "at_least": self.budget.at_least,
                 "value": self.value,
             }
-        return told
+        return content
 
 
-def missing(what: str, subject: str, unit: str, why: str, budget: Budget | None = None) -> Result:
-    """Return the row of what was not measured, and why."""
-    return Result(what, subject, unit, budget=budget, note=why)
+def missing(
+    measurement: str, subject: str, unit: str, reason: str, budget: Budget | None = None
+) -> Row:
+    """Return the row of a measurement that was not made, with the reason."""
+    return Row(measurement, subject, unit, budget=budget, note=reason)
 
 
 def paired(
@@ -155,13 +157,13 @@ def paired(
 ) -> dict[str, tuple[float, ...]]:
     """Measure sides in turn, round by round: A B, B A, A B, ...
 
-    A machine that others use is now fast and now slow. Sides of one round see about the same of
-    it, so their ratio says more than either time; and none is always first.
+    The speed of a shared host changes. The sides of one round meet about the same speed, so their ratio
+    says more than either time. No side is always first.
 
     Args:
-        rounds: How many samples of each.
-        sides: What measures, by name; each returns one sample.
-        say: Told of each sample.
+        rounds: The number of samples of each side.
+        sides: The measuring functions by name; each returns one sample.
+        say: Called with a line for each sample.
     """
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
@@ -175,11 +177,11 @@ def paired(
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What every benchmark is given.
+    """The arguments of every benchmark.
 
     Attributes:
         quick: Few samples, little output.
-        folder: Scratch space on a disk; emptied at the end.
+        folder: Scratch space on a disk; removed at the end.
         say: Prints one line of progress.
     """
 
@@ -188,55 +190,55 @@ class Context:
     say: Callable[[str], None]
 
     def pick(self, full: int, quick: int) -> int:
-        """Return the count or size for this kind of run."""
+        """Return the count or size for this run."""
         return quick if self.quick else full
 
 
 @dataclass(slots=True)
 class Report:
-    """All results of a run.
+    """The rows of a run.
 
     Attributes:
-        host: What the host is: no names, no paths.
+        host: Facts of the host; no names, no paths.
         quick: Whether it was a quick run.
-        results: The rows, in order.
-        failed: Benchmarks that broke, and the error; their rows are missing.
+        rows: The rows, in order.
+        failed: The error of each benchmark that failed; its rows are missing.
     """
 
     host: dict[str, Any]
     quick: bool
-    results: list[Result] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
     @property
-    def over(self) -> list[Result]:
+    def over(self) -> list[Row]:
         """The rows over their budget."""
-        return [row for row in self.results if row.verdict is Verdict.OVER]
+        return [row for row in self.rows if row.standing is Standing.OVER]
 
     @property
-    def unmeasured(self) -> list[Result]:
-        """The rows that have a budget and no value."""
-        return [row for row in self.results if row.budget and row.verdict is Verdict.MISSING]
+    def unmeasured(self) -> list[Row]:
+        """The rows with a budget and without a value."""
+        return [row for row in self.rows if row.budget and row.standing is Standing.MISSING]
 
     def status(self, *, strict: bool) -> int:
-        """Return the exit status: budgets are goals, so only ``strict`` makes them count."""
+        """Return the exit status; budgets are goals and count only if ``strict``."""
         if self.failed:
             return 1
         return 1 if strict and (self.over or self.unmeasured) else 0
 
     def record(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
+        """Return the report as JSON contains it."""
         return {
             "schema": SCHEMA,
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "quick": self.quick,
             "host": self.host,
-            "results": [row.record() for row in self.results],
+            "rows": [row.record() for row in self.rows],
             "failed": self.failed,
         }
 
     def write(self, folder: Path) -> Path:
-        """Write it as ``TIMESTAMP.json``, in UTC, and return the path."""
+        """Write the report to ``TIMESTAMP.json``, in UTC, and return the path."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / time.strftime("%Y%m%dT%H%M%SZ.json", time.gmtime())
         path.write_text(json.dumps(self.record(), indent=2) + "\n", encoding="utf-8")
@@ -244,7 +246,7 @@ class Report:
 
 
 def figure(value: float) -> str:
-    """Return a number as a person reads it: three significant digits, no exponent."""
+    """Return a number for people: three significant digits, no exponent."""
     if value == 0:
         return "0"
     digits = 0
@@ -253,8 +255,8 @@ def figure(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def goal(row: Result) -> str:
-    """Return the budget of a row as a person reads it."""
+def goal(row: Row) -> str:
+    """Return the budget of a row for people."""
     if row.budget is None:
         return ""
     sign = ">=" if row.budget.at_least else "<="
@@ -262,15 +264,25 @@ def goal(row: Result) -> str:
     return f"{sign} {figure(row.budget.limit)} {unit}"
 
 
-HEADINGS: Final = ("what", "who", "median", "min", "max", "n", "x raw", "budget", "verdict")
+HEADINGS: Final = (
+    "measurement",
+    "subject",
+    "median",
+    "min",
+    "max",
+    "n",
+    "x raw",
+    "budget",
+    "standing",
+)
 
 
-def cells(row: Result) -> tuple[str, ...]:
-    """Return the cells of a row of the table, as :data:`HEADINGS` names them."""
+def cells(row: Row) -> tuple[str, ...]:
+    """Return the cells of a row, one for each of :data:`HEADINGS`."""
     if not row.samples:
-        return (row.what, row.subject, "", "", "", "0", "", goal(row), row.verdict.value)
+        return (row.measurement, row.subject, "", "", "", "0", "", goal(row), row.standing.value)
     return (
-        row.what,
+        row.measurement,
         row.subject,
         f"{figure(row.median)} {row.unit}",
         figure(min(row.samples)),
@@ -278,10 +290,10 @@ def cells(row: Result) -> tuple[str, ...]:
         str(len(row.samples)),
         "" if row.ratio is None else figure(row.ratio),
         goal(row),
-        row.verdict.value,
+        row.standing.value,
     )
 
 
-def notes(results: Iterable[Result]) -> Sequence[str]:
-    """Return what has to be known of the rows, one line each."""
-    return [f"{row.what}, {row.subject}: {row.note}" for row in results if row.note]
+def notes(rows: Iterable[Row]) -> Sequence[str]:
+    """Return the notes of the rows, one line each."""
+    return [f"{row.measurement}, {row.subject}: {row.note}" for row in rows if row.note]

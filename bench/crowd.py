@@ -1,17 +1,18 @@
-"""Many forks of one machine alive at once, each answering."""
+"""Many forks of one machine alive at once; each answers."""
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from bench.core import Budget, Context, Result, missing
-from bench.states import private, stage
-from fixtures.points import live
-from harness.admission import Limits, fork_footprint
-from harness.host import capacity
+from bench.core import Budget, Context, Row, missing
+from bench.labs import lab, private
+from harness.host.admission import Limits, fork_footprint
+from harness.host.capacity import capacity
 from harness.machine import Machine
+from harness.points import live
 
 COUNTS = (2, 10, 50, 100)
 QUICK = (2, 10)
@@ -20,52 +21,52 @@ BUDGET = Budget(100, at_least=True)
 STARTERS = 2
 
 
-def run(context: Context) -> list[Result]:
+def run(context: Context) -> list[Row]:
     """Start more and more forks; all of them answer after each step."""
     rows = []
     answered = 0
-    with stage(context, "skiff") as here, ThreadPoolExecutor(STARTERS) as starters:
-        here.states.lease(live)
+    with lab(context, "skiff") as here, ThreadPoolExecutor(STARTERS) as starters:
+        here.state(live)
         room = Limits.of(capacity()).memory // fork_footprint(0, 0)
-        forks: list[Machine] = []
+        forks: list[Machine[Any]] = []
         free = _available()
 
-        def start(number: int) -> Machine:
-            return here.fork_of(live, name=f"fork{number}", working_set=0)
+        def start(number: int) -> Machine[Any]:
+            return here.fork(live, name=f"fork{number}", working_set=0)
 
         for count in (context.pick(1, 0) and COUNTS) or QUICK:
             if count > room:
-                why = f"this host has memory for {room}"
-                rows.append(missing(f"{count} forks alive", "skiff", "s", why))
+                reason = f"this host has memory for {room}"
+                rows.append(missing(f"{count} forks alive", "skiff", "s", reason))
                 continue
             began = time.perf_counter()
             forks += starters.map(start, range(len(forks), count))
             up = time.perf_counter() - began
             began = time.perf_counter()
             for number, machine in enumerate(forks):
-                told = machine.console.run(f"echo I am {number}").stdout
-                if told != f"I am {number}\n":
-                    raise RuntimeError(f"fork {number} of {count} answers {told!r}")
+                output = machine.console.run(f"echo I am {number}").stdout
+                if output != f"I am {number}\n":
+                    raise RuntimeError(f"fork {number} of {count} answers {output!r}")
             answer = time.perf_counter() - began
             answered = count
-            each = [private(machine) for machine in forks]
-            taken = (free - _available()) / 1e6
+            memory = [private(machine) for machine in forks]
+            used = (free - _available()) / 1e6
             context.say(f"{count} forks: {up:.1f} s more to start, all answer in {answer:.2f} s")
             rows += [
-                Result(
+                Row(
                     f"{count} forks alive: one answers",
                     "skiff",
                     "s",
                     (answer / count,),
-                    note=f"the last of them took {up:.1f} s to start; the host has {taken:.0f} MB"
+                    note=f"the last of them took {up:.1f} s to start; the host has {used:.0f} MB"
                     " less to give than before the first",
                 ),
-                Result(f"{count} forks alive: private memory", "skiff", "MB", tuple(each)),
+                Row(f"{count} forks alive: private memory", "skiff", "MB", tuple(memory)),
             ]
         for machine in forks:
             machine.stop()
     budget = None if context.quick else BUDGET
-    return [Result(ALIVE, "harness", "", (answered,), budget=budget), *rows]
+    return [Row(ALIVE, "harness", "", (answered,), budget=budget), *rows]
 
 
 def _available() -> int:

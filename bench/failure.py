@@ -1,4 +1,4 @@
-"""A guest that is lost: how long a wait on its console lasts after that."""
+"""A guest that panics or dies: how much longer a wait on its console lasts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import peer, side
-from bench.core import Budget, Context, Judged, Result, missing, paired
-from bench.guest import PASSWORD, USER, Guest, micro
-from harness import deadline
+from bench.core import Budget, Context, Judged, Row, missing, paired
+from bench.guest import PASSWORD, SCALE, USER, Guest
+from bench.labs import lab
 from harness.console import Console
+from harness.deadline import UNSCALED
 from harness.errors import HarnessError, PanicError, QemuExitedError
-from harness.keys import KeyPair
+from harness.lab import Lab
 
 PANIC = "panic to failed wait"
 KILL = "QEMU killed to failed wait"
@@ -30,34 +31,30 @@ PROVOKE = "sleep 1; echo c > /proc/sysrq-trigger"
 LABGRID_TIMEOUT = 5.0
 
 
-def run(context: Context) -> list[Result]:
-    """Lose guests, one a sample."""
-    micro()
-    key = KeyPair.generate()
+def run(context: Context) -> list[Row]:
+    """Lose a guest for each sample."""
     rounds = context.pick(5, 1)
-    taken = paired(
-        rounds,
-        {
+    with lab(context, "micro") as here:
+        sides = {
             "printed": lambda: _panic_printed(context.folder),
-            "killed": lambda: _killed(context.folder, key),
-        },
-        context.say,
-    )
+            "killed": lambda: _killed(here),
+        }
+        samples = paired(rounds, sides, context.say)
     rows = [
-        Result(
+        Row(
             PANIC,
             "harness",
             "s",
-            taken["printed"],
+            samples["printed"],
             budget=BUDGET,
             note="from the moment the words left QEMU, seen by a relay in front of the console,"
             " to the exception in the waiting test; a raw reader sees them at 0",
         ),
-        Result(
+        Row(
             KILL,
             "harness",
             "s",
-            taken["killed"],
+            samples["killed"],
             budget=BUDGET,
             note="from kill(2), SIGKILL, to the exception in the waiting test; the whole machine,"
             " with monitor and SSH",
@@ -67,20 +64,24 @@ def run(context: Context) -> list[Result]:
         return [*rows, missing(PANIC, "labgrid", "s", peer.NOT_INSTALLED)]
     lost = paired(context.pick(2, 1), {"labgrid": lambda: _labgrid(context.folder)}, context.say)
     rows.append(
-        Result(
+        Row(
             PANIC,
             "labgrid QEMUDriver.expect",
             "s",
             lost["labgrid"],
-            note=f"from the command that panics; its wait was given {LABGRID_TIMEOUT:g} s, and"
-            " lasts as long as it is given",
+            note=f"from the command that panics; its wait has a timeout of {LABGRID_TIMEOUT:g} s"
+            " and lasts as long",
         )
     )
     return rows
 
 
 def _failed(wait: Callable[[], object], kind: type[HarnessError]) -> float:
-    """Return when a wait failed, and fail if it did so in another way."""
+    """Return the time at which a wait failed.
+
+    Raises:
+        RuntimeError: It did not end, or ended with another error.
+    """
     try:
         wait()
     except kind:
@@ -89,7 +90,7 @@ def _failed(wait: Callable[[], object], kind: type[HarnessError]) -> float:
 
 
 class _Relay:
-    """Carries the console's bytes and notes when a word passes, before it is passed on."""
+    """Carries the console's bytes; notes the time of a word before it passes it on."""
 
     def __init__(self, guest: socket.socket, word: bytes) -> None:
         self._guest = guest
@@ -119,7 +120,7 @@ class _Relay:
                 try:
                     (self._ours if outward else self._guest).sendall(data)
                 except BrokenPipeError:
-                    # The console was closed while the guest still printed.
+                    # The console closed while the guest still printed.
                     self._ours.close()
                     return
 
@@ -131,7 +132,7 @@ def _panic_printed(folder: Path) -> float:
     with Guest(folder, "panic") as guest:
         relay = _Relay(guest.socket, WORDS)
         log, cast = folder / "panic.log", folder / "panic.cast"
-        with Console(relay.theirs, log=log, cast=cast, name="panic") as console:
+        with Console(relay.theirs, log=log, cast=cast, name="panic", scale=SCALE) as console:
             console.login(USER, PASSWORD)
             console.leave()
             console.send_line(PROVOKE)
@@ -141,10 +142,9 @@ def _panic_printed(folder: Path) -> float:
         return failed - relay.seen_at
 
 
-def _killed(folder: Path, key: KeyPair) -> float:
-    evidence = folder / "killed"
+def _killed(here: Lab) -> float:
     at: list[float] = []
-    with micro().machine("killed", evidence, key) as machine:
+    with here.boot(name="killed") as machine:
         machine.console.expect_exact("login: ")
 
         def kill() -> None:
@@ -155,16 +155,16 @@ def _killed(folder: Path, key: KeyPair) -> float:
         timer = threading.Timer(0.5, kill)
         timer.start()
         failed = _failed(
-            lambda: machine.console.expect("never printed", deadline.after(60, scaled=False)),
+            lambda: machine.console.expect("never printed", UNSCALED.after(60)),
             QemuExitedError,
         )
         timer.join()
-    shutil.rmtree(evidence)
+    shutil.rmtree(machine.evidence)
     return failed - at[0]
 
 
 def _labgrid(folder: Path) -> float:
     with Guest(folder, "panic-labgrid") as guest:
         guest.login()
-        told = side.ask(guest, "labgrid-qemu", "panic", command=PROVOKE, seconds=LABGRID_TIMEOUT)
-    return float(told["seconds"])
+        answer = side.ask(guest, "labgrid-qemu", "panic", command=PROVOKE, seconds=LABGRID_TIMEOUT)
+    return float(answer["seconds"])

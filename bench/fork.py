@@ -1,12 +1,13 @@
-"""A fork of a booted machine, to its first command; saving one; the memory that a fork takes."""
+"""A fork of a booted machine to its first command, its memory, and saving a machine."""
 
 from __future__ import annotations
 
 import time
 
-from bench.core import Budget, Context, Result, missing
-from bench.states import Stage, private, stage
-from fixtures.points import live
+from bench.core import Budget, Context, Row, missing
+from bench.labs import lab, private
+from harness.lab import Lab
+from harness.points import live
 from harness.spec import format_size
 
 FORK = "fork to first command on the console"
@@ -19,32 +20,32 @@ SSH_BUDGET = Budget(1.0)
 SAVE_BUDGET = Budget(0.5)
 PRIVATE_BUDGET = Budget(80.0)
 
-LABGRID = "its drivers start QEMU from nothing: a snapshot or a fork is none of their words"
+LABGRID = "its drivers always boot: they have no snapshot and no fork"
 
 
-def run(context: Context) -> list[Result]:
-    """Measure micro, then skiff, which the budgets are about."""
-    results: list[Result] = []
+def run(context: Context) -> list[Row]:
+    """Measure micro, then skiff, which has the budgets."""
+    rows: list[Row] = []
     for image in ("micro", "skiff"):
-        with stage(context, image) as here:
-            results += _image(context, here, image, judged=image == "skiff")
-    return [*results, missing(FORK, "labgrid", "s", LABGRID)]
+        with lab(context, image) as here:
+            rows += _image(context, here, image, judged=image == "skiff")
+    return [*rows, missing(FORK, "labgrid", "s", LABGRID)]
 
 
-def _image(context: Context, here: Stage, image: str, *, judged: bool) -> list[Result]:
-    here.states.lease(live)
-    context.say(f"{image}: the state live is there")
+def _image(context: Context, here: Lab, image: str, *, judged: bool) -> list[Row]:
+    here.state(live)
+    context.say(f"{image}: the state live is ready")
     cold, saved = _cold(context, here, image)
     forks, over_ssh, idle, after_ssh = [], [], [], []
     for number in range(context.pick(15, 3)):
         started = time.perf_counter()
-        machine = here.fork_of(live, name="fork", working_set=0)
+        machine = here.fork(live, name="fork", working_set=0)
         machine.console.run("true")
         forks.append(time.perf_counter() - started)
         idle.append(private(machine))
         machine.stop()
         started = time.perf_counter()
-        machine = here.fork_of(live, name="fork", working_set=0)
+        machine = here.fork(live, name="fork", working_set=0)
         machine.ssh.run("true").check()
         over_ssh.append(time.perf_counter() - started)
         after_ssh.append(private(machine))
@@ -52,17 +53,17 @@ def _image(context: Context, here: Stage, image: str, *, judged: bool) -> list[R
         context.say(f"{image}: fork {number + 1}: {forks[-1]:.3f} s, SSH {over_ssh[-1]:.3f} s")
     memory = format_size(machine.spec.memory)
     return [
-        Result("boot to first command on the console", image, "s", tuple(cold)),
-        Result(
+        Row("boot to first command on the console", image, "s", tuple(cold)),
+        Row(
             FORK,
             image,
             "s",
             tuple(forks),
             budget=FORK_BUDGET if judged else None,
-            note="from the call; the clock set and the random pool reseeded before the command",
+            note="from the call; includes setting the clock and reseeding the random pool",
         ),
-        Result(OVER_SSH, image, "s", tuple(over_ssh), budget=SSH_BUDGET if judged else None),
-        Result(
+        Row(OVER_SSH, image, "s", tuple(over_ssh), budget=SSH_BUDGET if judged else None),
+        Row(
             SAVE,
             image,
             "s",
@@ -70,20 +71,20 @@ def _image(context: Context, here: Stage, image: str, *, judged: bool) -> list[R
             budget=SAVE_BUDGET if judged else None,
             note=f"{memory}, just booted: RAM, devices and disks",
         ),
-        Result(
+        Row(
             PRIVATE,
             image,
             "MB",
             tuple(idle),
             budget=PRIVATE_BUDGET if judged else None,
-            note="pages it has written, QEMU's own included, after the command on the console",
+            note="the pages it has written, QEMU's own included, after the command on the console",
         ),
-        Result("private memory of a fork after SSH", image, "MB", tuple(after_ssh)),
+        Row("private memory of a fork after SSH", image, "MB", tuple(after_ssh)),
     ]
 
 
-def _cold(context: Context, here: Stage, image: str) -> tuple[list[float], list[float]]:
-    """Boot a machine as the state does, and save it while it runs; seconds of each."""
+def _cold(context: Context, here: Lab, image: str) -> tuple[list[float], list[float]]:
+    """Boot a machine as the state does and save it while it runs; return the seconds of each."""
     cold, saved = [], []
     for number in range(context.pick(3, 1)):
         started = time.perf_counter()

@@ -1,7 +1,7 @@
 """The micro guest with its console on a plain socket, for readers that take turns at it.
 
-QEMU's command line is Harness' own, so that every side has the same machine; nobody reads the
-socket but the side whose turn it is. Between turns the guest stands at a shell's prompt.
+QEMU's command line is the one that Harness builds, so that every side has the same machine. Only the
+side whose turn it is reads the socket. Between turns the guest stands at a shell's prompt.
 """
 
 from __future__ import annotations
@@ -10,101 +10,89 @@ import functools
 import hashlib
 import random
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from bench.labs import open_lab
 from bench.raw import RawConsole
-from harness import deadline, paths, profiles
-from harness.catalog import Selection, load
-from harness.keys import KeyPair
-from harness.machine import Machine
-from harness.profiles.base import Profile
-from harness.qemu import accel, argv, binary
+from harness import profiles
+from harness.deadline import TCG_SCALE, Scale
+from harness.host import accel
+from harness.lab import Lab
+from harness.qemu import argv, binary
 from harness.qemu.process import OwnedProcess
 from harness.spec import ConsoleDevice, Disk, MachineSpec, Nic
-from harness.store import Store
+from harness.ssh.key import KeyPair
 
 ARCH: Final = "x86_64"
 USER: Final = "root"
 PASSWORD: Final = "micro"
 PROMPT: Final = r"micro:[^\r\n]*# "
-"""The prompt of the guest's shell, for who matches it."""
+"""The prompt of the guest's shell, as a regular expression."""
 
 PAYLOAD: Final = "/tmp/payload"
-"""Where :meth:`Guest.login` puts the payload in the guest."""
+"""The file in the guest that :meth:`Guest.login` writes the payload to."""
 
 PORT: Final = "/dev/bench"
-"""The guest's end of :attr:`Guest.port`: a link, for Linux numbers the buses as it finds them."""
+"""The guest's end of :attr:`Guest.port`: a link, because Linux chooses the number of the bus."""
 
-ACCELERATOR: Final = "tcg"
-"""The budgets are for TCG: it is what every host has."""
-
-
-@dataclass(frozen=True, slots=True)
-class Micro:
-    """The micro image, ready to boot.
-
-    Attributes:
-        selection: Its entry of the catalogue.
-        files: Its artifacts by name.
-        profile: Its profile.
-        accel: The accelerator.
-    """
-
-    selection: Selection
-    files: dict[str, Path]
-    profile: type[Profile]
-    accel: accel.Accel
-
-    def spec(
-        self,
-        name: str,
-        *,
-        console: ConsoleDevice = ConsoleDevice.SERIAL,
-        disks: tuple[Disk, ...] = (),
-        nics: tuple[Nic, ...] = (),
-        key: KeyPair | None = None,
-    ) -> MachineSpec:
-        """Return the spec of a guest whose console is the given device."""
-        return self.profile.spec(
-            self.selection,
-            self.files,
-            name=name,
-            disks=disks,
-            nics=nics,
-            credentials=self.profile.credentials(key.public) if key else None,
-            console=console,
-            cmdline="console=hvc0" if console is ConsoleDevice.VIRTIO else "",
-        )
-
-    def machine(self, name: str, folder: Path, key: KeyPair) -> Machine:
-        """Return a machine as a test would have it: SSH, monitor, evidence. It is not started."""
-        spec = self.spec(name, nics=(Nic(),), key=key)
-        machine = Machine(spec, accel=lambda _: self.accel, key=key, evidence=folder)
-        machine.os = self.profile(machine, self.selection)
-        return machine
+SCALE: Final = Scale(TCG_SCALE)
+"""The deadlines of guests under TCG."""
 
 
 @functools.cache
-def micro() -> Micro:
-    """Return the micro image, built or fetched if it has to be; deadlines are scaled for TCG."""
-    selection = load(paths.images_dir(), known_profiles=profiles.names()).resolve("micro", ARCH)
-    files = Store(paths.cache_dir()).artifacts(selection, progress=print).files
-    qemu = binary.find(ARCH)
-    found = accel.probe(ACCELERATOR, ARCH, qemu=qemu.path, cache_dir=paths.cache_dir())
-    deadline.set_scale(deadline.TCG_SCALE)
-    return Micro(selection, dict(files), profiles.of(selection.image), found)
+def micro() -> Lab:
+    """Return the lab whose micro image all bare guests of this process boot."""
+    return open_lab("micro", Path(".harness/bench/runs"), arch=ARCH)
+
+
+@functools.cache
+def _files() -> Mapping[str, Path]:
+    """Return the image's files by name, built if need be; they are lent until the process ends."""
+    return micro().artifacts().files
+
+
+def micro_spec(
+    name: str,
+    *,
+    console: ConsoleDevice = ConsoleDevice.SERIAL,
+    disks: tuple[Disk, ...] = (),
+    nics: tuple[Nic, ...] = (),
+    key: KeyPair | None = None,
+) -> MachineSpec:
+    """Return the spec of a micro guest.
+
+    Args:
+        name: The guest's name.
+        console: The device of its console.
+        disks: Further disks.
+        nics: Network interfaces.
+        key: The key that a credential lets in; none by default.
+    """
+    image = micro().image
+    profile = profiles.of(image.definition)
+    return profile.spec(
+        image,
+        _files(),
+        name=name,
+        disks=disks,
+        nics=nics,
+        credentials=profile.credentials(key.public) if key else None,
+        console=console,
+        cmdline="console=hvc0" if console is ConsoleDevice.VIRTIO else "",
+    )
 
 
 def command(spec: MachineSpec, console_fd: int, qmp_fd: int | None, *disks: Path) -> list[str]:
-    """Return QEMU's command line for a spec, as Harness makes it, that starts running at once."""
-    image = micro()
-    given = argv.Allocations(
+    """Return QEMU's command line for a spec, as Harness builds it, but for a guest that runs at once."""
+    accelerator = micro().accelerator(ARCH)
+    allocations = argv.Allocations(
         qemu=binary.find(ARCH).path,
-        accel=image.accel.name,
-        cpu_model=accel.cpu_model(image.accel, ARCH),
+        accel=accelerator.name,
+        cpu_model=accel.cpu_model(accelerator, ARCH),
         disks={
             disk.name: argv.DiskFile(path, "raw")
             for disk, path in zip(spec.disks, disks, strict=True)
@@ -112,7 +100,7 @@ def command(spec: MachineSpec, console_fd: int, qmp_fd: int | None, *disks: Path
         console_fd=console_fd,
         qmp_fd=qmp_fd,
     )
-    return [word for word in argv.build(spec, given) if word != "-S"]
+    return [word for word in argv.build(spec, allocations) if word != "-S"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +114,11 @@ class Payload:
     path: Path
 
     def digest(self, times: int, *, terminal: bool) -> tuple[int, str]:
-        """Return length and SHA-256 of what comes out when it is printed so often.
+        """Return length and SHA-256 of the output when the file is printed several times.
 
         Args:
             times: How often.
-            terminal: Whether it goes through a terminal, which makes each LF a CR LF.
+            terminal: Whether a terminal carries it, which turns each LF into CR LF.
         """
         data = self.path.read_bytes()
         if terminal:
@@ -155,15 +143,15 @@ _LINES: Final = (
     "random: crng init done",
     "clocksource: Switched to clocksource tsc",
 )
-"""Lines as a guest's log has them: capitals, brackets and colons are what watchers begin with."""
+"""Lines as in a guest's log: capitals, brackets and colons are where watchers begin to match."""
 
 
 def payload(folder: Path, size: int) -> Payload:
-    """Write a payload: a log of a guest, each line different; the same for each run.
+    """Write a payload: a log of a guest in which each line differs; the same in each run.
 
     Args:
-        folder: Where the file goes.
-        size: Bytes; a multiple of 512, the file is a disk of the guest.
+        folder: The folder that gets the file.
+        size: Bytes; a multiple of 512, because the file is a disk of the guest.
     """
     source = random.Random(1)
     lines = bytearray()
@@ -183,16 +171,16 @@ class Guest:
     """A booted micro guest; a context manager.
 
     Args:
-        folder: Where QEMU's words go.
+        folder: The folder that gets QEMU's standard error.
         name: The guest's name.
         console: The device of its console.
-        load: A payload to have in the guest, or ``None``.
+        load: A payload for the guest, or ``None``.
 
     Attributes:
         socket: The console.
-        port: A virtio serial port: a stream out of the guest that is not a terminal. QEMU makes
-            the guest wait while its reader is behind (``virtserialport``), as on a serial line,
-            and it carries some hundred times what an emulated 16550 does.
+        port: A virtio serial port: a stream out of the guest that is not a terminal. As on a serial
+            line, QEMU makes the guest wait while its reader is behind (``virtserialport``). It carries
+            about a hundred times as much as an emulated 16550.
     """
 
     def __init__(
@@ -205,9 +193,9 @@ class Guest:
     ) -> None:
         self.device = console
         self.payload = load
-        self._words = folder / f"{name}.qemu.stderr"
+        self._stderr = folder / f"{name}.qemu.stderr"
         disks = (Disk("payload", base=load.path, readonly=True),) if load else ()
-        self._spec = micro().spec(name, console=console, disks=disks)
+        self._spec = micro_spec(name, console=console, disks=disks)
         self._process: OwnedProcess | None = None
         self.socket, self._socket_there = socket.socketpair()
         self.port, self._port_there = socket.socketpair()
@@ -222,7 +210,7 @@ class Guest:
                     *("-device", "virtio-serial-pci,id=ports"),
                     *("-device", "virtserialport,bus=ports.0,nr=1,chardev=port,name=bench"),
                 ],
-                stderr=self._words,
+                stderr=self._stderr,
                 pass_fds=(console.fileno(), port.fileno()),
             )
         return self
@@ -239,7 +227,7 @@ class Guest:
         self.port.close()
 
     def login(self) -> None:
-        """Log in, by hand, and bring the payload into the guest's memory."""
+        """Log in through the bare console and copy the payload into the guest's memory."""
         console = RawConsole(self.socket.fileno())
         console.login(USER, PASSWORD)
         shell = console.shell()
@@ -248,10 +236,10 @@ class Guest:
             raise RuntimeError("the guest has no virtio serial port")
         if self.payload is not None:
             _, status = shell.run(f"dd if=/dev/vda of={PAYLOAD} bs=64k 2>/dev/null")
-            told, _ = shell.run(f"sha256sum < {PAYLOAD}")
-            want = hashlib.sha256(self.payload.path.read_bytes()).hexdigest()
-            if status or told.split()[0].decode() != want:
-                raise RuntimeError("the payload did not come into the guest whole")
+            output, _ = shell.run(f"sha256sum < {PAYLOAD}")
+            digest = hashlib.sha256(self.payload.path.read_bytes()).hexdigest()
+            if status or output.split()[0].decode() != digest:
+                raise RuntimeError("the payload in the guest differs from the file")
         shell.close()
 
 

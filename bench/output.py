@@ -1,11 +1,11 @@
-"""Output of the guest: at what rate it comes, whether all of it, and what memory it takes.
+"""Output of the guest: its rate, its completeness, and the memory that reading it takes.
 
-Two ways out of the guest. The serial console is what users have; an emulated 16550 passes a byte
-at a time, so a gigabyte would take hours, and the guest sets the pace. A virtio serial port is as
-lossless and hundreds of times faster: there the reader sets the pace. The library's console reads
-the one as the other. A virtio *console* is neither: QEMU drops its output when the reader is
-behind, whoever reads (QEMU, ``flush_buf`` of ``hw/char/virtio-console.c``: only what is no console is
-throttled).
+The output has two ways out of the guest. Users have the serial console: an emulated 16550 passes one
+byte at a time, so a gigabyte would take hours, and the guest sets the pace. A virtio serial port is
+also lossless and hundreds of times faster: there the reader sets the pace. The library's console reads
+both in the same way. A virtio *console* is not lossless: QEMU drops its output when the reader is behind
+(QEMU, ``flush_buf`` of ``hw/char/virtio-console.c``: it throttles ports that are not consoles, and only
+those).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import peer, side
-from bench.core import Budget, Context, Judged, Result, missing, paired
+from bench.core import Budget, Context, Judged, Row, missing, paired
 from bench.guest import Guest, Payload, megabytes, payload
 from harness.spec import MIB, ConsoleDevice
 
@@ -47,9 +47,9 @@ class _Flood:
         self.size, self.digest = self.load.digest(self.times, terminal=not self.port)
 
     def turn(self, name: str) -> float:
-        """Let one side take the flood; return its rate in MB/s."""
+        """Let one side read the flood; return its rate in MB/s."""
         answers = self.answers.setdefault(name, [])
-        told = side.ask(
+        answer = side.ask(
             self.guest,
             name,
             "output",
@@ -59,53 +59,53 @@ class _Flood:
             folder=str(self.folder),
             seconds=side.LIMIT - 60,
         )
-        told["whole"] = (
-            told["length"] == self.size and told.get("sha256", self.digest) == self.digest
+        answer["whole"] = (
+            answer["length"] == self.size and answer.get("sha256", self.digest) == self.digest
         )
-        answers.append(told)
-        return megabytes(told["length"]) / float(told["seconds"])
+        answers.append(answer)
+        return megabytes(answer["length"]) / float(answer["seconds"])
 
     def sides(self, *names: str) -> dict[str, Callable[[], float]]:
         return {name: partial(self.turn, name) for name in names}
 
     def whole(self, name: str) -> str:
-        """Say whether all of it came, for a note."""
+        """Return a note that says whether all of the output arrived."""
         answers = self.answers[name]
-        good = sum(told["whole"] for told in answers)
+        good = sum(answer["whole"] for answer in answers)
         if good == len(answers):
-            # The bare tool keeps no log to be compared: it only counts.
+            # The bare tool keeps no log to compare: it only counts.
             return "nothing lost" if "sha256" in answers[0] else "as many bytes as were sent"
-        lost = [self.size - int(told["length"]) for told in answers]
+        lost = [self.size - int(answer["length"]) for answer in answers]
         return f"NOT WHOLE in {len(answers) - good} of {len(answers)}: bytes missing {lost}"
 
     def cpu(self, name: str) -> str:
-        """Say what CPU time the side took, for a note."""
+        """Return a note with the CPU time of the side."""
         answers = self.answers[name]
-        spent = sum(told["cpu"] for told in answers) / len(answers)
+        spent = sum(answer["cpu"] for answer in answers) / len(answers)
         return f"CPU {1000 * spent / megabytes(self.size):.1f} ms/MB"
 
     def note(self, name: str) -> str:
         return f"{megabytes(self.size):.0f} MB each, {self.whole(name)}, {self.cpu(name)}"
 
 
-def run(context: Context) -> list[Result]:
+def run(context: Context) -> list[Row]:
     """Let the guest print through each device."""
     rows = _port(context)
     rows += _serial(context)
     return rows + _virtio_console(context)
 
 
-def _labgrid(what: str, taken: dict[str, tuple[float, ...]], flood: _Flood) -> list[Result]:
+def _labgrid(measurement: str, rates: dict[str, tuple[float, ...]], flood: _Flood) -> list[Row]:
     rows = []
     for name, subject in (
         ("labgrid-qemu", "labgrid QEMUDriver.expect"),
         ("labgrid-serial", "labgrid SerialDriver.expect on pty"),
     ):
-        if name in taken:
+        if name in rates:
             note = flood.note(name)
-            rows.append(Result(what, subject, "MB/s", taken[name], taken["raw"], note=note))
+            rows.append(Row(measurement, subject, "MB/s", rates[name], rates["raw"], note=note))
         else:
-            rows.append(missing(what, subject, "MB/s", peer.NOT_INSTALLED))
+            rows.append(missing(measurement, subject, "MB/s", peer.NOT_INSTALLED))
     return rows
 
 
@@ -113,116 +113,117 @@ def _peers() -> tuple[str, ...]:
     return ("labgrid-qemu", "labgrid-serial") if peer.version() else ()
 
 
-def _lost(what: str, flood: _Flood) -> Result:
+def _lost(measurement: str, flood: _Flood) -> Row:
     length = flood.size
     answers = flood.answers["harness"]
-    # Bytes that are there but are not those that were sent count as lost, all of them.
+    # If the bytes differ from those that the guest printed, all of them count as lost.
     lost = tuple(
-        0.0 if told["whole"] else float(abs(length - int(told["length"])) or length)
-        for told in answers
+        0.0 if answer["whole"] else float(abs(length - int(answer["length"])) or length)
+        for answer in answers
     )
-    return Result(
-        f"{what}: lost in the log",
+    return Row(
+        f"{measurement}: lost in the log",
         "harness",
         "bytes",
         lost,
         budget=LOST,
-        note="length and SHA-256 of the log against what the guest printed",
+        note="length and SHA-256 of the log against those of the printed output",
     )
 
 
-def _port(context: Context) -> list[Result]:
+def _port(context: Context) -> list[Row]:
     load = payload(context.folder, 16 * MIB)
     with Guest(context.folder, "port", load=load) as guest:
         guest.login()
         # 64 times 16 MiB: 1.07 GB.
         flood = _Flood(guest, load, context.pick(64, 6), context.folder, True)
-        taken = paired(context.pick(3, 2), flood.sides("raw", "harness"), context.say)
-        grown = tuple(megabytes(told["grown"]) for told in flood.answers["harness"])
+        rates = paired(context.pick(3, 2), flood.sides("raw", "harness"), context.say)
+        grown = tuple(megabytes(answer["grown"]) for answer in flood.answers["harness"])
         rows = [
-            Result(
-                PORT, "harness", "MB/s", taken["harness"], taken["raw"], RATE, flood.note("harness")
+            Row(
+                PORT, "harness", "MB/s", rates["harness"], rates["raw"], RATE, flood.note("harness")
             ),
-            Result(PORT, "raw socket", "MB/s", taken["raw"], note=flood.note("raw")),
+            Row(PORT, "raw socket", "MB/s", rates["raw"], note=flood.note("raw")),
             _lost(PORT, flood),
-            Result(
+            Row(
                 f"{PORT}: memory grown",
                 "harness",
                 "MB",
                 grown,
                 budget=GROWN,
-                note="peak resident memory above that before, VmHWM after a reset of the peak",
+                note="the growth of the peak of resident memory: VmHWM after a reset of the peak",
             ),
         ]
-    # What labgrid's pexpect has read it searches again at each read, so it gets a small amount.
+    # labgrid's pexpect searches all of its buffer again at each read, so it gets a small amount.
     small = payload(context.folder, MIB)
     with Guest(context.folder, "port-small", load=small) as guest:
         guest.login()
         flood = _Flood(guest, small, context.pick(4, 1), context.folder, True)
-        taken = paired(
+        rates = paired(
             context.pick(3, 1), flood.sides("raw", "harness", "raw-pty", *_peers()), context.say
         )
-        what = f"{PORT}, {megabytes(flood.size):.0f} MB"
+        measurement = f"{PORT}, {megabytes(flood.size):.0f} MB"
         rows += [
-            Result(
-                what,
+            Row(
+                measurement,
                 "harness",
                 "MB/s",
-                taken["harness"],
-                taken["raw"],
-                note=flood.note("harness") + "; starting to wait weighs on so little",
+                rates["harness"],
+                rates["raw"],
+                note=flood.note("harness")
+                + "; the start of the wait matters with so little output",
             ),
-            Result(what, "raw socket", "MB/s", taken["raw"], note=flood.note("raw")),
-            Result(
-                what,
+            Row(measurement, "raw socket", "MB/s", rates["raw"], note=flood.note("raw")),
+            Row(
+                measurement,
                 "raw through a pty",
                 "MB/s",
-                taken["raw-pty"],
-                taken["raw"],
-                note="what the bridge to labgrid's SerialDriver costs",
+                rates["raw-pty"],
+                rates["raw"],
+                note="the cost of the bridge to labgrid's SerialDriver",
             ),
-            *_labgrid(what, taken, flood),
+            *_labgrid(measurement, rates, flood),
         ]
     return rows
 
 
-def _serial(context: Context) -> list[Result]:
+def _serial(context: Context) -> list[Row]:
     load = payload(context.folder, MIB // 4)
     with Guest(context.folder, "serial", load=load) as guest:
         guest.login()
         flood = _Flood(guest, load, context.pick(4, 1), context.folder, False)
-        taken = paired(context.pick(3, 1), flood.sides("raw", "harness", *_peers()), context.say)
+        rates = paired(context.pick(3, 1), flood.sides("raw", "harness", *_peers()), context.say)
     return [
-        Result(
+        Row(
             SERIAL,
             "harness",
             "MB/s",
-            taken["harness"],
-            taken["raw"],
+            rates["harness"],
+            rates["raw"],
             RATE,
             flood.note("harness") + "; the emulated UART sets the pace",
         ),
-        Result(SERIAL, "raw socket", "MB/s", taken["raw"], note=flood.note("raw")),
+        Row(SERIAL, "raw socket", "MB/s", rates["raw"], note=flood.note("raw")),
         _lost(SERIAL, flood),
-        *_labgrid(SERIAL, taken, flood),
+        *_labgrid(SERIAL, rates, flood),
     ]
 
 
-def _virtio_console(context: Context) -> list[Result]:
+def _virtio_console(context: Context) -> list[Row]:
     load = payload(context.folder, MIB // 4)
     with Guest(context.folder, "hvc", console=ConsoleDevice.VIRTIO, load=load) as guest:
         guest.login()
         flood = _Flood(guest, load, context.pick(4, 1), context.folder, False)
-        taken = paired(context.pick(3, 1), flood.sides("raw", "harness"), context.say)
+        rates = paired(context.pick(3, 1), flood.sides("raw", "harness"), context.say)
     dropped = "; QEMU drops a virtio console's output when the reader is behind"
     return [
-        Result(
+        Row(
             HVC,
             "harness",
             "MB/s",
-            taken["harness"],
-            taken["raw"],
+            rates["harness"],
+            rates["raw"],
             note=flood.note("harness") + dropped,
         ),
-        Result(HVC, "raw socket", "MB/s", taken["raw"], note=flood.note("raw") + dropped),
+        Row(HVC, "raw socket", "MB/s", rates["raw"], note=flood.note("raw") + dropped),
     ]

@@ -2,9 +2,9 @@
 
 ``labgrid-qemu`` is its QEMUDriver, ``labgrid-serial`` its SerialDriver (pyserial); on top of each
 its ShellDriver. Reading, writing, matching and running commands are labgrid's code, unchanged. One
-thing is replaced: QEMUDriver starts a QEMU of its own, and here takes the socket of the one that
-runs, so that all sides have the same guest. SerialDriver wants a terminal device: a pty, to which
-a thread of another process carries the socket's bytes.
+thing is replaced: QEMUDriver starts its own QEMU, and here takes the socket of the running one, so that
+all sides have the same guest. SerialDriver needs a terminal device: it gets a pty, and a thread of
+another process carries the bytes between socket and pty.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.guest import PASSWORD, PROMPT, USER
 
 
 def version() -> str:
-    """Return labgrid's version, or nothing if it is not installed."""
+    """Return labgrid's version; empty if it is not installed."""
     try:
         return metadata.version("labgrid")
     except metadata.PackageNotFoundError:
@@ -102,4 +102,4 @@ def _wait_in_vain(console: Any, task: Mapping[str, Any]) -> float:
         console.expect("never printed", timeout=task["seconds"])
     except TIMEOUT:
         return time.perf_counter() - started
-    raise RuntimeError("labgrid found what was never printed")
+    raise RuntimeError("labgrid matched a text that the guest never printed")

@@ -1,7 +1,7 @@
 """The bare tool: a descriptor of the console, read and written, and nothing else.
 
-It keeps no log, watches for nothing, and takes its timeouts from whoever started the process. It
-is what any console can at best be. Python's own cost is in it, as it is in every side.
+It keeps no log, watches for nothing, and has no timeouts: its parent process kills it. No console can
+be faster. It includes Python's own cost, as every side does.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from dataclasses import dataclass
 from typing import Final
 
 CHUNK: Final = 1024 * 1024
-"""Bytes a read may return; as many as Harness' own."""
+"""Bytes that a read may return; as many as Harness reads."""
 
 _HEAD: Final = 256
-"""Bytes in front of what is read, for the end of what was read before; a mark is shorter."""
+"""Bytes of the buffer before the data of a read, for the end of the previous read; a mark is shorter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """A command of the guest's shell that prints much, and the marks around what it prints.
+    """A command of the guest's shell that prints much, and the marks around its output.
 
-    The shell joins what the command has apart, so that its echo is not taken for its output.
+    The command contains each mark in two parts, which the shell joins: the echo of the command contains
+    no mark.
 
     Attributes:
         command: The command.
-        begin: What stands before the output, newline included.
-        end: What stands behind it.
+        begin: The mark before the output, newline included.
+        end: The mark behind the output, newline included.
     """
 
     command: str
@@ -36,13 +37,13 @@ class Flood:
 
 
 def flood(path: str, times: int, tag: str, port: str = "") -> Flood:
-    """Return the command that prints a file of the guest some times.
+    """Return the command that prints a file of the guest several times.
 
     Args:
         path: The file.
         times: How often.
-        tag: Makes the marks this flood's own.
-        port: A device of the guest to print to; the terminal unless given.
+        tag: A part of the marks that no other flood has.
+        port: A device of the guest to print to; the terminal by default.
     """
     loop = f"i=0; while [ $i -lt {times} ]; do cat {path}; i=$((i+1)); done"
     newline = "\n" if port else "\r\n"
@@ -54,10 +55,10 @@ def flood(path: str, times: int, tag: str, port: str = "") -> Flood:
 
 
 class RawConsole:
-    """A console by its descriptor: a socket, or a pty.
+    """A console on a descriptor: a socket or a pty.
 
     Args:
-        fd: The descriptor; it is made to block.
+        fd: The descriptor; it becomes blocking.
     """
 
     def __init__(self, fd: int) -> None:
@@ -68,15 +69,15 @@ class RawConsole:
         self._rest = b""
 
     def write(self, data: bytes) -> None:
-        """Write all of it."""
+        """Write all of the data."""
         while data:
             data = data[os.write(self._fd, data) :]
 
     def read(self) -> memoryview:
-        """Return what there is, at least a byte; valid until the next read.
+        """Return the data that is there, at least a byte; valid until the next read.
 
         Raises:
-            EOFError: if the guest's side is closed.
+            EOFError: The guest's side is closed.
         """
         count = os.readv(self._fd, [self._space])
         if not count:
@@ -84,7 +85,7 @@ class RawConsole:
         return self._space[:count]
 
     def until(self, mark: bytes) -> bytes:
-        """Return the output up to a mark, which is taken off; meant for little output."""
+        """Return the output before a mark and consume both; for little output."""
         held = self._rest
         while (at := held.find(mark)) < 0:
             held += bytes(self.read())
@@ -92,15 +93,15 @@ class RawConsole:
         return held[:at]
 
     def until_match(self, pattern: re.Pattern[bytes]) -> re.Match[bytes]:
-        """Return the first match in the output; meant for little output."""
+        """Return the first match in the output; for little output."""
         held = self._rest
-        while (found := pattern.search(held)) is None:
+        while (match := pattern.search(held)) is None:
             held += bytes(self.read())
-        self._rest = held[found.end() :]
-        return found
+        self._rest = held[match.end() :]
+        return match
 
     def count_until(self, mark: bytes) -> int:
-        """Return how many bytes come before a mark; for much output: it keeps none of it."""
+        """Return how many bytes come before a mark; for much output, none of which is kept."""
         held = self._rest
         if (at := held.find(mark)) >= 0:
             self._rest = held[at + len(mark) :]
@@ -108,7 +109,7 @@ class RawConsole:
         keep = len(mark) - 1
         total = len(held)
         while True:
-            # In front of what is read next, so that a mark that two reads cut apart is found.
+            # The tail goes before the next read, so that a mark that two reads cut apart is found.
             tail = held[-keep:]
             low = _HEAD - len(tail)
             self._buffer[low:_HEAD] = tail
@@ -121,7 +122,7 @@ class RawConsole:
             held = bytes(self._buffer[max(low, end - keep) : end])
 
     def login(self, user: str, password: str) -> None:
-        """Log in at the first login prompt and wait for the shell's."""
+        """Log in at the first login prompt and wait for the shell's prompt."""
         self.until(b"login: ")
         self.write(user.encode() + b"\r")
         self.until(b"assword: ")
@@ -129,15 +130,15 @@ class RawConsole:
         self.until(b"# ")
 
     def shell(self) -> RawShell:
-        """Return the least that runs commands, started at a prompt."""
+        """Return a minimal shell, started at a prompt."""
         return RawShell(self)
 
 
 class RawShell:
-    """Commands over a bare console: one line there, output and status back.
+    """Runs commands over a bare console: a line goes in, output and status come back.
 
-    A loop of the guest's shell that evaluates lines, without echo and without a prompt. Nothing
-    protects it from noise.
+    A loop of the guest's shell evaluates lines, without echo and without a prompt. Noise on the line
+    breaks it.
 
     Args:
         console: The console, at a shell's prompt.
@@ -163,7 +164,7 @@ class RawShell:
         return output, int(self._console.until(b"\r\n"))
 
     def close(self) -> None:
-        """Give the prompt back."""
+        """End the loop; the guest stands at its prompt again."""
         self._console.write(b"Q\n")
         self._console.until(b"DONE\r\n")
         self._console.until(b"# ")

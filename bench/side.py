@@ -1,8 +1,8 @@
 """One side of a comparison, in a process of its own: ``python -m bench.side TASK`` (JSON).
 
 Each side gets the guest's console, does its task, prints one line of JSON, and leaves the guest at
-a shell's prompt. Being a process, it has its memory and its interpreter to itself; being alike for
-all sides, what that costs cancels out.
+a shell's prompt. A separate process gives each side its own memory and interpreter. All sides pay for
+it alike, so its cost cancels out.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from bench.guest import PAYLOAD, PORT, PROMPT, Guest
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 LIMIT: Final = 1800.0
-"""Seconds after which a side is killed and its benchmark failed."""
+"""Seconds after which a side is killed; its benchmark has failed then."""
 
 SIDES: Final = ("harness", "raw", "raw-driver", "labgrid-qemu", "labgrid-serial", "raw-pty")
 TASKS: Final = ("commands", "output", "panic")
 ON_PTY: Final = ("labgrid-serial", "raw-pty")
-"""Those that want a terminal device, not a socket."""
+"""The sides that need a terminal device instead of a socket."""
 
 
 class SideError(Exception):
-    """A side failed; its words."""
+    """A side failed; carries its standard error."""
 
 
 # --- in the parent ----------------------------------------------------------------------------
@@ -45,32 +45,32 @@ class SideError(Exception):
 def ask(
     guest: Guest, side: str, task: str, *, port: bool = False, **parameters: Any
 ) -> dict[str, Any]:
-    """Let a side do a task on a guest and return what it says.
+    """Let a side do a task on a guest and return its answer.
 
     Args:
         guest: The guest, at a shell's prompt.
         side: One of :data:`SIDES`.
         task: One of :data:`TASKS`.
-        port: Whether the output goes to the guest's port; otherwise to its console.
-        parameters: What the task takes.
+        port: Whether the output goes to the guest's port instead of its console.
+        parameters: The task's parameters.
 
     Raises:
-        SideError: if it fails.
+        SideError: The side failed.
     """
     with ExitStack() as stack:
         sock = guest.port if port else guest.socket
-        given: dict[str, Any] = {"side": side, "task": task, **parameters}
+        request: dict[str, Any] = {"side": side, "task": task, **parameters}
         fds = [guest.socket.fileno()]
         if port:
-            given["control"] = guest.socket.fileno()
+            request["control"] = guest.socket.fileno()
         if side in ON_PTY:
-            given["tty"] = stack.enter_context(bridge(sock))
+            request["tty"] = stack.enter_context(bridge(sock))
         else:
-            given["fd"] = sock.fileno()
+            request["fd"] = sock.fileno()
             fds.append(sock.fileno())
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "bench.side", json.dumps(given)],
+                [sys.executable, "-m", "bench.side", json.dumps(request)],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -83,15 +83,15 @@ def ask(
             raise SideError(f"{side} did not end its {task} in {LIMIT:.0f} s") from error
     if done.returncode:
         raise SideError(f"{side} failed at {task}: {done.stderr.strip()[-2000:]}")
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 @contextmanager
 def bridge(sock: socket.socket) -> Iterator[str]:
-    """Lead a socket to a pty and yield the terminal's path.
+    """Connect a socket to a pty and yield the terminal's path.
 
-    A thread of this process, idle otherwise, carries the bytes. ``raw-pty`` measures what it costs.
+    A thread of this process, which is idle otherwise, carries the bytes. ``raw-pty`` measures its cost.
     """
     ours, theirs = os.openpty()
     tty.setraw(theirs)
@@ -129,19 +129,19 @@ def bridge(sock: socket.socket) -> Iterator[str]:
 
 def memory() -> tuple[int, int]:
     """Return this process' resident memory and its peak, bytes (``proc_pid_status(5)``)."""
-    told = dict(
+    fields = dict(
         line.split(":", 1) for line in Path("/proc/self/status").read_text("ascii").splitlines()
     )
-    return tuple(int(told[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
+    return tuple(int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
 
 
 def reset_peak() -> None:
-    """Let the peak begin at what is resident now (``proc_pid_clear_refs(5)``: 5)."""
+    """Set the peak to the memory that is resident now (``proc_pid_clear_refs(5)``: 5)."""
     Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
 def judge_log(path: Path, flood: raw.Flood) -> dict[str, Any]:
-    """Return length and digest of what lies between a flood's marks in a log."""
+    """Return length and digest of the bytes between a flood's marks in a log."""
     digest = hashlib.sha256()
     length = 0
     begun = False
@@ -168,7 +168,7 @@ def judge_log(path: Path, flood: raw.Flood) -> dict[str, Any]:
 def begin(
     task: Mapping[str, Any], send: Callable[[bytes], object]
 ) -> tuple[raw.Flood, Callable[[], object]]:
-    """Return the flood of a task, and what starts it: on the side's console, or on the control."""
+    """Return the flood of a task and its starter, which uses the side's console or the control."""
     control = task.get("control")
     flood = raw.flood(PAYLOAD, task["times"], task["tag"], "" if control is None else PORT)
     line = flood.command.encode() + b"\r"
@@ -189,14 +189,14 @@ def finish(task: Mapping[str, Any], prompt: Callable[[], object]) -> None:
 
 def harness_side(task: Mapping[str, Any]) -> dict[str, Any]:
     """Harness' console, with log, recording and watchers, as a machine has it."""
-    from harness import deadline
     from harness.console import Console
+    from harness.deadline import TCG_SCALE, UNSCALED, Scale
 
-    deadline.set_scale(deadline.TCG_SCALE)
     log = Path(task["folder"]) / "serial.log"
     cast = Path(task["folder"]) / "serial.cast"
     sock = socket.socket(fileno=os.dup(task["fd"]))
-    with Console(sock, log=log, cast=cast, name="bench") as console:
+    scale = Scale(TCG_SCALE)
+    with Console(sock, log=log, cast=cast, name="bench", scale=scale) as console:
         if task["task"] == "commands":
             console.send_line()
             console.login(None)
@@ -217,15 +217,15 @@ def harness_side(task: Mapping[str, Any]) -> dict[str, Any]:
         console.expect_exact(flood.begin)
         cpu = time.process_time()
         started = time.perf_counter()
-        console.expect_exact(flood.end, deadline.after(LIMIT, scaled=False))
+        console.expect_exact(flood.end, UNSCALED.after(LIMIT))
         seconds = time.perf_counter() - started
         cpu = time.process_time() - cpu
         _, peak = memory()
         finish(task, lambda: console.expect(PROMPT))
-    told = judge_log(log, flood)
+    judged = judge_log(log, flood)
     for path in (log, cast):
         path.unlink()
-    return {"seconds": seconds, "cpu": cpu, "grown": peak - before, **told}
+    return {"seconds": seconds, "cpu": cpu, "grown": peak - before, **judged}
 
 
 def raw_side(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,17 +263,17 @@ def raw_side(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def raw_on_driver(task: Mapping[str, Any], console: raw.RawConsole) -> dict[str, Any]:
-    """The bare descriptor, with Harness' driver in the guest: what ``run`` costs but for Python.
+    """The bare descriptor with Harness' driver in the guest: the cost of ``run`` without Python's.
 
-    The driver is started by a console of Harness, which then goes without ending it.
+    A console of Harness starts the driver, then closes without ending it.
     """
-    from harness import deadline
     from harness.console import Console
+    from harness.deadline import TCG_SCALE, Scale
 
-    deadline.set_scale(deadline.TCG_SCALE)
+    scale = Scale(TCG_SCALE)
     log = Path(task["folder"]) / "driver.log"
     sock = socket.socket(fileno=os.dup(task["fd"]))
-    with Console(sock, log=log, cast=None, name="bench") as starter:
+    with Console(sock, log=log, cast=None, name="bench", scale=scale) as starter:
         starter.send_line()
         starter.login(None)
     log.unlink()
@@ -293,17 +293,17 @@ def raw_on_driver(task: Mapping[str, Any], console: raw.RawConsole) -> dict[str,
 
 
 def main(arguments: list[str]) -> int:
-    """Do one task and print what came of it."""
+    """Do one task and print its answer."""
     task = json.loads(arguments[0])
     if task["side"] == "harness":
-        told = harness_side(task)
+        answer = harness_side(task)
     elif task["side"].startswith("raw"):
-        told = raw_side(task)
+        answer = raw_side(task)
     else:
         from bench import peer
 
-        told = peer.labgrid_side(task)
-    print(json.dumps(told))
+        answer = peer.labgrid_side(task)
+    print(json.dumps(answer))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a developer waits for before anything happens: imports, collection."""
+"""The waits of a developer before a test starts: imports and collection."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import sys
 import time
 from functools import partial
 
-from bench.core import Budget, Context, Result, paired
+from bench.core import Budget, Context, Row, paired
 from bench.side import ROOT
 
 IMPORT = Budget(0.15)
 COLLECT = Budget(1.0)
 
 NO_PEER = ("-p", "no:labgrid")
-"""labgrid brings a plugin of pytest's, which would load itself into both sides."""
+"""labgrid installs a plugin of pytest, which would load itself into both sides."""
 
 
-def run(context: Context) -> list[Result]:
+def run(context: Context) -> list[Row]:
     """Time imports in fresh interpreters, and pytest's collection of all suites."""
     return _imports(context) + _collection(context)
 
 
-def _imports(context: Context) -> list[Result]:
-    def of(module: str) -> float:
+def _imports(context: Context) -> list[Row]:
+    def seconds(module: str) -> float:
         code = (
             f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
         )
@@ -33,25 +33,25 @@ def _imports(context: Context) -> list[Result]:
         return float(done.stdout)
 
     modules = ("harness", "harness.machine", "harness.cli")
-    sides = {name: partial(of, name) for name in modules}
+    sides = {name: partial(seconds, name) for name in modules}
     for side in sides.values():
-        side()  # bytecode is compiled once
+        side()  # compiles the bytecode once
     taken = paired(context.pick(15, 5), sides, context.say)
     return [
-        Result("import", "harness", "s", taken["harness"], budget=IMPORT, note="in the process"),
-        Result(
+        Row("import", "harness", "s", taken["harness"], budget=IMPORT, note="in the process"),
+        Row(
             "import",
             "harness.machine",
             "s",
             taken["harness.machine"],
             budget=IMPORT,
-            note="what a scenario's machine needs; held to the same budget",
+            note="the import behind a scenario's machine; it has the same budget",
         ),
-        Result("import", "harness.cli", "s", taken["harness.cli"]),
+        Row("import", "harness.cli", "s", taken["harness.cli"]),
     ]
 
 
-def _collection(context: Context) -> list[Result]:
+def _collection(context: Context) -> list[Row]:
     empty = context.folder / "empty"
     empty.mkdir()
     (empty / "test_one.py").write_text("def test_one(): pass\n")
@@ -76,17 +76,17 @@ def _collection(context: Context) -> list[Result]:
         side()
     taken = paired(context.pick(9, 3), sides, context.say)
     return [
-        Result(
+        Row(
             "collection of all suites",
             "harness",
             "s",
             taken["harness"],
             taken["bare"],
             COLLECT,
-            "the whole of 'pytest --collect-only suites', interpreter included, without the"
-            " plugin of labgrid's that installing it for the comparison brings",
+            "the whole of 'pytest --collect-only suites', interpreter included, without"
+            " labgrid's plugin, which is only installed for the comparison",
         ),
-        Result(
+        Row(
             "collection of all suites",
             "bare pytest",
             "s",

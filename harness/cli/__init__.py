@@ -1,32 +1,103 @@
-"""The command line: ``harness SUB-COMMAND``; one module a sub-command.
+"""The command line: ``harness COMMAND``; one module for each command.
 
-Exit status: 0 done, 1 the thing asked for failed, 2 wrong usage, 3 the host lacks something, 130
-interrupted.
+Each command starts, forks and builds machines through :class:`harness.lab.Lab`. Results go to standard
+output; progress and errors go to standard error. Every list and report can be printed as JSON
+(``--json``): one object, whose keys the command's help describes. Later versions may add keys.
+
+===========  ==================================================================================
+exit status  meaning
+===========  ==================================================================================
+0            the command succeeded
+1            the command failed: an image does not build, a machine did not come up, an entry of the
+             cache is damaged or in use
+2            wrong usage: an unknown name, a wrong option
+3            the host lacks something, or something on it failed
+130          the user interrupted the command
+===========  ==================================================================================
+
+``harness acceptance`` has exit statuses of its own; see :mod:`harness.cli.acceptance`.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from harness.errors import CancelledError, HarnessError, Verdict
 
-COMMANDS: Final = ("doctor", "images", "run", "shell", "states")
+COMMANDS: Final[Mapping[str, str]] = {
+    "acceptance": "Judge an image: run the acceptance suites with pytest",
+    "doctor": "Report what this host can do and what it lacks",
+    "images": "List, build, locate, verify and remove images",
+    "lab": "Open a Python prompt with a lab: boot, fork and try out machines",
+    "shell": "Start a machine and attach this terminal to its console",
+    "states": "List, explain and remove saved states",
+}
+"""Each command, which is a module of this package, and its summary."""
+
+UNPARSED: Final = ("acceptance",)
+"""Commands whose arguments belong to another program."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
+    """Run the command line and return its exit status.
+
+    Args:
+        arguments: The arguments; those of the process by default.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = next((word for word in words if not word.startswith("-")), "")
+    parser = _parser(command)
+    if command in UNPARSED and words[0] == command and words[1:2] not in (["-h"], ["--help"]):
+        options = parser.parse_args([command])
+        options.arguments = words[1:]
+    else:
+        options = parser.parse_args(words)
+    try:
+        return int(options.handler(options))
+    except KeyboardInterrupt:
+        print("harness: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of the output has gone; a second error at exit would only repeat this.
+        sys.stderr.close()
+        return 0
+    except HarnessError as error:
+        return report(error)
+
+
+def report(error: HarnessError) -> int:
+    """Print an error to standard error and return the exit status that it stands for."""
+    if isinstance(error, CancelledError):
+        print(f"harness: {error}", file=sys.stderr)
+        return 130
+    print(f"harness: error: {error}", file=sys.stderr)
+    return {Verdict.TEST: 2, Verdict.INFRA: 3}.get(error.verdict, 1)
+
+
+def version() -> str:
+    """Return the version of Harness."""
+    return importlib.metadata.version("harness-os")
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    """Return the parser; it imports the module of ``command`` only, because imports take time."""
     parser = argparse.ArgumentParser(
         prog="harness",
         description="Boots built operating-system images in QEMU and decides whether to accept them.",
+        epilog="harness COMMAND --help explains a command.",
     )
+    parser.add_argument("-V", "--version", action="version", version=f"harness {version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in COMMANDS:
+    for name, summary in COMMANDS.items():
+        if name != command:
+            commands.add_parser(name, help=summary)
+            continue
         module = importlib.import_module(f"harness.cli.{name}")
-        summary = (module.__doc__ or "").splitlines()[0]
         sub = commands.add_parser(
             name,
             help=summary,
@@ -35,23 +106,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         module.configure(sub)
         sub.set_defaults(handler=module.main)
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["run"] and given[1:2] not in (["-h"], ["--help"]):
-        options = parser.parse_args(["run"])
-        options.arguments = given[1:]
-    else:
-        options = parser.parse_args(given)
-    try:
-        return int(options.handler(options))
-    except KeyboardInterrupt:
-        print("harness: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    except CancelledError as error:
-        print(f"harness: {error}", file=sys.stderr)
-        return 130
-    except HarnessError as error:
-        print(f"harness: error: {error}", file=sys.stderr)
-        return {Verdict.TEST: 2, Verdict.INFRA: 3}.get(error.verdict, 1)
+    return parser

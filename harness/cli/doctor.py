@@ -1,33 +1,34 @@
-"""Say what this host can do, and what it lacks.
+"""Report what this host can do and what it lacks.
 
-Looks at QEMU, firmware, the accelerator and its reason, memory and CPU as the cgroup allows them.
---boot boots the micro image on each arch. Exit status 3 if something that is needed is missing.
+The report covers QEMU, firmware, the accelerator and the reason for it, and memory and CPU as the
+cgroup limits them. --boot boots the micro image on each architecture. The exit status is 3 if the host
+lacks something that Harness needs.
+
+JSON: {"ok": BOOL, "findings": [{"name", "ok", "needed", "text", "data"}]}
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from harness import host, paths, profiles
-from harness.catalog import load
+from harness import paths
+from harness.arch import ARCHES
+from harness.cli.options import add_json, print_json
 from harness.errors import HarnessError
-from harness.keys import KeyPair
-from harness.machine import Machine
-from harness.qemu import accel, binary, firmware
-from harness.spec import ARCHES, FirmwareKind, format_size
-from harness.state import filesystem
-from harness.store import Store
-from harness.turns import Turns
+from harness.host import capacity as host
+from harness.host.accel import CHOICES
+from harness.lab import Lab
+from harness.qemu import binary, firmware
+from harness.spec import FirmwareKind, format_size
+from harness.states import filesystem
 
 MOVE_CACHE: Final = "put the cache on a local disk (ext4, XFS, btrfs): HARNESS_CACHE=/path"
 
@@ -38,6 +39,7 @@ TOOLS: Final = {
     "mmdebstrap": "mmdebstrap",
     "cpio": "cpio",
 }
+"""Programs that Harness runs, and Debian's package of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +47,10 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        name: What was looked at.
+        name: The subject: ``qemu x86_64``, ``memory``.
         ok: Whether it serves.
-        text: What was found.
-        data: The same for programs.
+        text: The finding, for people; further lines are indented below the first.
+        data: The finding, for programs.
         needed: Whether Harness cannot work without it.
     """
 
@@ -61,36 +63,45 @@ class Finding:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--boot", action="store_true", help="boot the micro image on each arch")
-    parser.add_argument("--accel", default="auto", choices=("auto", "kvm", "tcg"))
+    add_json(parser)
+    parser.add_argument(
+        "--boot", action="store_true", help="boot the micro image on each architecture"
+    )
+    parser.add_argument(
+        "--accel",
+        default="auto",
+        choices=CHOICES,
+        help="the accelerator to try; auto takes KVM if it proves itself (default: %(default)s)",
+    )
 
 
 def main(options: argparse.Namespace) -> int:
     """Print the report."""
     findings = [*_host(), *_tools()]
-    for arch in ARCHES:
-        findings += _arch(arch, options.accel)
-    if options.boot:
-        findings += [_boot(arch, options.accel) for arch in ARCHES]
+    with tempfile.TemporaryDirectory(prefix="harness-doctor-") as evidence:
+        for arch in ARCHES:
+            with _lab(arch, options.accel, evidence) as lab:
+                findings += _arch(arch, lab)
+        if options.boot:
+            for arch in ARCHES:
+                with _lab(arch, options.accel, evidence) as lab:
+                    findings.append(_boot(arch, lab))
     good = all(finding.ok for finding in findings if finding.needed)
     if options.json:
-        report = {
-            "ok": good,
-            "findings": [
-                {"name": each.name, "ok": each.ok, "text": each.text, "data": each.data}
-                for each in findings
-            ],
-        }
-        print(json.dumps(report, indent=2, default=str))
+        print_json({"ok": good, "findings": [asdict(finding) for finding in findings]})
     else:
-        for each in findings:
-            mark = "ok" if each.ok else ("MISSING" if each.needed else "-")
-            first, *rest = each.text.splitlines()
-            print(f"{mark:8}{each.name:18}{first}")
+        for finding in findings:
+            mark = "ok" if finding.ok else ("MISSING" if finding.needed else "-")
+            first, *rest = finding.text.splitlines()
+            print(f"{mark:8}{finding.name:18}{first}")
             for line in rest:
                 print(f"{'':26}{line}")
     return 0 if good else 3
+
+
+def _lab(arch: str, accel: str, evidence: str) -> Lab:
+    # No folder of images: the doctor judges the host by Harness' own micro, whatever the project has.
+    return Lab("micro", arch=arch, accel=accel, images=(), evidence=evidence)
 
 
 def _host() -> list[Finding]:
@@ -112,34 +123,39 @@ def _host() -> list[Finding]:
             f"{format_size(room.memory)}, {format_size(room.available)} free (limit: {room.limit})",
             {"memory": room.memory, "available": room.available, "limit": room.limit},
         ),
-        Finding("cache", True, f"{cache}, {format_size(free)} free", {"path": cache, "free": free}),
+        Finding(
+            "cache",
+            True,
+            f"{cache}, {format_size(free)} free",
+            {"path": str(cache), "free": free},
+        ),
         _cache_file_system(cache),
     ]
 
 
 def _cache_file_system(cache: Path) -> Finding:
-    """Look whether the cache can be written, and has what saved states are kept cheap by."""
+    """Check that the cache can be written and that its file system keeps saved states small."""
     name = "cache file system"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        found = filesystem.lacks(cache)
+        lacks = filesystem.lacks(cache)
     except OSError as error:
         return Finding(name, False, f"{error}\n{MOVE_CACHE}")
-    if found:
-        return Finding(name, False, "\n".join([*found, MOVE_CACHE]), found, needed=False)
-    return Finding(name, True, "keeps and tells holes in files, maps them", found)
+    if lacks:
+        return Finding(name, False, "\n".join([*lacks, MOVE_CACHE]), lacks, needed=False)
+    return Finding(name, True, "stores and reports holes in files, maps files", lacks)
 
 
 def _tools() -> list[Finding]:
     findings = []
     for tool, package in TOOLS.items():
-        found = shutil.which(tool)
+        path = shutil.which(tool)
         findings.append(
             Finding(
                 tool,
-                found is not None,
-                found or f"not installed: package {package}",
-                found,
+                path is not None,
+                path or f"not installed: package {package}",
+                path,
                 needed=tool in ("qemu-img", "setpriv"),
             )
         )
@@ -147,6 +163,7 @@ def _tools() -> list[Finding]:
 
 
 def _try(name: str, look: Callable[[], tuple[str, Any]], *, needed: bool = True) -> Finding:
+    """Return the finding of ``look``; an error of Harness makes it a bad one."""
     try:
         text, data = look()
     except HarnessError as error:
@@ -154,23 +171,24 @@ def _try(name: str, look: Callable[[], tuple[str, Any]], *, needed: bool = True)
     return Finding(name, True, text, data, needed)
 
 
-def _arch(arch: str, choice: str) -> list[Finding]:
+def _arch(arch: str, lab: Lab) -> list[Finding]:
     def qemu() -> tuple[str, Any]:
-        found = binary.find(arch)
-        return f"{found.path} {found.version}", {"path": found.path, "version": found.version}
+        program = binary.find(arch)
+        data = {"path": str(program.path), "version": program.version}
+        return f"{program.path} {program.version}", data
 
     def flash() -> tuple[str, Any]:
-        found = firmware.find(arch, FirmwareKind.UEFI)
-        assert found is not None
-        return f"{found.code} (by {found.descriptor.name})", {"code": found.code}
+        image = firmware.find(arch, FirmwareKind.UEFI)
+        assert image is not None
+        return f"{image.code} (by {image.descriptor.name})", {"code": str(image.code)}
 
     def accelerator() -> tuple[str, Any]:
         started = time.monotonic()
-        found = accel.probe(choice, arch, qemu=binary.find(arch).path, cache_dir=paths.cache_dir())
+        accel = lab.accelerator(arch)
         seconds = time.monotonic() - started
-        return f"{found.name}: {found.reason}", {
-            "accel": found.name,
-            "reason": found.reason,
+        return f"{accel.name}: {accel.reason}", {
+            "accel": accel.name,
+            "reason": accel.reason,
             "seconds": round(seconds, 3),
         }
 
@@ -182,39 +200,20 @@ def _arch(arch: str, choice: str) -> list[Finding]:
     ]
 
 
-def _say(line: str) -> None:
-    # Not among the findings, which a program may read.
-    print(f"harness: {line}", file=sys.stderr)
-
-
-def _boot(arch: str, choice: str) -> Finding:
+def _boot(arch: str, lab: Lab) -> Finding:
     def boot() -> tuple[str, Any]:
-        selection = load(*paths.catalog_dirs(), known_profiles=profiles.names()).resolve(
-            "micro", arch
-        )
-        files = Store(paths.cache_dir()).artifacts(selection, progress=_say).files
-        found = accel.probe(choice, arch, qemu=binary.find(arch).path, cache_dir=paths.cache_dir())
-        turns = Turns(paths.cache_dir(), lambda _: found)
-        profile = profiles.of(selection.image)
-        key = KeyPair.generate()
-        spec = profile.spec(
-            selection, files, name="doctor", credentials=profile.credentials(key.public)
-        )
-        with tempfile.TemporaryDirectory(prefix="harness-doctor-") as folder:
-            machine = Machine(
-                spec, accel=turns.accel, key=key, evidence=Path(folder), admit=turns.take
-            )
-            machine.os = profile(machine, selection)
-            started = time.monotonic()
-            with machine:
-                machine.os.login()
-                prompt = time.monotonic() - started
-                kernel = machine.console.run("uname -r").stdout.strip()
-                machine.ssh.run("true").check()
-                over_ssh = time.monotonic() - started
+        lab.artifacts()  # a build is not part of the boot
+        accel = lab.accelerator(arch).name
+        started = time.monotonic()
+        machine = lab.boot(name="doctor")
+        machine.os.login()
+        prompt = time.monotonic() - started
+        kernel = machine.console.run("uname -r").stdout.strip()
+        machine.ssh.run("true").check()
+        over_ssh = time.monotonic() - started
         return (
             f"kernel {kernel} at the prompt after {prompt:.1f} s, over SSH after {over_ssh:.1f} s"
-            f" ({found.name})",
+            f" ({accel})",
             {"prompt": prompt, "ssh": over_ssh, "kernel": kernel},
         )
 

@@ -1,150 +1,223 @@
-"""List, build, locate and remove images.
+"""List, build, locate, verify and remove images.
 
-list    what the catalogue has, and what of it is in the cache
-build   make or fetch images, once per host; prints the folder of each
-path    print the path of an artifact, building it first if needed
-gc      remove what is not needed; never what is in use
-verify  compare everything in the cache with its digests
+list    all images of the catalogue, and the status of each in the cache
+build   build or fetch images, once per host; print the folder of each
+path    print the path of an artifact; build the image first if need be
+gc      remove entries that the catalogue does not name; never one that is in use
+verify  compare each entry of the cache with its checksums
+
+JSON:
+  list    {"images": [{"name", "variant", "version", "arch", "status", "bytes", "path", "summary"}],
+           "others": [{"id", "status", "bytes", "path"}]}   others: entries outside the catalogue
+  build   {"images": [{"name", "variant", "version", "arch", "path", "artifacts": {NAME: PATH}}]}
+  path    the same, for one image; "artifacts" holds the artifact that was named
+  gc      {"dry_run", "removed": [{"id", "status", "bytes", "path"}], "in_use": [the same],
+           "failed": [MESSAGE], "bytes"}
+  verify  {"ok", "damaged": {ID: [FAULT]}, "seconds"}
+"status" is null for an image that is not in the cache.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from harness import paths, profiles
-from harness.catalog import Catalog, load
+from harness.cache import Entry, Status
+from harness.catalog import Selection
+from harness.cli.options import add_images, add_json, lab_of, print_json, say
 from harness.errors import UnknownNameError, UsageError
-from harness.progress import Progress
+from harness.lab import Lab
 from harness.spec import format_size
-from harness.store import State, Store
+
+REFERENCE = "NAME[/VARIANT][:VERSION]"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-commands."""
-    parser.add_argument(
-        "--images", action="append", default=[], metavar="DIR", help="a further folder of images"
-    )
+    """Add the verbs."""
+    add_images(parser)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    verbs.add_parser("list", help="what there is").set_defaults(verb_handler=_list)
-    build = verbs.add_parser("build", help="make or fetch images")
-    build.add_argument("image", nargs="+", metavar="IMAGE", help="NAME[/VARIANT][:VERSION]")
-    build.add_argument("--arch", default=None)
-    build.set_defaults(verb_handler=_build)
-    path = verbs.add_parser("path", help="print the path of an artifact")
-    path.add_argument("image", metavar="IMAGE")
-    path.add_argument("artifact", nargs="?", help="its name in image.yaml; all of them by default")
-    path.add_argument("--arch", default=None)
-    path.set_defaults(verb_handler=_path)
-    gc = verbs.add_parser("gc", help="remove what is not needed")
-    gc.add_argument("--dry-run", action="store_true", help="only say what would go")
+
+    def verb(
+        name: str, summary: str, handler: Callable[[argparse.Namespace, Lab], int]
+    ) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=summary)
+        add_json(sub)
+        sub.set_defaults(verb_handler=handler)
+        return sub
+
+    verb("list", "list the images of the catalogue", _list)
+    build = verb("build", "build or fetch images", _build)
+    build.add_argument("image", nargs="+", metavar="IMAGE", help=REFERENCE)
+    build.add_argument("--arch", default=None, help="the architecture (default: the image's first)")
+    path = verb("path", "print the path of an artifact", _path)
+    path.add_argument("image", metavar="IMAGE", help=REFERENCE)
+    path.add_argument("artifact", nargs="?", help="its name in image.yaml (default: all of them)")
+    path.add_argument("--arch", default=None, help="the architecture (default: the image's first)")
+    gc = verb("gc", "remove entries that the catalogue does not name", _gc)
+    gc.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     gc.add_argument(
         "--max-age",
         type=_days,
         default=None,
         metavar="DAYS",
-        help="also remove what the catalogue knows but nobody has used for so long",
+        help="remove entries that were last used so many days ago, in the catalogue or not",
     )
-    gc.add_argument("--all", action="store_true", help="remove everything, caches of builds too")
-    gc.set_defaults(verb_handler=_gc)
-    verify = verbs.add_parser("verify", help="compare the cache with its digests")
-    verify.add_argument("--remove", action="store_true", help="remove what is damaged")
-    verify.set_defaults(verb_handler=_verify)
+    gc.add_argument(
+        "--all", action="store_true", help="remove all entries, and the caches of builds"
+    )
+    verify = verb("verify", "compare the cache with its checksums", _verify)
+    verify.add_argument("--remove", action="store_true", help="remove damaged entries")
 
 
 def main(options: argparse.Namespace) -> int:
     """Run the verb."""
-    catalog = load(*paths.catalog_dirs(*options.images), known_profiles=profiles.names())
-    return int(options.verb_handler(options, catalog, Store(paths.cache_dir())))
+    with lab_of(argparse.Namespace(images=options.images)) as lab:
+        return int(options.verb_handler(options, lab))
 
 
-def _list(options: argparse.Namespace, catalog: Catalog, store: Store) -> int:
-    entries = {entry.path: entry for entry in store.list()}
-    known = set()
-    print(f"{'IMAGE':26}{'ARCH':10}{'CACHE':12}{'SIZE':>10}  SUMMARY")
-    for selection in catalog.selections():
-        where = store.where(selection)
-        known.add(where)
-        entry = entries.get(where)
-        state = entry.state.value if entry is not None else "-"
-        size = format_size(entry.bytes) if entry is not None else ""
-        name = f"{selection.image.name}/{selection.variant}:{selection.version}"
-        print(f"{name:26}{selection.arch:10}{state:12}{size:>10}  {selection.image.summary}")
-    others = [entry for path, entry in entries.items() if path not in known]
-    if others:
-        total = format_size(sum(entry.bytes for entry in others))
-        # Other projects may share the cache.
-        folders = ", ".join(map(str, paths.catalog_dirs(*options.images))) or "no folder"
-        print(
-            f"and {len(others)} ({total}) that no image.yaml in {folders} names: harness images gc"
+def _described(selection: Selection) -> dict[str, Any]:
+    return {
+        "name": selection.name,
+        "variant": selection.variant,
+        "version": selection.version,
+        "arch": selection.arch,
+    }
+
+
+def _entry(entry: Entry[Any]) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "status": entry.status,
+        "bytes": entry.bytes,
+        "path": str(entry.path),
+    }
+
+
+def _list(options: argparse.Namespace, lab: Lab) -> int:
+    entries = {entry.path: entry for entry in lab.store.list()}
+    images = []
+    for selection in lab.catalog.selections():
+        path = lab.store.where(selection)
+        entry = entries.pop(path, None)
+        images.append(
+            {
+                **_described(selection),
+                "status": None if entry is None else entry.status,
+                "bytes": 0 if entry is None else entry.bytes,
+                "path": str(path),
+                "summary": selection.summary,
+            }
         )
+    if options.json:
+        print_json({"images": images, "others": [_entry(entry) for entry in entries.values()]})
+        return 0
+    print(f"{'IMAGE':26}{'ARCH':10}{'CACHE':12}{'SIZE':>10}  SUMMARY")
+    for image in images:
+        name = f"{image['name']}/{image['variant']}:{image['version']}"
+        size = format_size(image["bytes"]) if image["status"] else ""
+        status = image["status"] or "-"
+        print(f"{name:26}{image['arch']:10}{status:12}{size:>10}  {image['summary']}")
+    if entries:
+        total = format_size(sum(entry.bytes for entry in entries.values()))
+        # They may be another project's: projects share the cache.
+        print(f"and {len(entries)} entries ({total}) that this catalogue does not name")
+        print("  'harness images gc' removes them")
     return 0
 
 
-def _build(options: argparse.Namespace, catalog: Catalog, store: Store) -> int:
-    selections = [catalog.resolve(reference, options.arch) for reference in options.image]
-    progress = Progress(sys.stderr)
-    try:
-        for selection in selections:
-            with (
-                progress.doing("images", f"building {selection}"),
-                store.artifacts(selection, progress=progress.say) as artifacts,
-            ):
-                print(artifacts.directory)
-    finally:
-        progress.close()
+def _build(options: argparse.Namespace, lab: Lab) -> int:
+    # All names are checked before the first build begins.
+    selections = [lab.select(reference, options.arch) for reference in options.image]
+    images = []
+    for selection in selections:
+        with (
+            lab.progress.doing("images", f"building {selection}"),
+            lab.artifacts(selection) as files,
+        ):
+            folder = files.folder
+            images.append(
+                {**_described(selection), "path": str(folder), "artifacts": _paths(files.items())}
+            )
+        if not options.json:
+            print(folder)
+    if options.json:
+        print_json({"images": images})
     return 0
 
 
-def _path(options: argparse.Namespace, catalog: Catalog, store: Store) -> int:
-    selection = catalog.resolve(options.image, options.arch)
-    if options.artifact and options.artifact not in selection.entry.artifacts:
-        raise UnknownNameError("artifact", options.artifact, selection.entry.artifacts)
-    with store.artifacts(selection, progress=_say) as artifacts:
-        for name, path in artifacts.items():
-            if options.artifact in (None, name):
-                print(path)
+def _path(options: argparse.Namespace, lab: Lab) -> int:
+    selection = lab.select(options.image, options.arch)
+    if options.artifact and options.artifact not in selection.artifacts:
+        raise UnknownNameError("artifact", options.artifact, selection.artifacts)
+    with lab.artifacts(selection) as files:
+        artifacts = _paths(files.items())
+        folder = files.folder
+    if options.artifact:
+        artifacts = {options.artifact: artifacts[options.artifact]}
+    if options.json:
+        print_json({**_described(selection), "path": str(folder), "artifacts": artifacts})
+    else:
+        print("\n".join(artifacts.values()))
     return 0
 
 
-def _gc(options: argparse.Namespace, catalog: Catalog, store: Store) -> int:
+def _gc(options: argparse.Namespace, lab: Lab) -> int:
     if options.all and options.max_age is not None:
         raise UsageError("--all and --max-age exclude each other")
-    keep = () if options.max_age is not None else catalog.selections()
-    done = store.gc(
+    keep = () if options.max_age is not None else lab.catalog.selections()
+    collected = lab.store.gc(
         keep=keep, max_age=options.max_age, everything=options.all, dry_run=options.dry_run
     )
-    verb = "would remove" if options.dry_run else "removed"
-    for entry in done.removed:
-        print(f"{verb} {entry.id} ({format_size(entry.bytes)}, {entry.state.value})")
-    for entry in done.in_use:
-        print(f"kept {entry.id}: in use")
-    print(f"{verb} {len(done.removed)} entries, {format_size(done.bytes)} in all")
-    for line in done.failed:
-        print(f"harness: {line}", file=sys.stderr)
-    return 1 if done.failed else 0
+    if options.json:
+        print_json(
+            {
+                "dry_run": options.dry_run,
+                "removed": [_entry(entry) for entry in collected.removed],
+                "in_use": [_entry(entry) for entry in collected.in_use],
+                "failed": list(collected.failed),
+                "bytes": collected.bytes,
+            }
+        )
+    else:
+        verb = "would remove" if options.dry_run else "removed"
+        for entry in collected.removed:
+            print(f"{verb} {entry.id} ({format_size(entry.bytes)}, {entry.status})")
+        for entry in collected.in_use:
+            print(f"kept {entry.id}: in use")
+        total = format_size(collected.bytes)
+        print(f"{verb} {len(collected.removed)} entries, {total} in all")
+    for line in collected.failed:
+        say(line)
+    return 1 if collected.failed else 0
 
 
-def _verify(options: argparse.Namespace, catalog: Catalog, store: Store) -> int:
-    del catalog
+def _verify(options: argparse.Namespace, lab: Lab) -> int:
     started = time.monotonic()
-    damaged = store.verify(remove=options.remove, progress=_say)
-    for name, faults in damaged.items():
-        print(f"{name}: {State.DAMAGED.value}: {'; '.join(faults)}")
-    print(f"{len(damaged)} damaged, verified in {time.monotonic() - started:.1f} s")
+    damaged = lab.store.verify(remove=options.remove, say=say)
+    seconds = time.monotonic() - started
+    if options.json:
+        report = {entry: list(faults) for entry, faults in damaged.items()}
+        print_json({"ok": not damaged, "damaged": report, "seconds": round(seconds, 3)})
+    else:
+        for entry, faults in damaged.items():
+            print(f"{entry}: {Status.DAMAGED}: {'; '.join(faults)}")
+        print(f"{len(damaged)} damaged, verified in {seconds:.1f} s")
     return 1 if damaged else 0
 
 
+def _paths(items: Any) -> dict[str, str]:
+    return {name: str(Path(path)) for name, path in items}
+
+
 def _days(text: str) -> float:
+    """Return the seconds of a number of days, for argparse."""
     try:
         days = float(text)
     except ValueError:
         days = -1.0
     if not days >= 0:
-        raise argparse.ArgumentTypeError(f"a number of days, not {text!r}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days of at least 0")
     return days * 86400
-
-
-def _say(line: str) -> None:
-    print(f"harness: {line}", file=sys.stderr)

@@ -1,34 +1,59 @@
-"""Boot an image and attach this terminal to its console; Ctrl-] leaves.
+"""Start a machine and attach this terminal to its console; Ctrl-] leaves.
 
-The machine is a fresh one and ends when you leave; its evidence is kept below .harness/shell.
+The machine boots the image, or goes on from a state:
+  harness shell skiff                     boot the live medium
+  harness shell skiff --state installed   a fork of the installed system, with a shell
+
+--state takes live, installed and settled, which are built if this host does not have them, and the name
+or the entry of any saved state ('harness states list'). The machine is yours alone and ends when you
+leave; a saved state stays as it is. A command line for ssh is printed first. The evidence is kept below
+.harness/shell.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-import time
 from pathlib import Path
+from typing import Any, Final
 
-from harness import paths, profiles
-from harness.catalog import load
-from harness.errors import UsageError
-from harness.evidence.timeline import Step, Timeline
-from harness.keys import KeyPair
+from harness import points
+from harness.cli import states
+from harness.cli.options import add_machine, lab_of, say, size
+from harness.errors import UnknownNameError, UsageError
+from harness.lab import Lab
 from harness.machine import Machine
-from harness.qemu import accel, binary
-from harness.spec import Disk, parse_size
-from harness.store import Store
-from harness.turns import Turns
+from harness.spec import Disk
+from harness.ssh.key import KeyPair
+from harness.states import Lease, State
+
+EVIDENCE: Final = Path(".harness/shell")
+
+SSH_PORT: Final = 22
+
+_BOOT_ONLY: Final = {
+    "cpus": "--cpus",
+    "memory": "--memory",
+    "disk": "--disk",
+    "no_medium": "--no-medium",
+}
+"""Options that describe the hardware; that of a saved machine cannot change."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("image", metavar="IMAGE", help="NAME[/VARIANT][:VERSION]")
-    parser.add_argument("--arch", default=None)
-    parser.add_argument("--accel", default="auto", choices=("auto", "kvm", "tcg"))
-    parser.add_argument("--memory", type=parse_size, default=None, metavar="SIZE")
-    parser.add_argument("--cpus", type=int, default=None)
+    parser.add_argument(
+        "--state", default=None, metavar="NAME", help="start from a state instead of booting"
+    )
+    add_machine(parser)
+    parser.add_argument(
+        "--memory", type=size, default=None, metavar="SIZE", help="the RAM (default: the image's)"
+    )
+    parser.add_argument(
+        "--cpus", type=int, default=None, help="the virtual CPUs (default: the image's)"
+    )
     parser.add_argument(
         "--disk",
         action="append",
@@ -36,56 +61,92 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE|FILE",
         help="a further disk: a blank one of that size (8GiB), or an overlay of a file",
     )
-    parser.add_argument("--no-medium", action="store_true", help="without the image's live medium")
-    parser.add_argument("--images", action="append", default=[], metavar="DIR")
+    parser.add_argument(
+        "--no-medium", action="store_true", help="leave out the image's live medium"
+    )
 
 
 def main(options: argparse.Namespace) -> int:
-    """Boot and attach."""
+    """Start the machine and attach."""
     if not sys.stdin.isatty():
-        raise UsageError("'harness shell' needs a terminal", hint="run it without a pipe")
-    catalog = load(*paths.catalog_dirs(*options.images), known_profiles=profiles.names())
-    selection = catalog.resolve(options.image, options.arch)
-    profile = profiles.of(selection.image)
-    found = accel.probe(
-        options.accel,
-        selection.arch,
-        qemu=binary.find(selection.arch).path,
-        cache_dir=paths.cache_dir(),
-    )
-    turns = Turns(paths.cache_dir(), lambda _: found)
-    files = Store(paths.cache_dir()).artifacts(selection, progress=_say).files
-    key = KeyPair.generate()
-    spec = profile.spec(
-        selection,
-        files,
-        name=selection.image.name,
-        medium=not options.no_medium,
-        disks=[_disk(number, text) for number, text in enumerate(options.disk)],
-        credentials=profile.credentials(key.public),
-        cpus=options.cpus,
-        memory=options.memory,
-    )
-    evidence = Path(".harness/shell", time.strftime("%Y%m%d-%H%M%S")).absolute()
-    machine = Machine(
-        spec,
-        accel=turns.accel,
-        key=key,
-        evidence=evidence,
-        timeline=Timeline(listener=_waits),
-        admit=turns.take,
-    )
-    machine.os = profile(machine, selection)
-    with machine:
-        private = key.write(evidence / "key")
-        _say(f"{selection} under {found.name} ({found.reason})")
-        if 22 in {port for nic in spec.nics for port in nic.forward}:
-            host, port = machine.port(22)
-            _say(f"ssh -i {private} -p {port} {machine.os.account.user}@{host}")
-        _say("Ctrl-] leaves and ends the machine")
+        raise UsageError(
+            "'harness shell' needs a terminal", hint="run it without a pipe, or use 'harness lab'"
+        )
+    if options.state is not None:
+        for name, option in _BOOT_ONLY.items():
+            if getattr(options, name):
+                raise UsageError(
+                    f"{option} and --state exclude each other: a saved machine keeps its hardware"
+                )
+    with (
+        contextlib.ExitStack() as leases,
+        lab_of(options, options.image, evidence=EVIDENCE, keep=True) as lab,
+    ):
+        image = lab.image
+        accel = lab.accelerator(image.arch)
+        machine = _start(options, lab, leases)
+        say(f"{image} under {accel.name} ({accel.reason})")
+        if login := ssh_command(lab, machine):
+            say(login)
+        say("Ctrl-] leaves and ends the machine")
         machine.console.attach()
-    _say(f"evidence: {evidence}")
+        say(f"evidence: {machine.evidence}")
     return 0
+
+
+def ssh_command(lab: Lab, machine: Machine[Any]) -> str:
+    """Return the command that logs in over SSH; empty if the machine has no way in.
+
+    Args:
+        lab: The lab; its folder gets the key.
+        machine: The machine.
+    """
+    if SSH_PORT not in {port for nic in machine.spec.nics for port in nic.forward}:
+        return ""
+    host, port = machine.port(SSH_PORT)
+    # A fork lets in the key of the run that saved it.
+    saved = machine.origin
+    key = lab.key if saved is None else KeyPair(saved.private_key, saved.public_key)
+    private = key.write(lab.folder / f"{machine.name}-key")
+    return f"ssh -i {private} -p {port} {machine.os.account.user}@{host}"
+
+
+def _start(options: argparse.Namespace, lab: Lab, leases: contextlib.ExitStack) -> Machine[Any]:
+    if options.state is None:
+        return lab.boot(
+            medium=not options.no_medium,
+            disks=[_disk(number, text) for number, text in enumerate(options.disk)],
+            cpus=options.cpus,
+            memory=options.memory,
+        )
+    point = getattr(points, options.state, None)
+    if isinstance(point, State):
+        return lab.fork(point)
+    return lab.fork(leases.enter_context(_saved(lab, options.state)).snapshot)
+
+
+def _saved(lab: Lab, name: str) -> Lease:
+    """Return the newest saved state of a name and of the lab's image, or that of an entry.
+
+    Raises:
+        UnknownNameError: There is no such state.
+        UsageError: All of that name are of another image.
+        StateError: The entry is damaged, or has been removed meanwhile.
+    """
+    try:
+        entries = states.find(lab.states, name)
+    except UnknownNameError as error:
+        built = (name for name, value in vars(points).items() if isinstance(value, State))
+        raise UnknownNameError("state", name, {*built, *error.names}) from None
+    image = f"{lab.image.name}/{lab.image.variant}:{lab.image.version}"
+    for entry in entries:
+        manifest = entry.manifest
+        if manifest is not None and manifest.inputs["image: name"] == image:
+            return lab.states.lend(entry.id)
+    raise UsageError(
+        f"no saved state {name!r} is of {image}",
+        hint=f"'harness states explain {name}' prints its image",
+    )
 
 
 def _disk(number: int, text: str) -> Disk:
@@ -93,14 +154,7 @@ def _disk(number: int, text: str) -> Disk:
         format_ = "qcow2" if text.endswith(".qcow2") else "raw"
         return Disk(f"disk{number}", base=Path(text), format=format_)
     if "/" in text:
-        raise UsageError(f"there is no file {text} to make a disk of", hint="a file, or a size")
-    return Disk(f"disk{number}", size=parse_size(text))
-
-
-def _waits(step: Step) -> None:
-    if step.seconds is None and step.name.startswith("waiting for "):
-        _say(step.name)
-
-
-def _say(line: str) -> None:
-    print(f"harness: {line}", file=sys.stderr)
+        raise UsageError(
+            f"--disk {text}: there is no such file", hint="name a file, or a size such as 8GiB"
+        )
+    return Disk(f"disk{number}", size=size(text))

@@ -1,130 +1,201 @@
 """List, explain and remove saved states.
 
-list     what is saved on this host: size, last use, what it builds on
-explain  what a state was made of, or which input makes two of them differ
-rm       remove states by name or entry; never what is in use
-gc       remove what was interrupted or is damaged, then what is over the budget
+list     the states saved on this host: size, last use, parent
+explain  the inputs of a state, or the inputs in which two states differ
+rm       remove states by name or entry; never one that is in use
+gc       remove interrupted and damaged entries, then the oldest ones over the budget
+
+JSON:
+  list     {"states": [STATE], "bytes"}
+           STATE: {"id", "name", "status", "kind", "bytes", "used", "parent", "why", "path"}
+           "kind" is live, cold (disks only) or null; "used" is in seconds of the epoch; "why" says
+           why a state is damaged
+  explain  {"state": STATE, "cold": WHY, "inputs": {NAME: VALUE},
+            "others": [{"state": STATE, "differences": [LINE]}]}
+  rm       {"removed": [STATE], "in_use": [STATE]}
+  gc       {"removed": [STATE], "bytes"}
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from harness import paths
+from harness.cache import Entry
+from harness.cli.options import add_json, print_json, say, size
 from harness.errors import UnknownNameError, UsageError
-from harness.spec import format_size, parse_size
-from harness.state.cache import BUDGET, Entry, StateCache
-from harness.state.graph import explain
+from harness.lab import Lab
+from harness.spec import format_size
+from harness.states import StateCache
+from harness.states.cache import BUDGET, StateManifest
+from harness.states.graph import explain
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-commands."""
+    """Add the verbs."""
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    verbs.add_parser("list", help="what is saved").set_defaults(verb_handler=_list)
-    told = verbs.add_parser("explain", help="what a state was made of, and what changed")
-    told.add_argument("state", metavar="STATE", help="a name, or an entry of 'list'")
-    told.add_argument("other", nargs="?", metavar="ENTRY", help="the entry to compare it with")
-    told.set_defaults(verb_handler=_explain)
-    remove = verbs.add_parser("rm", help="remove states")
+
+    def verb(
+        name: str, summary: str, handler: Callable[[argparse.Namespace, StateCache], int]
+    ) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=summary)
+        add_json(sub)
+        sub.set_defaults(verb_handler=handler)
+        return sub
+
+    verb("list", "list the saved states", _list)
+    explain_ = verb("explain", "print the inputs of a state, or the differences of two", _explain)
+    explain_.add_argument("state", metavar="STATE", help="a name, or an entry of 'list'")
+    explain_.add_argument(
+        "other", nargs="?", metavar="ENTRY", help="the state or entry to compare it with"
+    )
+    remove = verb("rm", "remove states", _rm)
     remove.add_argument("state", nargs="+", metavar="STATE", help="a name, or an entry of 'list'")
-    remove.set_defaults(verb_handler=_rm)
-    gc = verbs.add_parser("gc", help="remove what is not needed")
+    gc = verb("gc", "remove interrupted, damaged and surplus states", _gc)
     gc.add_argument(
         "--budget",
-        type=_size,
+        type=size,
         default=BUDGET,
         metavar="SIZE",
-        help=f"what all states may take on disk (default: {format_size(BUDGET)})",
+        help=f"the bytes that all states may take on disk (default: {format_size(BUDGET)})",
     )
-    gc.add_argument("--all", action="store_true", help="remove all that is not in use")
-    gc.set_defaults(verb_handler=_gc)
+    gc.add_argument("--all", action="store_true", help="remove all states that are not in use")
 
 
 def main(options: argparse.Namespace) -> int:
     """Run the verb."""
     budget = getattr(options, "budget", BUDGET)
-    cache = StateCache(paths.cache_dir() / "states", budget=budget)
-    return int(options.verb_handler(options, cache))
+    with Lab(state_budget=budget) as lab:
+        return int(options.verb_handler(options, lab.states))
+
+
+def find(cache: StateCache, name: str) -> Sequence[Entry[StateManifest]]:
+    """Return the entries of a state's name, the newest first; or the entry that ``name`` is.
+
+    Raises:
+        UnknownNameError: There is neither.
+    """
+    entries = cache.list()
+    matches = [entry for entry in entries if entry.id == name] or sorted(
+        (entry for entry in entries if entry.manifest is not None and entry.manifest.name == name),
+        key=lambda entry: entry.manifest.created if entry.manifest else 0.0,
+        reverse=True,
+    )
+    if not matches:
+        names = {entry.manifest.name for entry in entries if entry.manifest is not None}
+        raise UnknownNameError("state", name, names | {entry.id for entry in entries})
+    return matches
+
+
+def _described(entry: Entry[StateManifest]) -> dict[str, Any]:
+    manifest = entry.manifest
+    return {
+        "id": entry.id,
+        "name": None if manifest is None else manifest.name,
+        "status": str(entry.status),
+        "kind": None if manifest is None else "cold" if manifest.cold else "live",
+        "bytes": entry.bytes,
+        "used": entry.used,
+        "parent": manifest.parent if manifest is not None else "",
+        "why": entry.why,
+        "path": str(entry.path),
+    }
 
 
 def _list(options: argparse.Namespace, cache: StateCache) -> int:
-    del options
     entries = cache.list()
+    total = sum(entry.bytes for entry in entries)
+    if options.json:
+        print_json({"states": [_described(entry) for entry in entries], "bytes": total})
+        return 0
     print(f"{'ENTRY':44}{'STATUS':12}{'KIND':6}{'SIZE':>10}  {'USED':18}PARENT")
     for entry in entries:
-        record = entry.record
-        kind = "?" if record is None else "cold" if record.cold else "live"
+        state = _described(entry)
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        parent = record.parent if record is not None else ""
-        size = format_size(entry.bytes)
-        print(f"{entry.id:44}{entry.status:12}{kind:6}{size:>10}  {used:18}{parent}")
+        print(
+            f"{entry.id:44}{state['status']:12}{state['kind'] or '?':6}"
+            f"{format_size(entry.bytes):>10}  {used:18}{state['parent']}"
+        )
         if entry.why:
             print(f"  {entry.why}")
-    print(f"{len(entries)} states, {format_size(sum(entry.bytes for entry in entries))} in all")
+    print(f"{len(entries)} states, {format_size(total)} in all")
     return 0
 
 
 def _explain(options: argparse.Namespace, cache: StateCache) -> int:
-    found = _find(cache, options.state)
+    newest, *others = find(cache, options.state)
     if options.other is not None:
-        other = _find(cache, options.other)[0]
-        return _compare(found[0], other)
-    newest, *others = found
-    if newest.record is None:
-        raise UsageError(f"{newest.id} is {newest.status}: {newest.why}")
-    print(f"{newest.id}")
-    if newest.record.cold:
-        print(f"  disks only: {newest.record.cold}")
-    for name, value in sorted(newest.record.inputs.items()):
-        print(f"  {name}: {value}")
-    for other in others:
-        _compare(newest, other)
+        others = [find(cache, options.other)[0]]
+    manifest = newest.manifest
+    if manifest is None:
+        raise UsageError(
+            f"{newest.id} is {newest.status}: {newest.why or 'its inputs are unknown'}"
+        )
+    compared = [(other, _differences(newest, other)) for other in others]
+    if options.json:
+        print_json(
+            {
+                "state": _described(newest),
+                "cold": manifest.cold,
+                "inputs": dict(manifest.inputs),
+                "others": [
+                    {"state": _described(other), "differences": lines} for other, lines in compared
+                ],
+            }
+        )
+        return 0
+    if options.other is None:
+        print(newest.id)
+        if manifest.cold:
+            print(f"  disks only: {manifest.cold}")
+        for name, value in sorted(manifest.inputs.items()):
+            print(f"  {name}: {value}")
+    for other, lines in compared:
+        print(f"{newest.id} against {other.id}")
+        for line in lines or ["nothing differs"]:
+            print(f"  {line}")
     return 0
 
 
-def _compare(now: Entry, before: Entry) -> int:
-    if now.record is None or before.record is None:
+def _differences(now: Entry[StateManifest], before: Entry[StateManifest]) -> list[str]:
+    """Return the inputs in which two states differ, a line for each.
+
+    Raises:
+        UsageError: The inputs of one are unknown: it is being built, or damaged.
+    """
+    if now.manifest is None or before.manifest is None:
         raise UsageError(f"{now.id} is {now.status}, {before.id} is {before.status}")
-    print(f"{now.id} against {before.id}")
-    for line in explain(now.record.inputs, before.record.inputs) or ["nothing differs"]:
-        print(f"  {line}")
-    return 0
-
-
-def _find(cache: StateCache, name: str) -> list[Entry]:
-    """Return the entries of a name, the one made last first, or the one entry that is named."""
-    entries = cache.list()
-    of_name = [each for each in entries if each.record is not None and each.record.name == name]
-    found = [each for each in entries if each.id == name] or sorted(
-        of_name, key=lambda each: each.record.created if each.record else 0.0, reverse=True
-    )
-    if not found:
-        names = {each.record.name for each in entries if each.record is not None}
-        raise UnknownNameError("state", name, names | {each.id for each in entries})
-    return found
+    return list(explain(now.manifest.inputs, before.manifest.inputs))
 
 
 def _rm(options: argparse.Namespace, cache: StateCache) -> int:
-    wanted = {each.id: each for name in options.state for each in _find(cache, name)}
-    kept = 0
-    for entry in wanted.values():
-        if cache.remove(entry.id):
+    entries = {entry.id: entry for name in options.state for entry in find(cache, name)}
+    removed = [entry for entry in entries.values() if cache.remove(entry.id)]
+    in_use = [entry for entry in entries.values() if entry not in removed]
+    if options.json:
+        print_json(
+            {
+                "removed": [_described(entry) for entry in removed],
+                "in_use": [_described(entry) for entry in in_use],
+            }
+        )
+    else:
+        for entry in removed:
             print(f"removed {entry.id} ({format_size(entry.bytes)})")
-        else:
-            kept += 1
+        for entry in in_use:
             print(f"kept {entry.id}: in use")
-    return 1 if kept else 0
+    return 1 if in_use else 0
 
 
 def _gc(options: argparse.Namespace, cache: StateCache) -> int:
-    freed = cache.gc(everything=options.all, progress=print)
-    print(f"{format_size(freed)} given back")
+    before = cache.list() if options.json else []
+    freed = cache.gc(everything=options.all, say=say if options.json else print)
+    if options.json:
+        left = {entry.path for entry in cache.list()}
+        removed = [_described(entry) for entry in before if entry.path not in left]
+        print_json({"removed": removed, "bytes": freed})
+    else:
+        print(f"{format_size(freed)} freed")
     return 0
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(error.what) from error

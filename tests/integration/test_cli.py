@@ -1,97 +1,97 @@
-"""The command line, in a process of its own."""
+"""The command line, each command in a process of its own."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from harness.cli import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 120
+"""Seconds without output after which a person gives up."""
+
+COMMAND = (sys.executable, "-m", "harness.cli")
 
 
-def harness(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+def environment(**changes: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), **changes}
+
+
+def harness(
+    *arguments: str,
+    cwd: Path | None = None,
+    stdin: str = "",
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "harness.cli", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        env=environment(**(env or {})),
+        input=stdin,
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def test_doctor_tells_people_and_programs() -> None:
-    told = harness("doctor")
-    assert told.returncode == 0, told.stdout
-    assert "accel x86_64" in told.stdout
-    report = json.loads(harness("doctor", "--json").stdout)
-    findings = {each["name"]: each for each in report["findings"]}
-    assert report["ok"] is True
-    assert findings["accel x86_64"]["data"]["accel"] in ("kvm", "tcg")
-    assert findings["accel x86_64"]["data"]["reason"]
-    assert findings["memory"]["data"]["memory"] > 0
-    assert "holes" in findings["cache file system"]["text"]
+def report(*arguments: str, status: int = 0, **options: Any) -> Any:
+    """Return the JSON that a command prints."""
+    done = harness(*arguments, "--json", **options)
+    assert done.returncode == status, done.stderr
+    return json.loads(done.stdout)
 
 
-def test_doctor_without_qemu_names_the_package(tmp_path: Path) -> None:
-    (tmp_path / "setpriv").symlink_to("/usr/bin/setpriv")
-    told = harness("doctor", PATH=str(tmp_path))
-    assert told.returncode == 3
-    assert "install the package qemu-system-x86" in told.stdout
+class Person:
+    """A person at a terminal in which a command runs.
+
+    Args:
+        terminal: The descriptor of their end of the terminal.
+        process: The command.
+    """
+
+    def __init__(self, terminal: int, process: subprocess.Popen[bytes]) -> None:
+        self._terminal = terminal
+        self._seen = b""
+        self.process = process
+
+    def sees(self, text: str) -> None:
+        """Wait until a text appears behind the last one."""
+        while (at := self._seen.find(text.encode())) < 0:
+            ready, _, _ = select.select([self._terminal], [], [], PATIENCE)
+            assert ready, (
+                f"no {text!r}, and nothing more, behind {self._seen.decode(errors='replace')}"
+            )
+            try:
+                more = os.read(self._terminal, 4096)
+            except OSError:  # the other end is closed
+                more = b""
+            assert more, f"no {text!r} in {self._seen.decode(errors='replace')}"
+            self._seen += more
+        self._seen = self._seen[at + len(text) :]
+
+    def types(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
 
 
-def test_doctor_boots_each_arch() -> None:
-    report = json.loads(harness("doctor", "--json", "--boot").stdout)
-    booted = {each["name"]: each for each in report["findings"] if each["name"].startswith("boot")}
-    assert set(booted) == {"boot x86_64", "boot aarch64"}
-    assert all(each["ok"] for each in booted.values()), booted
-
-
-def test_images_are_built_listed_found_and_collected(tmp_path: Path) -> None:
-    cache = {"HARNESS_CACHE": str(tmp_path)}
-    assert "-" in harness("images", "list", **cache).stdout
-    built = harness("images", "build", "micro", **cache)
-    assert built.returncode == 0, built.stderr
-    path = Path(harness("images", "path", "micro", "kernel", **cache).stdout.strip())
-    assert path.is_file()
-    assert path.is_relative_to(tmp_path)
-    assert path.parent == Path(built.stdout.strip())
-    listed = harness("images", "list", **cache).stdout.splitlines()
-    assert any(line.startswith("micro/default:1") and "ready" in line for line in listed)
-    assert "0 entries" in harness("images", "gc", **cache).stdout
-    assert harness("images", "verify", **cache).returncode == 0
-    assert harness("images", "gc", "--all", **cache).returncode == 0
-    assert not path.exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("images", "build", "skif"), "did you mean skiff"),
-        (("images", "build", "micro:9"), "unknown version of micro '9'"),
-        (("images", "build", "micro", "--arch", "x86-64"), "did you mean x86_64"),
-        (("images", "path", "micro", "kernl"), "did you mean kernel"),
-        (("images", "build", "a/b/c"), "NAME/VARIANT:VERSION"),
-        (("shell", "micro"), "needs a terminal"),
-        (("run", "--image", "skif", "--co", "-q"), "did you mean skiff"),
-    ],
-)
-def test_wrong_names_are_usage_errors(arguments: tuple[str, ...], says: str) -> None:
-    told = harness(*arguments)
-    assert told.returncode in (2, 4)
-    assert says in told.stderr + told.stdout
-
-
-def test_a_shell_for_a_person_and_ctrl_bracket_leaves(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def person(*arguments: str, cwd: Path) -> Iterator[Person]:
+    """Run a command in a terminal."""
     leader, follower = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "harness.cli", "shell", "micro"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        env=environment(),
         stdin=follower,
         stdout=follower,
         stderr=follower,
@@ -99,24 +99,388 @@ def test_a_shell_for_a_person_and_ctrl_bracket_leaves(tmp_path: Path) -> None:
     ) as process:
         os.close(follower)
         try:
-
-            def until(text: bytes) -> None:
-                seen = b""
-                while text not in seen:
-                    seen += os.read(leader, 4096)
-
-            until(b"micro login: ")
-            os.write(leader, b"root\r")
-            until(b"assword: ")
-            os.write(leader, b"micro\r")
-            until(b"# ")
-            os.write(leader, b"echo per''son\r")
-            until(b"person")
-            os.write(leader, b"\x1d")
-            until(b"evidence: ")
-            assert process.wait(60) == 0
+            yield Person(leader, process)
         finally:
             process.kill()
             os.close(leader)
-    (folder,) = (tmp_path / ".harness" / "shell").iterdir()
-    assert b"person" in (folder / "serial.log").read_bytes()
+
+
+# --- help and errors --------------------------------------------------------------------------
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert harness("--version").stdout.startswith("harness 0.")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str) -> None:
+    done = harness(command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"usage: harness {command}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("image",), "choose from 'acceptance', 'doctor'"),
+        (("images", "show"), "choose from 'list', 'build'"),
+        (("images", "build", "skif"), "did you mean skiff"),
+        (("images", "build", "micro:9"), "unknown version of micro '9'"),
+        (("images", "build", "micro", "--arch", "x86-64"), "did you mean x86_64"),
+        (("images", "path", "micro", "kernl"), "did you mean kernel"),
+        (("images", "build", "a/b/c"), "NAME/VARIANT:VERSION"),
+        (("images", "--images", "/none", "list"), "--images /none: there is no such folder"),
+        (("images", "gc", "--all", "--max-age", "1"), "exclude each other"),
+        (("states", "gc", "--budget", "much"), "argument --budget"),
+        (("states", "explain", "no-such-state"), "unknown state 'no-such-state'"),
+        (("shell", "micro"), "needs a terminal"),
+        (("lab", "mikro"), "did you mean micro"),
+        (("doctor", "--accel", "xen"), "choose from 'auto', 'kvm', 'tcg'"),
+        (("acceptance", "--image", "skif", "--co", "-q"), "did you mean skiff"),
+        (("acceptance", "suites/none", "--image", "micro"), "not found: suites/none"),
+    ],
+)
+def test_wrong_usage_is_refused_with_the_choices(arguments: tuple[str, ...], message: str) -> None:
+    done = harness(*arguments)
+    assert done.returncode == (4 if arguments[0] == "acceptance" else 2)
+    assert message in done.stderr
+
+
+# --- doctor -----------------------------------------------------------------------------------
+
+
+def test_doctor_reports_to_people_and_to_programs() -> None:
+    done = harness("doctor")
+    assert done.returncode == 0, done.stdout
+    assert "accel x86_64" in done.stdout
+    doctor = report("doctor")
+    findings = {finding["name"]: finding for finding in doctor["findings"]}
+    assert doctor["ok"] is True
+    assert findings["accel x86_64"]["data"]["accel"] in ("kvm", "tcg")
+    assert findings["accel x86_64"]["data"]["reason"]
+    assert findings["memory"]["data"]["memory"] > 0
+    assert "holes" in findings["cache file system"]["text"]
+
+
+def test_doctor_names_the_package_of_a_missing_qemu(tmp_path: Path) -> None:
+    (tmp_path / "setpriv").symlink_to("/usr/bin/setpriv")
+    done = harness("doctor", env={"PATH": str(tmp_path)})
+    assert done.returncode == 3
+    assert "install the package qemu-system-x86" in done.stdout
+
+
+def test_doctor_boots_each_arch() -> None:
+    doctor = report("doctor", "--boot")
+    boots = {
+        finding["name"]: finding
+        for finding in doctor["findings"]
+        if finding["name"].startswith("boot")
+    }
+    assert set(boots) == {"boot x86_64", "boot aarch64"}
+    assert all(finding["ok"] for finding in boots.values()), boots
+
+
+# --- images -----------------------------------------------------------------------------------
+
+
+def test_images_are_built_listed_located_verified_and_collected(tmp_path: Path) -> None:
+    cache: dict[str, Any] = {"env": {"HARNESS_CACHE": str(tmp_path)}}
+    assert "-" in harness("images", "list", **cache).stdout
+    build = harness("images", "build", "micro", **cache)
+    assert build.returncode == 0, build.stderr
+    path = Path(harness("images", "path", "micro", "kernel", **cache).stdout.strip())
+    assert path.is_file()
+    assert path.is_relative_to(tmp_path)
+    assert path.parent == Path(build.stdout.strip())
+    lines = harness("images", "list", **cache).stdout.splitlines()
+    assert any(line.startswith("micro/default:1") and "ready" in line for line in lines)
+
+    (image,) = report("images", "build", "micro", **cache)["images"]
+    assert image["artifacts"]["kernel"] == str(path)
+    kernel = report("images", "path", "micro", "kernel", **cache)
+    assert kernel == {**image, "artifacts": {"kernel": str(path)}}
+    images = report("images", "list", **cache)["images"]
+    assert [item["status"] for item in images if item["path"] == image["path"]] == ["ready"]
+    assert {item["status"] for item in images if item["name"] == "skiff"} == {None}
+    assert report("images", "verify", **cache)["ok"] is True
+
+    assert "0 entries" in harness("images", "gc", **cache).stdout
+    assert harness("images", "verify", **cache).returncode == 0
+    preview = report("images", "gc", "--all", "--dry-run", **cache)
+    assert [entry["path"] for entry in preview["removed"]] == [image["path"]]
+    assert path.exists()
+    with path.open("ab") as file:
+        file.write(b"!")
+    assert list(report("images", "verify", status=1, **cache)["damaged"]) == [path.parent.name]
+    assert harness("images", "gc", "--all", **cache).returncode == 0
+    assert not path.exists()
+
+
+# --- lab --------------------------------------------------------------------------------------
+
+
+def test_a_script_on_standard_input_boots_a_machine(tmp_path: Path) -> None:
+    script = """
+machine = lab.boot()
+machine.os.login()
+machine.console.run("echo per''son").stdout
+for number in range(2):
+    print("number", number)
+"""
+    done = harness("lab", "micro", cwd=tmp_path, stdin=script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "'person\\n'\nnumber 0\nnumber 1\n"
+    (log,) = tmp_path.glob(".harness/lab/2*/lab/micro/serial.log")
+    assert "person" in log.read_text(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "message"),
+    [
+        ("lab.boot('mikro')", 2, "harness: error: unknown image 'mikro'"),
+        ("raise errors.PanicError('it panicked')", 1, "harness: error: it panicked"),
+        ("1 / 0", 1, '  File "<stdin>", line 1, in <module>\nZeroDivisionError'),
+        ("attach(None)", 2, "attach() needs a terminal"),
+        ("def broken(:", 1, "SyntaxError"),
+        ("exit(7)", 7, ""),
+    ],
+)
+def test_a_script_stops_at_the_first_error(
+    tmp_path: Path, script: str, status: int, message: str
+) -> None:
+    done = harness("lab", cwd=tmp_path, stdin=f"{script}\nprint('not reached')\n")
+    assert done.returncode == status
+    assert message in done.stderr
+    assert ("Traceback" in done.stderr) == ("ZeroDivision" in message)
+    assert "not reached" not in done.stdout
+    assert not (tmp_path / ".harness").exists(), "a lab that starts nothing leaves nothing"
+
+
+def test_a_person_at_the_prompt_attaches_to_a_console(tmp_path: Path) -> None:
+    with person("lab", "micro", cwd=tmp_path) as prompt:
+        prompt.sees("attach(machine)")
+        prompt.sees(">>> ")
+        prompt.types("machine = lab.boot(); machine.os.login()\r")
+        prompt.sees(">>> ")
+        prompt.types("attach(machine)\r")
+        prompt.sees("# ")
+        prompt.types("echo per''son\r")
+        prompt.sees("person")
+        prompt.sees("# ")
+        prompt.types("\x1d")
+        prompt.sees(">>> ")
+        prompt.types("machine.console.run('echo $((41 + 1))x').stdout\r")
+        prompt.sees("42x")
+        prompt.sees(">>> ")
+        prompt.types("machine.fail('true')\r")
+        prompt.sees("harness: error: ")
+        prompt.sees(">>> ")
+        prompt.types("mach\t.name\r")
+        prompt.sees("'micro'")
+        prompt.sees(">>> ")
+        prompt.types("\x04")
+        assert prompt.process.wait(60) == 0
+
+
+# --- shell and states -------------------------------------------------------------------------
+
+STATES = '''
+from harness import state
+
+@state
+def warm(lab):
+    """Micro, logged in, with a file in its memory."""
+    machine = lab.boot()
+    machine.os.login()
+    machine.console.run("echo wa''rm > /tmp/note")
+    return machine
+'''
+
+
+def test_a_person_boots_a_machine_and_leaves_by_ctrl_bracket(tmp_path: Path) -> None:
+    with person("shell", "micro", cwd=tmp_path) as shell:
+        shell.sees("ssh -i ")
+        shell.sees("micro login: ")
+        shell.types("root\r")
+        shell.sees("assword: ")
+        shell.types("micro\r")
+        shell.sees("# ")
+        shell.types("echo per''son\r")
+        shell.sees("person")
+        shell.types("\x1d")
+        shell.sees("evidence: ")
+        assert shell.process.wait(60) == 0
+    (log,) = tmp_path.glob(".harness/shell/2*/lab/micro/serial.log")
+    assert "person" in log.read_text(errors="replace")
+
+
+def test_a_person_starts_from_a_state_with_a_prompt(tmp_path: Path) -> None:
+    with person("shell", "micro", "--state", "live", cwd=tmp_path) as shell:
+        shell.sees("ssh -i ")
+        shell.sees("# ")
+        shell.types("echo per''son\r")
+        shell.sees("person")
+        shell.types("\x1d")
+        shell.sees("evidence: ")
+        assert shell.process.wait(60) == 0
+
+
+def test_the_key_that_the_shell_prints_lets_a_person_into_a_fork(tmp_path: Path) -> None:
+    script = """
+from harness.cli.shell import ssh_command
+machine = lab.fork(points.live)
+machine.console.run("true").status
+print(ssh_command(lab, machine))
+import shlex, subprocess
+options = "-o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+words = [*shlex.split(ssh_command(lab, machine)), *shlex.split(options), "echo", "in"]
+subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
+"""
+    done = harness("lab", "micro", cwd=tmp_path, stdin=script)
+    assert done.returncode == 0, done.stderr
+    assert "'in\\n'" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--state", "lvie"), "did you mean live"),
+        (("--state", "live", "--cpus", "2"), "--cpus and --state exclude each other"),
+        (("--state", "live", "--disk", "1GiB"), "--disk and --state exclude each other"),
+        (("--disk", "/none.qcow2"), "there is no such file"),
+    ],
+)
+def test_a_wrong_start_is_refused(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    with person("shell", "micro", *arguments, cwd=tmp_path) as shell:
+        shell.sees(message)
+        assert shell.process.wait(60) == 2
+
+
+def test_a_saved_state_is_listed_explained_started_and_removed(tmp_path: Path) -> None:
+    (tmp_path / "mystates.py").write_text(STATES)
+    script = "import mystates; lab.state(mystates.warm).entry"
+    done = harness("lab", "micro", cwd=tmp_path, stdin=script)
+    assert done.returncode == 0, done.stderr
+    entry = done.stdout.strip().strip("'")
+
+    (saved,) = (item for item in report("states", "list")["states"] if item["id"] == entry)
+    assert (saved["name"], saved["status"], saved["kind"]) == ("warm", "ready", "live")
+    assert saved["bytes"] > 0
+    assert entry in harness("states", "list").stdout
+    explained = report("states", "explain", entry)
+    assert explained["state"]["id"] == entry
+    assert explained["inputs"]["image: name"] == "micro/default:1"
+    assert explained["others"] == []
+    compared = report("states", "explain", entry, entry)
+    assert [other["differences"] for other in compared["others"]] == [[]]
+    assert "nothing differs" in harness("states", "explain", entry, entry).stdout
+
+    with person("shell", "micro", "--state", "warm", cwd=tmp_path) as shell:
+        shell.sees("# ")
+        shell.types("cat /tmp/note\r")
+        shell.sees("warm")
+        in_use = report("states", "rm", entry, status=1)
+        assert [item["id"] for item in in_use["in_use"]] == [entry]
+        shell.types("\x1d")
+        assert shell.process.wait(60) == 0
+    removed = report("states", "rm", entry)
+    assert [item["id"] for item in removed["removed"]] == [entry]
+    assert entry not in harness("states", "list").stdout
+
+
+def test_gc_of_states_reports_json(tmp_path: Path) -> None:
+    assert report("states", "gc", env={"HARNESS_CACHE": str(tmp_path)}) == {
+        "removed": [],
+        "bytes": 0,
+    }
+
+
+# --- acceptance -------------------------------------------------------------------------------
+
+TESTS = """
+from harness import errors
+
+def test_passes(lab):
+    machine = lab.boot()
+    machine.os.login()
+    assert machine.console.run("echo hello").stdout == "hello\\n"
+
+def test_product(lab):
+    assert 1 + 1 == 3
+
+def test_panic(lab):
+    raise errors.PanicError("the kernel panicked")
+
+def test_itself(lab):
+    len(3)
+
+def test_timeout(lab):
+    machine = lab.boot()
+    machine.console.expect("never printed", deadline=0.01)
+
+def test_infra(lab):
+    raise errors.QemuStartError("QEMU does not start")
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that has a test file and nothing else."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "test_it.py").write_text(TESTS)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("tests", "status"),
+    [
+        ("passes", 0),
+        ("product", 1),
+        ("panic", 1),
+        ("itself", 10),
+        ("infra", 11),
+        ("timeout", 12),
+        ("infra or timeout", 12),
+        ("infra or timeout or itself", 10),
+        ("passes or infra or timeout or itself or product", 1),
+        ("none", 5),
+    ],
+)
+def test_the_status_says_whose_fault_a_failure_is(project: Path, tests: str, status: int) -> None:
+    done = harness("acceptance", "test_it.py", "--image", "micro", "-k", tests, cwd=project)
+    assert done.returncode == status, done.stdout + done.stderr
+
+
+def test_the_results_of_a_run_are_a_file(project: Path) -> None:
+    selection = ("-k", "passes or infra", "--evidence", "runs")
+    harness("acceptance", "test_it.py", "--image", "micro", *selection, cwd=project)
+    results = json.loads((project / "runs" / "latest" / "results.json").read_text())
+    assert results["status"] == 11
+    assert results["verdicts"] == {"passed": 1, "infra": 1}
+    assert {test["id"] for test in results["tests"]} == {
+        "test_it.py::test_passes",
+        "test_it.py::test_infra",
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("suites/boot/test_live.py",),
+        ("suites/boot/test_live.py::test_power_on_to_login_on_the_console",),
+        ("-k", "test_power_on_to_login_on_the_console"),
+        ("-k", "test_power_on_to_login_on_the_console", "-n", "1", "--accel", "tcg"),
+    ],
+)
+def test_the_suites_of_harness_run_from_any_folder(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """A folder that has the name of an option's value is not taken for a path of tests."""
+    (tmp_path / "tcg").mkdir()
+    selection = ("-k", "test_power_on_to_login_on_the_console", "--image", "micro")
+    done = harness("acceptance", *arguments, *selection, "-v", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / ".harness/runs/latest/results.json").read_text())
+    assert [test["id"] for test in results["tests"]] == [
+        "suites/boot/test_live.py::test_power_on_to_login_on_the_console"
+    ]

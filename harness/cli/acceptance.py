@@ -1,0 +1,117 @@
+"""Judge an image: run the acceptance suites with pytest.
+
+All arguments go to pytest: harness acceptance suites/install --image skiff -k serial. Without a path,
+all suites of Harness run. A path such as suites/install names one of them from any folder, unless the
+working folder has such a path itself. Paths in options are relative to the working folder.
+
+The evidence of the run and its results.json are below .harness/runs (see --evidence).
+
+Exit status:
+  0   all tests passed
+  1   a test failed because of the image (verdict product)
+  2   the user interrupted the run
+  3   pytest failed internally
+  4   wrong usage: an unknown option, image or path
+  5   no test was selected
+  10  a test failed because of itself (verdict test)
+  11  a test failed because of the host or of Harness (verdict infra)
+  12  a deadline passed (verdict timeout)
+Where failed tests have several verdicts, the status is that of the first of product, test, timeout,
+infra. 0 to 5 are pytest's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from harness import paths
+
+_FOLDERS: Final = ("--evidence", "--images", "--recording")
+"""Options of Harness that name a folder."""
+
+_VALUED: Final = (
+    *("--image", "--arch", "--accel", "--timeout-scale", "--state-budget", "--services"),
+    *("--cut", "--cuts", "--cut-seed", *_FOLDERS),
+    *(
+        "-k",
+        "-m",
+        "-n",
+        "-o",
+        "-p",
+        "-c",
+        "-W",
+        "--ignore",
+        "--deselect",
+        "--junit-xml",
+        "--junitxml",
+    ),
+)
+"""Options of Harness and of pytest whose value is the next argument and may be the name of a path."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    # The command line does not parse these: pytest does.
+    parser.add_argument("arguments", nargs="*", metavar="PYTEST-ARGUMENT", help="see pytest --help")
+
+
+def joined(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments; each of Harness' options that names a folder is joined to it with ``=``.
+
+    pytest looks for its configuration beside all paths among its arguments before it knows which of them
+    are the values of options.
+    """
+    words: list[str] = []
+    for word in arguments:
+        if words and words[-1] in _FOLDERS:
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def command(arguments: Sequence[str], home: Path, folder: Path) -> list[str]:
+    """Return the command that runs pytest.
+
+    The root folder is that of Harness' suites, unless an argument names a path of the working folder.
+
+    Args:
+        arguments: The user's arguments. pytest decides which of them are paths; the plugin's option
+            ``--acceptance`` supplies Harness' suites.
+        home: The folder that contains Harness' own ``suites``.
+        folder: The working folder.
+    """
+    words = [sys.executable, "-m", "pytest", "-p", "harness.pytest_plugin", "--acceptance"]
+    if not _names_own_tests(arguments) and not folder.is_relative_to(home):
+        # Node ids read suites/..., and pytest's cache is not written beside the suites. The user's
+        # options come later, so they take precedence.
+        words += [f"--rootdir={home}", "-o", f"cache_dir={folder / '.pytest_cache'}"]
+    return [*words, *joined(arguments)]
+
+
+def _names_own_tests(arguments: Sequence[str]) -> bool:
+    """Whether an argument names a path of the working folder and is not the value of an option."""
+    return any(
+        not word.startswith("-")
+        and before not in _VALUED
+        and Path(word.partition("::")[0]).exists()
+        for before, word in zip(["", *arguments], arguments, strict=False)
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run pytest and return its exit status."""
+    home = paths.bundled("suites").parent
+    # pytest gets a process of its own: it changes signal handlers and output, and it may exit at once.
+    with subprocess.Popen(command(options.arguments, home, Path.cwd())) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                # The terminal interrupts pytest as well, which stops its machines in order.
+                continue
