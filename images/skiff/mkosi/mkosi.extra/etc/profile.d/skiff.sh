@@ -1,4 +1,4 @@
-# Said once to whoever logs in on the live medium.
+# A greeting at each login on the live medium.
 case " $(cat /proc/cmdline) " in
     *" skiff.live "*) echo "This is the skiff live medium. To install it: skiff-install" ;;
 esac

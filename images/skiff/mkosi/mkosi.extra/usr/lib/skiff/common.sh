@@ -1,7 +1,7 @@
 # Shared by skiff-install, skiff-provision and skiff-status. Sourced by bash.
 # shellcheck shell=bash
 
-# What the os-release of this image says.
+# The fields of this image's os-release.
 image_version() {
     local IMAGE_VERSION=''
     # shellcheck source=/dev/null
@@ -46,7 +46,7 @@ disk_of() {
 # ---- the settings of an installation ----
 #
 # settings_read FILE NAME reads the YAML subset that README.md describes into the variables below.
-# Whatever it does not know is an error: then it returns 1 and settings_error says NAME:LINE: why.
+# Anything else is an error: then it returns 1 and settings_error is NAME:LINE: and the reason.
 
 settings_disk='' settings_hostname='' settings_user=''
 settings_password='' settings_password_hash='' settings_finally=''

@@ -28,7 +28,7 @@ other_slot() { if [ "$1" = a ]; then echo b; else echo a; fi; }
 # The folder of the UKIs. systemd-gpt-auto-generator(8) mounts the ESP at /boot when it is looked at.
 entries() { echo /boot/EFI/Linux; }
 
-# slot_version DISK SLOT: what its partitions are labelled with; nothing if empty or half-written.
+# slot_version DISK SLOT: the version in its partitions' labels; nothing if empty or half-written.
 slot_version() {
     local root verity number=${slot_number[$2]}
     root=$(sfdisk --part-label "$1" "$number" 2> /dev/null)
@@ -36,7 +36,7 @@ slot_version() {
     [[ $root == skiff_* && $verity == "${root}_verity" ]] && printf '%s\n' "${root#skiff_}"
 }
 
-# entry_of VERSION: its UKI, whatever its counters; status 1 if there is none.
+# entry_of VERSION: its UKI, with any counters; status 1 if there is none.
 entry_of() {
     local file folder
     folder=$(entries)
@@ -61,7 +61,7 @@ entry_state() {
     fi
 }
 
-# slot_state DISK SLOT: VERSION STATE LEFT DONE, "-" for what there is not.
+# slot_state DISK SLOT: VERSION STATE LEFT DONE, "-" for none.
 slot_state() {
     local version file
     version=$(slot_version "$1" "$2")
@@ -74,7 +74,7 @@ slot_state() {
     fi
 }
 
-# flush FILE_OR_FOLDER...: what has changed on the ESP is on its disk. syncfs(2) writes all of it, and sends
+# flush FILE_OR_FOLDER...: write all changes of the ESP to its disk. syncfs(2) writes all of it, and sends
 # no flush to the disk, since FAT has no sync_fs (fs/fat/inode.c); fsync(2) sends one, and writes no more
 # than the one file.
 flush() { sync -f -- "$1" && sync -- "$@"; }
@@ -94,7 +94,7 @@ empty_slot() {
     folder=$(entries)
     [ -d "$folder" ] || return 1
     keep=$(slot_version "$1" "$(other_slot "$2")")
-    # What runs is in the other slot, or in recovery, which repairs where nothing may be left.
+    # The running system is in the other slot, or in recovery, which repairs even if both are empty.
     [ -n "$keep" ] || [ "$(running_slot)" = recovery ] || return 1
     for file in "$folder"/skiff_*; do
         case ${file##*/} in "skiff_$keep.efi" | "skiff_$keep+"*.efi) continue ;; esac
@@ -111,7 +111,7 @@ newer() { systemd-analyze compare-versions "$1" gt "$2" > /dev/null; }
 # own_slots [FLOCK-OPTION...]: have the slots and their entries to oneself until the end; status 1 if not.
 own_slots() { mkdir -p /run/skiff && exec 9> /run/skiff/slots.lock && flock "$@" 9; }
 
-# recording COMMAND...: run it while nobody else writes to the boot record.
+# recording COMMAND...: run it while no other program writes to the boot record.
 recording() { ( flock 8 && "$@" ) 8> /run/skiff-boots.lock; }
 
 # note VERSION SLOT TRIES WHAT [BOOT]: a line for the boot record.
