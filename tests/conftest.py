@@ -1,10 +1,10 @@
-"""What all tests of Harness itself begin with."""
+"""Setup of all tests of Harness itself."""
 
 from __future__ import annotations
 
 import signal
 
-# Whoever starts the tests in the background of a script has them ignore Ctrl-C, and with them all that
-# they start: of programs that are to end by it some would go on for ever.
+# A shell starts background jobs with Ctrl-C ignored, and their children inherit that: programs that a
+# test ends by Ctrl-C would run for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

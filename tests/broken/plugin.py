@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.machine import Machine
+from harness import Machine
 from tests.broken.cases import CASES, PRELUDE, UNIT, Case
 
 
@@ -19,9 +19,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let what hands machines over break them."""
-    # Not earlier: pytest rewrites the assertions of what it loads first.
-    from fixtures.states import ForkOf
+    """Break the machines that the case is about."""
+    # Not earlier: pytest explains assertions only in modules that it loads itself.
+    from harness import Lab
     from harness.profiles.skiff import Skiff
 
     (case,) = [case for case in CASES if case.name == config.option.broken]
@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(patch.undo)
 
     if case.moment == "fork":
-        _after(patch, ForkOf, "__call__", lambda _, machine: break_(machine, case))
+        _after(patch, Lab, "fork", lambda _, machine: break_(machine, case))
     elif case.moment == "upgrade":
         _after(patch, Skiff, "upgrade", lambda self, _: break_(self.machine, case))
     else:
@@ -50,8 +50,8 @@ def _after(
     patch.setattr(owner, name, wrapped)
 
 
-def break_(machine: Machine, case: Case) -> None:
-    """Break a machine now, and at each of its boots if that is in one of its programs."""
+def break_(machine: Machine[Any], case: Case) -> None:
+    """Break a machine now, and at each boot where the defect is in one of its programs."""
     lasting = "edit " in case.command or "mount " in case.command
     encoded = base64.b64encode((PRELUDE + case.command + "\n").encode()).decode()
     machine.succeed(

@@ -12,27 +12,27 @@ from pathlib import Path
 
 import pytest
 
-from fixtures import session
+from harness import Selection
 from tests.broken.cases import CASES, Case
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_broken_image_is_noticed(case: Case, pytestconfig: pytest.Config, tmp_path: Path) -> None:
+def test_a_broken_image_is_noticed(case: Case, image: Selection, tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "tests.broken.plugin", "--broken", case.name),
             *(f"suites/{case.scenario}", *case.options, "-q", f"--evidence={tmp_path}"),
-            *(f"--image={session.of(pytestconfig).reference}", "-p", "no:cacheprovider"),
+            *(f"--image={image.name}/{image.variant}:{image.version}", "-p", "no:cacheprovider"),
         ],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    said = done.stdout + done.stderr
-    assert done.returncode == 1, said
-    # pytest begins them so. The rest has the scenario's own text, which says what it would have said.
-    reasons = [line for line in said.splitlines() if line.startswith("E ")]
-    assert any(re.search(case.says, line) for line in reasons), said
+    text = done.stdout + done.stderr
+    assert done.returncode == 1, text
+    # pytest begins the lines of a failure so. Other lines hold the scenario's own text.
+    reasons = [line for line in text.splitlines() if line.startswith("E ")]
+    assert any(re.search(case.says, line) for line in reasons), text

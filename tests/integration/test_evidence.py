@@ -1,4 +1,4 @@
-"""The evidence of a test: complete, readable by others' tools, and runnable."""
+"""The evidence of a test: complete, readable by other tools, and runnable."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.machines import Boot
+from harness import Lab
+from harness.qemu.record import MachineRecord
+from harness.qemu.script import script
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_every_file_says_what_happened(boot: Boot) -> None:
-    machine = boot("micro")
+def test_every_file_of_the_evidence_is_complete(lab: Lab) -> None:
+    machine = lab.boot("micro")
     machine.os.login()
     machine.console.run("echo on the console")
     machine.ssh.run("echo over ssh; exit 3")
@@ -30,10 +32,14 @@ def test_every_file_says_what_happened(boot: Boot) -> None:
     assert times == sorted(times)
     assert "on the console" in "".join(event[2] for event in events)
     commands = [json.loads(line) for line in (folder / "ssh.jsonl").read_text().splitlines()]
-    (command,) = [each for each in commands if each.get("run", "").startswith("echo over ssh")]
+    (command,) = [entry for entry in commands if entry.get("run", "").startswith("echo over ssh")]
     assert (command["status"], command["stdout"]) == (3, "over ssh\n")
     messages = [json.loads(line) for line in (folder / "qmp.jsonl").read_text().splitlines()]
-    assert any(each.get("receive", {}).get("event") == "SHUTDOWN" for each in messages)
+    assert any(message.get("receive", {}).get("event") == "SHUTDOWN" for message in messages)
+    record = MachineRecord.read(folder / "machine.json")
+    assert script(record).encode() == (folder / "qemu.sh").read_bytes()
+    assert record.spec == machine.spec
+    assert record.versions.qemu
     timeline = json.loads((folder.parent / "timeline.json").read_text())
     names = [step["name"] for step in timeline["steps"]]
     assert names[0] == "start"
@@ -41,10 +47,10 @@ def test_every_file_says_what_happened(boot: Boot) -> None:
     assert all(step["seconds"] is not None for step in timeline["steps"])
 
 
-@pytest.mark.parametrize("options", [(), ("--fresh",)], ids=["as it was", "fresh"])
-def test_the_command_runs_by_hand(boot: Boot, options: tuple[str, ...]) -> None:
-    # As long as a test's name can be: sockets would not fit into the folder of the disks.
-    machine = boot("micro", name="micro-" + 25 * "x")
+@pytest.mark.parametrize("options", [(), ("--fresh",)], ids=["kept disks", "fresh disks"])
+def test_qemu_sh_runs_by_hand(lab: Lab, options: tuple[str, ...]) -> None:
+    # The longest possible name: sockets would not fit into the folder of the disks.
+    machine = lab.boot("micro", name="micro-" + 25 * "x")
     machine.os.login()
     machine.power_cut()
     by_hand = subprocess.Popen(
@@ -65,21 +71,20 @@ def test_the_command_runs_by_hand(boot: Boot, options: tuple[str, ...]) -> None:
         by_hand.communicate()
 
 
-def test_evidence_is_kept_for_what_failed_or_on_demand(tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text('pytest_plugins = ["fixtures.plugin"]\n')
+def test_evidence_is_kept_for_failed_tests_or_on_demand(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "import pytest\n"
         "@pytest.mark.parametrize('good', [True, False])\n"
-        "def test_it(boot, good):\n"
-        "    machine = boot('micro')\n"
+        "def test_it(lab, good):\n"
+        "    machine = lab.boot('micro')\n"
         "    machine.os.login()\n"
         "    assert good, 'the image says no'\n"
         "@pytest.mark.needs('upgrade')\n"
-        "def test_not_for_micro(boot): raise AssertionError\n"
+        "def test_not_for_micro(lab): raise AssertionError\n"
     )
 
     def run(*options: str) -> tuple[str, list[str], Path]:
-        done = subprocess.run(
+        ended = subprocess.run(
             [
                 sys.executable,
                 "-m",
@@ -97,7 +102,8 @@ def test_evidence_is_kept_for_what_failed_or_on_demand(tmp_path: Path) -> None:
             check=False,
         )
         folder = (tmp_path / ".harness" / "runs" / "latest").resolve()
-        return done.stdout, sorted(each.name for each in folder.iterdir() if each.is_dir()), folder
+        kept = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        return ended.stdout, kept, folder
 
     output, kept, folder = run()
     assert kept == ["test_it-test_it-False"]
@@ -109,7 +115,7 @@ def test_evidence_is_kept_for_what_failed_or_on_demand(tmp_path: Path) -> None:
     )
     assert failed is not None
     assert passed is not None
-    properties = {each.get("name"): each.get("value") for each in failed.iter("property")}
+    properties = {item.get("name"): item.get("value") for item in failed.iter("property")}
     assert properties["verdict"] == "product"
     assert properties["evidence"] == str(folder / "test_it-test_it-False")
     assert passed.find("failure") is None
@@ -118,14 +124,13 @@ def test_evidence_is_kept_for_what_failed_or_on_demand(tmp_path: Path) -> None:
 
 
 def test_workers_share_one_run(tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text('pytest_plugins = ["fixtures.plugin"]\n')
     (tmp_path / "test_it.py").write_text(
         "import pytest\n"
         "@pytest.fixture(scope='module')\n"
-        "def shared(shared_boot): return shared_boot('micro', name='shared').wait_ready()\n"
+        "def shared(shared_lab): return shared_lab.boot('micro', name='shared').wait_ready()\n"
         "@pytest.mark.parametrize('n', [1, 2])\n"
-        "def test_it(boot, shared, n):\n"
-        "    for machine in (shared, boot('micro').wait_ready()):\n"
+        "def test_it(lab, shared, n):\n"
+        "    for machine in (shared, lab.boot('micro').wait_ready()):\n"
         "        assert machine.succeed('echo up') == 'up\\n'\n"
     )
     subprocess.run(
@@ -146,9 +151,9 @@ def test_workers_share_one_run(tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     (run,) = [path for path in (tmp_path / ".harness" / "runs").glob("2*")]
-    kept = sorted(each.parent for each in run.glob("*/*/qemu.sh"))
-    # Each worker has its own of the machines that a module shares, and removes their evidence.
-    assert [str(each.relative_to(run)) for each in kept] == [
+    kept = sorted(path.parent for path in run.glob("*/*/qemu.sh"))
+    # Each worker has its own copy of the machines that a module shares, with its own evidence.
+    assert [str(path.relative_to(run)) for path in kept] == [
         *("test_it-test_it-1/micro", "test_it-test_it-2/micro"),
         *("test_it.py-gw0/shared", "test_it.py-gw1/shared"),
     ]

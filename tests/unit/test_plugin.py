@@ -1,18 +1,17 @@
-"""The pytest plugin's own decisions: which scenarios run, and by how many workers."""
+"""The pytest plugin's decisions: which scenarios run, by how many workers, and what a run amounts to."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from fixtures import plugin
-from harness.host import Capacity
+from fixtures.project import Project
+from harness.evidence.results import Results
+from harness.host.capacity import Capacity
+from harness.pytest_plugin import selection
 from harness.spec import GIB
-
-ROOT = Path(__file__).resolve().parents[2]
 
 SUITE = """
 import pytest
@@ -23,34 +22,6 @@ def test_each_time(): ...
 def test_at_night(): ...
 """
 
-
-def collect(folder: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
-    suite = folder / "test_suite.py"
-    suite.write_text(text)
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:labgrid"),
-            *("--rootdir", str(folder), "-p", "fixtures.plugin", f"--evidence={folder}/runs"),
-            *(str(suite), *options),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def collected(folder: Path, *options: str) -> list[str]:
-    done = collect(folder, SUITE, *options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [line.split("::")[1] for line in done.stdout.splitlines() if "::" in line]
-
-
-def test_nightly_scenarios_are_left_out_unless_all_are_wanted(tmp_path: Path) -> None:
-    assert collected(tmp_path) == ["test_each_time"]
-    assert collected(tmp_path, "--all") == ["test_each_time", "test_at_night"]
-
-
 NEEDS = """
 import pytest
 
@@ -59,35 +30,150 @@ def test_it(): ...
 """
 
 
+def collected(project: Project, *options: str) -> list[str]:
+    project.write("test_suite.py", SUITE)
+    done = project.pytest("--collect-only", "-q", *options)
+    assert done.status == 0, done.text
+    return [line.split("::")[1] for line in done.text.splitlines() if "::" in line]
+
+
+def test_nightly_scenarios_run_with_all_only(project: Project) -> None:
+    assert collected(project) == ["test_each_time"]
+    assert collected(project, "--all") == ["test_each_time", "test_at_night"]
+
+
 @pytest.mark.parametrize(
-    ("needed", "says"),
+    ("needed", "message"),
     [
-        ("verify", "needs 'verify', which is no capability: ssh, seed"),
-        ("x_omaha", "one of your own begins with x-"),
+        ("verify", "needs 'verify', which is not a capability (choose ssh, seed"),
+        ("x_omaha", "a capability of your own begins with x-"),
     ],
 )
-def test_what_is_no_capability_is_refused(tmp_path: Path, needed: str, says: str) -> None:
-    done = collect(tmp_path, NEEDS.format(needed))
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert says in done.stdout + done.stderr
+def test_an_unknown_capability_is_refused(project: Project, needed: str, message: str) -> None:
+    project.write("test_suite.py", NEEDS.format(needed))
+    done = project.pytest("--collect-only", "-q")
+    assert done.status == pytest.ExitCode.USAGE_ERROR
+    assert message in done.text
 
 
-def test_a_capability_of_a_project_s_own_is_one(tmp_path: Path) -> None:
-    done = collect(tmp_path, NEEDS.format("x-omaha"), "--image", "micro")
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_a_project_may_have_capabilities_of_its_own(project: Project) -> None:
+    project.write("test_suite.py", NEEDS.format("x-omaha"))
+    done = project.pytest("--collect-only", "-q", "--image", "micro")
+    assert done.status == 0, done.text
 
 
 @pytest.mark.parametrize(
     ("cpus", "memory", "wanted", "workers"),
     [(2, 24, 2, 2), (8, 64, 8, 8), (8, 8, 8, 3), (16, 64, 4, 4), (2, 3, 2, 1)],
 )
-def test_auto_means_what_the_host_carries(
+def test_auto_means_as_many_workers_as_the_host_carries_machines(
     monkeypatch: pytest.MonkeyPatch, cpus: float, memory: int, wanted: int, workers: int
 ) -> None:
     room = Capacity(cpus, memory * GIB, memory * GIB, "host", "host")
-    monkeypatch.setattr(plugin, "capacity", lambda: room)
-    hook = plugin.pytest_xdist_auto_num_workers(None)  # type: ignore[arg-type]
+    monkeypatch.setattr("harness.host.capacity.capacity", lambda: room)
+    # In this module alone: the plugin that runs this test asks for its own session.
+    engaged = SimpleNamespace(of=lambda config: SimpleNamespace(engaged=True))
+    monkeypatch.setattr(selection, "sessions", engaged)
+    config: Any = None
+    hook = selection.pytest_xdist_auto_num_workers(config)
     next(hook)
     with pytest.raises(StopIteration) as ended:
         hook.send(wanted)  # type: ignore[attr-defined]
     assert ended.value.value == workers
+
+
+def test_auto_is_pytest_xdists_own_in_a_project_without_images(project: Project) -> None:
+    project.write("test_plain.py", "def test_it(): ...\n")
+    done = project.pytest("-q", "-n", "auto", "-v", PYTEST_XDIST_AUTO_NUM_WORKERS="5")
+    assert done.status == 0, done.text
+    assert "5 workers" in done.text
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "status", "expected"),
+    [
+        ([], 0, 0),
+        (["passed"], 0, 0),
+        (["product"], 1, 1),
+        (["test"], 1, 10),
+        (["infra"], 1, 11),
+        (["timeout"], 1, 12),
+        (["infra", "timeout"], 1, 12),
+        (["infra", "timeout", "test"], 1, 10),
+        (["infra", "test", "product"], 1, 1),
+        (["infra"], 2, 2),
+        (["infra"], 3, 3),
+        ([], 4, 4),
+        ([], 5, 5),
+    ],
+)
+def test_the_exit_status_names_the_weightiest_verdict(
+    verdicts: list[str], status: int, expected: int
+) -> None:
+    results = Results()
+    for number, verdict in enumerate(verdicts):
+        results.test(f"test_{number}").verdict = verdict
+    assert results.status(status) == expected
+
+
+OUTCOMES = """
+import pytest
+
+from harness import errors
+
+def test_passes(): ...
+
+def test_product():
+    assert 1 == 2
+
+def test_timeout():
+    raise errors.WaitTimeoutError("a prompt", 1.0)
+
+def test_skipped():
+    pytest.skip("no such disk")
+"""
+
+
+def test_results_json_has_each_test_with_its_verdict(project: Project) -> None:
+    import json
+
+    project.write("test_suite.py", OUTCOMES)
+    done = project.pytest("-q", "--acceptance", "--image", "micro", "test_suite.py", "-n", "2")
+    assert done.status == 1, done.text
+    (path,) = project.folder.glob(".harness/runs/2*/results.json")
+    results = json.loads(path.read_text())
+    tests = {each["id"].split("::")[1]: each for each in results["tests"]}
+    assert {name: each["verdict"] for name, each in tests.items()} == {
+        "test_passes": "passed",
+        "test_product": "product",
+        "test_timeout": "timeout",
+        "test_skipped": "",
+    }
+    assert tests["test_product"]["reason"] == "assert 1 == 2"
+    assert "no such disk" in tests["test_skipped"]["reason"]
+    assert set(tests["test_passes"]["seconds"]) == {"setup", "call", "teardown"}
+    assert tests["test_passes"]["worker"] in ("gw0", "gw1")
+    assert results["status"] == 1
+    assert results["verdicts"] == {"passed": 1, "product": 1, "timeout": 1}
+    assert results["image"]["name"] == "micro"
+
+
+def test_plain_pytest_keeps_pytests_exit_status(project: Project) -> None:
+    project.write("test_suite.py", OUTCOMES)
+    done = project.pytest("-q", "--image", "micro", "-k", "timeout")
+    assert done.status == 1, done.text
+    done = project.pytest(
+        "-q", "--image", "micro", "-k", "timeout", "--acceptance", "test_suite.py"
+    )
+    assert done.status == 12, done.text
+
+
+def test_a_failure_inside_the_library_shows_the_tests_frames_only(project: Project) -> None:
+    project.write("test_suite.py", "def test_it(lab):\n    lab.select('nothing-like-it')\n")
+    done = project.pytest("-q", "--image", "micro")
+    assert done.status == 1, done.text
+    assert "lab.select('nothing-like-it')" in done.text
+    assert "unknown image 'nothing-like-it'" in done.text
+    assert "harness/lab.py" not in done.text
+    whole = project.pytest("-q", "--image", "micro", "--full-trace")
+    assert "harness/lab.py" in whole.text

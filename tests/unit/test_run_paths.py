@@ -1,4 +1,4 @@
-"""Which tests are collected, whatever else is on the command line: real pytest, nothing is run."""
+"""Real pytest collects the right tests for each command line. Nothing runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli.run import joined
+from harness.cli.acceptance import joined
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,25 +24,34 @@ def collected(*command: str) -> set[str]:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     ids = [line for line in done.stdout.splitlines() if "::" in line]
-    return {"/".join(each.split("::")[0].split("/")[:-1]) for each in ids}
+    return {"/".join(name.split("::")[0].split("/")[:-1]) for name in ids}
 
 
-@pytest.mark.parametrize("there", [True, False], ids=["a folder", "no folder yet"])
-def test_the_value_of_an_option_is_no_path_to_tests(tmp_path: Path, there: bool) -> None:
+@pytest.mark.parametrize("exists", [True, False], ids=["a folder", "no folder yet"])
+def test_pytest_takes_no_options_value_for_a_path(tmp_path: Path, exists: bool) -> None:
     evidence = tmp_path / "evidence"
-    if there:
+    if exists:
         evidence.mkdir()
-    told = ("--image", "micro", "--evidence", str(evidence))
-    cli = (sys.executable, "-m", "harness.cli", "run")
+    options = ("--image", "micro", "--evidence", str(evidence))
+    cli = (sys.executable, "-m", "harness.cli", "acceptance")
     everything = collected(*cli)
     assert {"suites/boot", "suites/power"} <= everything
-    assert all(each.startswith("suites/") for each in everything)
-    assert collected(*cli, *told) == everything
-    assert collected(*cli, *told, "suites/boot") == {"suites/boot"}
-    assert collected(*cli, "suites/boot/test_live.py", *told) == {"suites/boot"}
+    assert all(folder.startswith("suites/") for folder in everything)
+    assert collected(*cli, *options) == everything
+    assert collected(*cli, *options, "suites/boot") == {"suites/boot"}
+    assert collected(*cli, "suites/boot/test_live.py", *options) == {"suites/boot"}
 
 
-def test_folders_are_joined_to_the_options_that_name_them() -> None:
-    given = ["-x", "--images", "/a", "suites", "--evidence=/b", "--recording", "/c", "--evidence"]
-    wanted = ["-x", "--images=/a", "suites", "--evidence=/b", "--recording=/c", "--evidence"]
-    assert joined(given) == wanted
+def test_the_command_line_joins_options_and_their_folders() -> None:
+    arguments = [
+        "-x",
+        "--images",
+        "/a",
+        "suites",
+        "--evidence=/b",
+        "--recording",
+        "/c",
+        "--evidence",
+    ]
+    expected = ["-x", "--images=/a", "suites", "--evidence=/b", "--recording=/c", "--evidence"]
+    assert joined(arguments) == expected

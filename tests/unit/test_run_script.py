@@ -1,4 +1,4 @@
-"""The entry script, on hosts made of stubs: a PATH of its own, and a checkout of its own."""
+"""The entry script, on hosts of stubs: each test has a PATH and a checkout of its own."""
 
 from __future__ import annotations
 
@@ -6,32 +6,22 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.programs import need, needs
+
 ROOT = Path(__file__).resolve().parents[2]
 
-# What the script may take from the real host.
-REAL = (
-    *(
-        "awk",
-        "cat",
-        "chmod",
-        "cp",
-        "cut",
-        "date",
-        "dirname",
-        "env",
-        "find",
-        "flock",
-        "grep",
-        "head",
-        "mkdir",
-    ),
-    *("mktemp", "mv", "rm", "sed", "sh", "sha256sum", "sort", "tail", "tee", "tr"),
+# Programs of the real host. The first are of coreutils; Python alone needs no others.
+COREUTILS = (
+    *("cat", "chmod", "cp", "cut", "date", "dirname", "env", "head", "mkdir", "mktemp", "mv", "rm"),
+    *("sha256sum", "sort", "tail", "tee", "tr"),
 )
-# What it has to find, with the packages that bring it.
+REAL = (*COREUTILS, "awk", "flock", "grep", "sed", "sh")
+# The programs that a full setup looks for, with their packages.
 TOOLS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-system-aarch64": "qemu-system-arm",
@@ -52,12 +42,13 @@ case $1$2 in
     -mvenv)
         mkdir -p "$3/bin"
         cp "$0" "$3/bin/python"
-        printf '#!/bin/sh\\n' >"$3/bin/mypy"
-        printf '#!/bin/sh\\n' >"$3/bin/ruff"
-        printf '#!/bin/sh\\necho cli "$@"\\n' >"$3/bin/harness"
-        chmod +x "$3/bin/mypy" "$3/bin/ruff" "$3/bin/harness" ;;
+        for tool in harness lint-imports mypy ruff sphinx-build; do
+            printf '#!/bin/sh\\necho %s "$@"\\n' "$tool" >"$3/bin/$tool"
+            chmod +x "$3/bin/$tool"
+        done ;;
     -mpip) echo "pip $*" >>"$LOG"; [ "${PIP_FAILS:-}" = "" ] ;;
     -mpytest) shift 2; echo "pytest $*" ;;
+    .ci/subjects.py*) echo "subjects" ;;
     --version) echo "Python 3.11.9" ;;
 esac
 """
@@ -75,28 +66,19 @@ class Host:
         self.log.touch()
         for name in ("run", "pyproject.toml", "requirements/dev.lock", "requirements/bench.lock"):
             shutil.copy(ROOT / name, self.checkout / name)
-        # The host's own Python is looked for by its path too; it is not this test's matter.
+        # The script also looks for the real host's Python, by its path.
         script = self.checkout / "run"
         text = script.read_text()
         assert text.count("/usr/bin/python3") == 2
         script.write_text(text.replace("/usr/bin/python3", "/nowhere/python3"))
         for name in REAL:
-            found = shutil.which(name)
-            assert found, name
-            (self.bin / name).symlink_to(found)
+            if program := shutil.which(name):
+                (self.bin / name).symlink_to(program)
         self.stub("uname", "echo Linux")
         self.stub("id", "echo 0")
         for name in TOOLS:
             self.stub(name, "echo QEMU emulator version 9.2.1")
         self.stub("python3", PYTHON)
-        for name in ("unit", "integration"):
-            self.test_in(f"tests/{name}")
-        self.test_in("suites")
-        self.test_in("harness")
-
-    def test_in(self, folder: str) -> None:
-        (self.checkout / folder).mkdir(parents=True)
-        (self.checkout / folder / "test_x.py").touch()
 
     def stub(self, name: str, body: str) -> None:
         path = self.bin / name
@@ -106,7 +88,7 @@ class Host:
 
     def remove(self, *names: str) -> None:
         for name in names:
-            (self.bin / name).unlink()
+            (self.bin / name).unlink(missing_ok=True)
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -126,10 +108,11 @@ class Host:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
+    need("sed")
     return Host(tmp_path)
 
 
-def test_without_a_command_it_says_what_there_is_and_does_nothing(host: Host) -> None:
+def test_without_a_command_it_prints_its_usage_and_does_nothing(host: Host) -> None:
     done = host.run()
     assert done.returncode == 0
     assert done.stdout.startswith("usage: ./run COMMAND")
@@ -143,7 +126,7 @@ def test_an_unknown_command_is_a_usage_error(host: Host) -> None:
     assert not (host.checkout / ".venv").exists()
 
 
-def test_setup_says_what_it_does_and_then_is_quiet(host: Host) -> None:
+def test_the_first_setup_reports_and_the_second_is_quiet(host: Host) -> None:
     first = host.run("setup")
     assert first.returncode == 0, first.stdout
     assert "run: making .venv with Python 3.11.9" in first.stdout
@@ -154,13 +137,13 @@ def test_setup_says_what_it_does_and_then_is_quiet(host: Host) -> None:
     assert host.pip_runs == before
 
 
-def test_dependencies_are_installed_by_their_hashes(host: Host) -> None:
+def test_pip_checks_the_hashes_of_the_dependencies(host: Host) -> None:
     host.run("setup")
     assert "--require-hashes -r" in host.log.read_text()
 
 
 @pytest.mark.parametrize("name", ["run", "pyproject.toml", "requirements/dev.lock"])
-def test_what_the_environment_was_made_from_has_changed(host: Host, name: str) -> None:
+def test_a_changed_input_makes_a_new_environment(host: Host, name: str) -> None:
     host.run("setup")
     with (host.checkout / name).open("a") as file:
         file.write("# changed\n")
@@ -185,7 +168,7 @@ def test_without_apt_it_names_the_packages_and_stops(host: Host) -> None:
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_each_tool_is_looked_for(host: Host, tool: str) -> None:
+def test_a_missing_program_is_named_by_its_package(host: Host, tool: str) -> None:
     host.remove(tool)
     assert f"by Debian's names: {TOOLS[tool]}\n" in host.run("setup").stdout
 
@@ -194,7 +177,7 @@ def test_each_tool_is_looked_for(host: Host, tool: str) -> None:
     ("version", "enough"),
     [("7.2.11 (Debian 1:7.2)", False), ("8.1.9", False), ("8.2.0", True), ("10.0.2", True)],
 )
-def test_a_qemu_that_is_too_old_counts_as_missing(host: Host, version: str, enough: bool) -> None:
+def test_an_old_qemu_counts_as_missing(host: Host, version: str, enough: bool) -> None:
     host.stub("qemu-system-x86_64", f"echo QEMU emulator version {version}")
     done = host.run("setup")
     assert ("by Debian's names: qemu-system-x86\n" in done.stdout) is not enough
@@ -206,7 +189,7 @@ def test_an_old_python_is_refused(host: Host) -> None:
     assert "no Python 3.11 or newer" in done.stdout
 
 
-def test_a_shim_that_does_not_run_is_passed_over(host: Host) -> None:
+def test_a_shim_that_does_not_run_is_skipped(host: Host) -> None:
     host.stub("python3.13", PYTHON)
     host.stub("python3", "echo pyenv: not found >&2; exit 127")
     (host.bin / "python3.12").symlink_to("/nowhere")
@@ -223,22 +206,27 @@ def test_another_system_is_refused(host: Host) -> None:
 
 def wait_for(process: subprocess.Popen[str], words: str, never: str = "\0") -> None:
     assert process.stderr is not None
-    said = ""
-    while words not in said:
+    output = ""
+    while words not in output:
         line = process.stderr.readline()
-        assert line, f"ended without {words!r}: {said}"
-        said += line
-        assert never not in said
+        assert line, f"ended without {words!r}: {output}"
+        output += line
+        assert never not in output
 
 
-def test_two_at_once_set_up_once(host: Host, tmp_path: Path) -> None:
-    # The first venv waits until the second run waits in flock.
-    told = tmp_path / "told"
-    os.mkfifo(told)
-    fifo = os.open(told, os.O_RDWR)
-    host.stub("python3", f'case $1$2 in -mvenv) read line <"{told}" ;; esac\n{PYTHON}')
-    flock = f'exec "{shutil.which("flock")}" "$@"'
-    host.stub("flock", f'[ "$1" = -n ] || echo "flock waits" >&2\n{flock}')
+@pytest.mark.parametrize("program", ["flock", "python"])
+def test_two_runs_at_once_set_up_once(host: Host, tmp_path: Path, program: str) -> None:
+    # The first venv waits until the second run waits for the lock.
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    fifo = os.open(gate, os.O_RDWR)
+    # Without flock(1), Python takes the lock.
+    real = f'case $1$2 in -c*fcntl.flock*) exec "{sys.executable}" "$@" ;; esac'
+    host.stub("python3", f'{real}\ncase $1$2 in -mvenv) read line <"{gate}" ;; esac\n{PYTHON}')
+    host.remove("flock")
+    if program == "flock":
+        need("flock")
+        (host.bin / "flock").symlink_to(shutil.which("flock") or "/nowhere")
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -252,7 +240,7 @@ def test_two_at_once_set_up_once(host: Host, tmp_path: Path) -> None:
         wait_for(first, "making .venv")
         with start() as second:
             try:
-                wait_for(second, "flock waits", never="making .venv")
+                wait_for(second, "waiting for it", never="making .venv")
             finally:
                 os.write(fifo, b"go\ngo\n")
             assert second.stderr is not None
@@ -264,23 +252,88 @@ def test_two_at_once_set_up_once(host: Host, tmp_path: Path) -> None:
     assert "making .venv" not in rest
 
 
-def test_the_cli_gets_its_arguments_as_they_are(host: Host) -> None:
+def test_the_command_line_gets_its_arguments_unchanged(host: Host) -> None:
     done = host.run("harness", "shell", "a b", "--x=*")
-    assert done.stdout.splitlines()[-1] == "cli shell a b --x=*"
+    assert done.stdout.splitlines()[-1] == "harness shell a b --x=*"
 
 
-PYTEST = "pytest -c pyproject.toml -p fixtures.plugin"
-"""How it is called, whatever comes then: it finds its configuration and knows Harness' options from the
-first, so that it takes no value of theirs for a path."""
+# --- Python alone -------------------------------------------------------------------------------
+
+PYTHON_ONLY = {
+    "lint": [
+        "ruff check .",
+        "ruff format --check .",
+        "lint-imports --no-cache --no-logo",
+        "subjects",
+    ],
+    "type": ["mypy --strict"],
+    "unit": [
+        "pytest -c pyproject.toml -o testpaths=tests/unit --junit-xml=.harness/unit.xml -n auto"
+    ],
+    "fix": ["ruff check --fix .", "ruff format ."],
+}
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Host:
+    """A host with Python, sh, coreutils and apt, and with none of QEMU's programs; no root, no sudo."""
+    host = Host(tmp_path)
+    for path in host.bin.iterdir():
+        if path.name not in (*COREUTILS, "sh", "python3"):
+            path.unlink()
+    host.stub("uname", "echo Linux")
+    host.stub("apt-get", 'echo "apt-get $*" >>"$LOG"; exit 100')
+    return host
+
+
+@pytest.mark.parametrize("command", PYTHON_ONLY)
+def test_these_commands_need_python_alone(bare: Host, command: str) -> None:
+    done = bare.run(command)
+    assert done.returncode == 0, done.stdout
+    assert "apt-get" not in bare.log.read_text()
+    assert done.stdout.splitlines()[-len(PYTHON_ONLY[command]) :] == PYTHON_ONLY[command]
+
+
+def test_the_manual_needs_python_alone(bare: Host) -> None:
+    done = bare.run("docs")
+    assert done.returncode == 0, done.stdout
+    assert "apt-get" not in bare.log.read_text()
+    assert "sphinx-build --fail-on-warning" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["integration", "acceptance", "test", "bench", "harness"])
+def test_the_others_look_for_the_programs_of_the_host(host: Host, command: str) -> None:
+    host.remove("swtpm")
+    done = host.run(command)
+    assert done.returncode == 1
+    assert "missing, by Debian's names: swtpm" in done.stdout
+
+
+def test_without_python_the_message_names_the_packages(bare: Host) -> None:
+    bare.remove("python3")
+    done = bare.run("unit")
+    assert done.returncode == 1
+    assert "no Python 3.11 or newer" in done.stdout
+    assert "python3-venv" in done.stdout
+    assert "apt-get" not in bare.log.read_text()
+
+
+def test_a_full_setup_uses_the_environment_of_a_python_only_one(host: Host) -> None:
+    host.run("unit")
+    before = host.pip_runs
+    assert host.run("setup").stdout == ""
+    assert host.pip_runs == before
+
+
+# --- phases -------------------------------------------------------------------------------------
+
+PYTEST = "pytest -c pyproject.toml"
+"""The beginning of each call of pytest. The plugin is an entry point and needs no option."""
 
 
 @pytest.mark.parametrize(
     ("arguments", "called"),
     [
-        (("acceptance",), "testpaths=suites -n auto"),
-        (("acceptance", "--image", "skiff"), "testpaths=suites --image skiff"),
-        (("acceptance", "suites/boot", "-k", "ssh"), "testpaths=suites suites/boot -k ssh"),
-        (("acceptance", "--evidence", "/tmp"), "testpaths=suites --evidence /tmp"),
         (("unit",), "testpaths=tests/unit --junit-xml=.harness/unit.xml -n auto"),
         (
             ("integration", "-x"),
@@ -292,33 +345,50 @@ first, so that it takes no value of theirs for a path."""
         ),
     ],
 )
-def test_a_phase_is_pytest_on_its_folder(
+def test_a_phase_runs_pytest_on_its_folder(
     host: Host, arguments: tuple[str, ...], called: str
 ) -> None:
     last = host.run(*arguments).stdout.splitlines()[-1]
     assert last.startswith(f"{PYTEST} -o {called}")
-    assert ("-n auto" in last) == (len(arguments) == 1), "the whole of a phase is shared by workers"
+    assert ("-n auto" in last) == (len(arguments) == 1), "a whole phase runs on several workers"
 
 
-def test_pytest_has_its_arguments_as_they_are(host: Host) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "called"),
+    [
+        ((), "-n auto"),
+        (("--image", "skiff"), "--image skiff"),
+        (("suites/boot", "-k", "ssh"), "suites/boot -k ssh"),
+        (("--evidence", "/tmp"), "--evidence /tmp"),
+    ],
+)
+def test_acceptance_is_that_of_the_command_line(
+    host: Host, arguments: tuple[str, ...], called: str
+) -> None:
+    last = host.run("acceptance", *arguments).stdout.splitlines()[-1]
+    assert last == f"harness acceptance {called}"
+
+
+def test_pytest_gets_its_arguments_unchanged(host: Host) -> None:
     assert host.run("pytest", "-k", "x").stdout.splitlines()[-1] == f"{PYTEST} -k x"
 
 
 def test_all_phases_run_in_order_and_pytest_has_the_last_word(host: Host) -> None:
     done = host.run("test")
     assert done.returncode == 0
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("== ", "pytest"))]
-    told = [line.removeprefix(f"{PYTEST} -o testpaths=").removeprefix("== ") for line in lines]
-    assert [line.split()[0].rstrip(";") for line in told] == [
+    beginnings = ("== ", "pytest", "harness")
+    lines = [line for line in done.stdout.splitlines() if line.startswith(beginnings)]
+    names = [line.removeprefix(f"{PYTEST} -o testpaths=").removeprefix("== ") for line in lines]
+    assert [line.split()[0].rstrip(";") for line in names] == [
         *("lint", "type", "unit", "tests/unit"),
-        *("integration", "tests/integration", "acceptance", "suites"),
+        *("integration", "tests/integration", "acceptance", "harness"),
     ]
     assert "passed: lint" in lines[-2]
-    assert done.stdout.splitlines()[-1] == f"{PYTEST} -o testpaths=suites -n auto"
+    assert done.stdout.splitlines()[-1] == "harness acceptance -n auto"
 
 
 @pytest.mark.parametrize(("fails", "after"), [("ruff", "type"), ("mypy", "unit")])
-def test_the_first_failure_ends_it_with_a_summary(host: Host, fails: str, after: str) -> None:
+def test_the_first_failure_ends_the_run_with_a_summary(host: Host, fails: str, after: str) -> None:
     host.run("setup")
     tool = host.checkout / ".venv" / "bin" / fails
     tool.write_text("#!/bin/sh\nexit 3\n")
@@ -329,7 +399,7 @@ def test_the_first_failure_ends_it_with_a_summary(host: Host, fails: str, after:
     assert f"not run: {after}" in done.stdout.splitlines()[-1]
 
 
-def test_pytests_failure_is_its_own(host: Host) -> None:
+def test_a_failure_of_pytest_has_the_last_word(host: Host) -> None:
     host.run("setup")
     python = host.checkout / ".venv" / "bin" / "python"
     python.write_text('#!/bin/sh\n[ "$2" != pytest ] || { echo 1 failed; exit 1; }\n')
@@ -343,7 +413,7 @@ def test_pytests_failure_is_its_own(host: Host) -> None:
 
 needs_debian = pytest.mark.skipif(
     not Path("/etc/os-release").exists() or shutil.which("dpkg") is None,
-    reason="needs a Debian or Ubuntu host, for its os-release and dpkg",
+    reason="needs the os-release and dpkg of a Debian or Ubuntu host",
 )
 
 APT_GET = """
@@ -363,12 +433,12 @@ esac
 
 @pytest.fixture
 def debian(host: Host) -> Host:
-    """A host with apt, whose third-party sources are out of reach: every update fails."""
+    """A host with apt. One of its sources is out of reach, so every update fails."""
     host.stub("apt-get", APT_GET)
     host.stub("apt-cache", 'echo "  Candidate: 1:9.2+ds-1"')
     host.stub("sudo", 'echo "sudo" >>"$LOG"; exec "$@"')
     (host.bin / "dpkg").symlink_to(shutil.which("dpkg") or "/nowhere")
-    # Files of packages that this host may lack are not this test's matter.
+    # The real host may lack these files.
     script = host.checkout / "run"
     script.write_text(
         "".join(
@@ -381,7 +451,7 @@ def debian(host: Host) -> Host:
 
 
 @needs_debian
-def test_apt_installs_what_is_missing_and_nothing_else(debian: Host) -> None:
+def test_apt_installs_the_missing_packages_alone(debian: Host) -> None:
     debian.remove("swtpm")
     done = debian.run("setup", BIN=str(debian.bin))
     assert done.returncode == 0, done.stdout
@@ -391,7 +461,7 @@ def test_apt_installs_what_is_missing_and_nothing_else(debian: Host) -> None:
 
 
 @needs_debian
-def test_apt_runs_by_sudo_for_others_than_root(debian: Host) -> None:
+def test_apt_runs_through_sudo_unless_root_calls(debian: Host) -> None:
     debian.stub("id", "echo 1000")
     debian.remove("swtpm")
     debian.run("setup", BIN=str(debian.bin))
@@ -399,7 +469,7 @@ def test_apt_runs_by_sudo_for_others_than_root(debian: Host) -> None:
 
 
 @needs_debian
-def test_without_root_and_sudo_it_says_what_to_run(debian: Host) -> None:
+def test_without_root_and_sudo_the_message_says_what_to_do(debian: Host) -> None:
     debian.stub("id", "echo 1000")
     debian.remove("swtpm", "sudo")
     done = debian.run("setup", BIN=str(debian.bin))
@@ -408,7 +478,7 @@ def test_without_root_and_sudo_it_says_what_to_run(debian: Host) -> None:
 
 
 @needs_debian
-def test_a_package_that_cannot_be_installed_is_told(debian: Host) -> None:
+def test_a_failed_installation_is_reported(debian: Host) -> None:
     debian.stub("apt-get", 'case "$*" in *install*) echo E: broken; exit 100 ;; esac')
     debian.remove("swtpm")
     done = debian.run("setup", BIN=str(debian.bin))
@@ -451,12 +521,12 @@ def test_the_scripts_are_posix_sh_and_executable(name: str) -> None:
     path = ROOT / name
     assert path.read_text().startswith("#!/bin/sh\n")
     assert path.stat().st_mode & stat.S_IXUSR
-    for shell in filter(None, map(shutil.which, ("dash", "bash", "busybox"))):
+    for shell in filter(None, map(shutil.which, ("sh", "dash", "bash", "busybox"))):
         command = [shell, *(["sh"] if shell.endswith("busybox") else []), "-n", str(path)]
         assert subprocess.run(command, check=False).returncode == 0
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck: apt install it")
+@needs("shellcheck")
 @pytest.mark.parametrize("name", ["run", ".ci/run"])
 def test_shellcheck_finds_nothing(name: str) -> None:
     done = subprocess.run(
