@@ -588,6 +588,7 @@ class Lab:
         self,
         origin: State | Snapshot,
         *,
+        image: Selection | str | None = None,
         name: str | None = None,
         services: Sequence[Service] = (),
         working_set: int | None = None,
@@ -599,6 +600,8 @@ class Lab:
 
         Args:
             origin: The state, or a saved machine.
+            image: The image of a saved machine; the image under test by default. States are always
+                those of the image under test.
             name: The machine's name; the saved machine's by default.
             services: Servers that the fork can reach; the saved machine need not have known them.
             working_set: Bytes of its RAM that the fork will write to, for admission; a quarter of it by
@@ -610,7 +613,7 @@ class Lab:
             QemuStartError: QEMU cannot restore the snapshot.
         """
         if isinstance(origin, Snapshot):
-            return self._fork(origin, name, services, working_set)
+            return self._fork(origin, name, services, working_set, image)
         if not isinstance(origin, State):
             raise UsageError(f"{origin!r} is not a state", hint="declare it with @state")
         if self._parts.options.fresh:
@@ -758,10 +761,11 @@ class Lab:
         name: str | None,
         services: Sequence[Service],
         working_set: int | None,
+        image: Selection | str | None = None,
     ) -> Machine[OS]:
         machine: Machine[OS] = self._launch(
             origin.fork_spec(self._unique(name or origin.spec.name)),
-            self.image,
+            self.select(image),
             origin.account,
             origin=origin,
             working_set=working_set,
