@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -81,7 +80,19 @@ def report(error: HarnessError) -> int:
 
 def version() -> str:
     """Return the version of Harness."""
-    return importlib.metadata.version("harness-os")
+    # Reading the metadata of packages takes longer than the other imports together.
+    from importlib.metadata import version
+
+    return version("harness-os")
+
+
+class _Version(argparse.Action):
+    """Prints the version, which is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print the version and exit."""
+        print(f"harness {version()}")
+        parser.exit()
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -91,7 +102,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         description="Boots built operating-system images in QEMU and decides whether to accept them.",
         epilog="harness COMMAND --help explains a command.",
     )
-    parser.add_argument("-V", "--version", action="version", version=f"harness {version()}")
+    parser.add_argument("-V", "--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         if name != command:

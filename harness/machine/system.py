@@ -7,13 +7,16 @@ knows no operating system and no profile.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from typing_extensions import TypeVar
 
-from harness.catalog import Phase, Selection
 from harness.deadline import Deadline
 from harness.spec import Account
+
+if TYPE_CHECKING:
+    # The catalogue loads pydantic, which takes longer than the rest of the machine.
+    from harness.catalog import Phase, Selection
 
 
 @dataclass(frozen=True, slots=True)
