@@ -118,12 +118,12 @@ class Making:
 
     def _gather(self, output: Path, folder: Path) -> None:
         """Move the script's files into the entry; files that no artifact declares stay behind."""
+        files = sorted(str(p.relative_to(output)) for p in output.rglob("*") if p.is_file())
         for name, source in self.recipe.artifacts.items():
             if source.url is not None:
                 continue
             file = output / source.file
             if file.is_symlink() or not file.is_file() or not file.stat().st_size:
-                files = sorted(str(p.relative_to(output)) for p in output.rglob("*") if p.is_file())
                 raise BuildError(
                     f"the build of {self.recipe} succeeded and left no file {source.file!r}"
                     f" for the artifact {name!r}",

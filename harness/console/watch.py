@@ -122,7 +122,7 @@ def watcher(
 
 
 _TRACE_HINT: Final = (
-    "read the trace in the log; if the test causes it on purpose, use `with console.expecting(...)`"
+    "read the trace in the log; if the test causes it on purpose, use `with machine.expecting(...)`"
 )
 
 DEFAULT_WATCHERS: Final = (

@@ -52,8 +52,8 @@ class TestResult:
 
     Attributes:
         id: pytest's node id.
-        outcome: ``passed``, ``failed`` or ``skipped``.
-        verdict: The verdict; empty for a test that was skipped.
+        outcome: ``passed``, ``failed``, ``skipped``; or ``interrupted``, for a test that did not end.
+        verdict: The verdict; empty for a test that was skipped or interrupted.
         reason: The first line of the failure, or the reason of the skip.
         seconds: Durations by phase: ``setup``, ``call``, ``teardown``.
         evidence: Its folder below the run's; empty if nothing was kept.
@@ -63,8 +63,8 @@ class TestResult:
     __test__ = False
 
     id: str
-    outcome: str = "passed"
-    verdict: str = Verdict.PASSED.value
+    outcome: str = "interrupted"
+    verdict: str = ""
     reason: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     evidence: str = ""
@@ -89,7 +89,7 @@ class Results:
 
     @property
     def verdicts(self) -> Counter[str]:
-        """How many tests have each verdict; those that were skipped have none."""
+        """How many tests have each verdict; those that were skipped or interrupted have none."""
         return Counter(each.verdict for each in self.tests.values() if each.verdict)
 
     def status(self, status: int) -> int:

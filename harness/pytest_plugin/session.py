@@ -129,11 +129,14 @@ class Session:
         return f"{module}-{self.worker}" if self.worker else module
 
     def close(self) -> None:
-        """End the lab, if there is one."""
-        if "lab" in self.__dict__:
-            self.lab.close()
-        elif "run" in self.__dict__:
-            self.run.close()
+        """End the lab and the run's folder, as far as there are any."""
+        try:
+            if "lab" in self.__dict__:
+                self.lab.close()
+        finally:
+            # A lab ends only the run that a machine of its own began; a report begins one as well.
+            if "run" in self.__dict__:
+                self.run.close()
         if not self._stream.closed:
             self._stream.close()
 

@@ -166,6 +166,8 @@ class _Collector:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the report of one phase of a test."""
+        from harness.errors import Verdict
+
         result = self._results.test(report.nodeid)
         result.seconds[report.when] = round(report.duration, 4)
         node = getattr(report, "node", None)
@@ -180,10 +182,13 @@ class _Collector:
                 with contextlib.suppress(ValueError):
                     evidence = Path(str(properties["evidence"]))
                     result.evidence = str(evidence.relative_to(self._run))
-        elif report.outcome == "skipped" and result.outcome == "passed":
+        elif report.outcome == "skipped":
             result.outcome, result.verdict = "skipped", ""
             reason = report.longrepr
             result.reason = str(reason[2]) if isinstance(reason, tuple) else str(reason or "")
+        elif report.when == "call":
+            # Only here: a test that was interrupted after its setup has not passed.
+            result.outcome, result.verdict = "passed", Verdict.PASSED.value
 
 
 def _first_line(report: pytest.TestReport) -> str:
