@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -87,6 +88,9 @@ def test_ctrl_c_stops_in_order_and_keeps_the_evidence(run: Running) -> None:
     assert (folder / "serial.log").exists()
     assert not (folder.parents[1] / "run.lock").exists(), "the run ended in order"
     assert "KeyboardInterrupt" in output
+    (results,) = (run.folder / ".harness" / "runs").glob("2*/results.json")
+    (test,) = json.loads(results.read_text())["tests"]
+    assert (test["outcome"], test["verdict"]) == ("interrupted", "")
 
 
 def test_ctrl_c_twice_leaves_no_machine(run: Running) -> None:
