@@ -121,6 +121,7 @@ class Disk:
             )
         if self.base is None and (self.size is None or self.readonly or self.in_place):
             raise UsageError(f"disk {self.name}: a blank disk needs a size and must be writable")
+        _check_bytes(f"disk {self.name}: size", self.size)
         if self.size is not None and (self.size <= 0 or self.size % 512):
             raise UsageError(
                 f"disk {self.name}: size must be a multiple of 512 bytes, not {self.size}"
@@ -208,6 +209,15 @@ class Nic:
             raise UsageError(f"nic {self.name}: two services at {twice}")
 
 
+def _check_bytes(what: str, size: object) -> None:
+    """Refuse a size as the catalogue writes it, ``512MiB``: a caller of Python has numbers."""
+    if size is not None and not isinstance(size, int):
+        raise UsageError(
+            f"{what} is a number of bytes, not {size!r}",
+            hint="write 512 * MIB; harness.MIB and harness.GIB are the units",
+        )
+
+
 def _duplicates(values: Iterable[str]) -> str:
     """Return the values that occur more than once, for a message; empty if there are none."""
     counts = Counter(values)
@@ -252,6 +262,7 @@ class MachineSpec:
         row = arches.of(self.arch)
         if self.cpus < 1:
             raise UsageError(f"machine {self.name}: cpus must be at least 1, not {self.cpus}")
+        _check_bytes(f"machine {self.name}: memory", self.memory)
         if self.memory < 32 * MIB or self.memory % MIB:
             raise UsageError(
                 f"machine {self.name}: memory must be a whole number of MiB, at least 32, not"

@@ -47,6 +47,7 @@ def test_an_unknown_arch_lists_the_near_one() -> None:
     ("create", "message"),
     [
         (lambda: Disk("d"), "needs a size"),
+        (lambda: Disk("d", size="4GiB"), "bytes, not '4GiB'"),  # type: ignore[arg-type]
         (lambda: Disk("d", size=1000), "multiple of 512"),
         (lambda: Disk("D", size=MIB), "valid disk name"),
         (lambda: Disk("d", size=MIB, serial="x" * 21), "at most 20"),
@@ -57,6 +58,10 @@ def test_an_unknown_arch_lists_the_near_one() -> None:
         (lambda: Firmware(FirmwareKind.BIOS, kernel=Path("k")), "needs the path of a kernel"),
         (lambda: MachineSpec("m", "x86_64", BIOS, cpus=0), "cpus must be at least 1"),
         (lambda: MachineSpec("m", "x86_64", BIOS, memory=MIB), "memory"),
+        (
+            lambda: MachineSpec("m", "x86_64", BIOS, memory="512MiB"),  # type: ignore[arg-type]
+            "write 512 \\* MIB",
+        ),
         (
             lambda: MachineSpec(
                 "m", "x86_64", BIOS, disks=(Disk("d", size=MIB), Disk("d", size=MIB))
