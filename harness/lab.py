@@ -615,7 +615,10 @@ class Lab:
         if isinstance(origin, Snapshot):
             return self._fork(origin, name, services, working_set, image)
         if not isinstance(origin, State):
-            raise UsageError(f"{origin!r} is not a state", hint="declare it with @state")
+            raise UsageError(
+                f"{origin!r} is not a state",
+                hint="pass the function below @state, or one of harness.points: points.live",
+            )
         if self._parts.options.fresh:
             # The steps start machines without naming services.
             self._default_services = services
@@ -672,7 +675,7 @@ class Lab:
         if state in self._parts.leases:
             return self._parts.leases[state]
         if state in self._parts.failed_states:
-            raise self._parts.failed_states[state]
+            raise self._parts.failed_states[state].with_traceback(None)
         parent = self.state(state.parent) if state.parent is not None else None
         made_of = self.state_inputs(state)
         try:

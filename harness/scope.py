@@ -91,7 +91,8 @@ class Scope:
     def check(self) -> None:
         """Raise the failure, if there is one."""
         if (failure := self._failure) is not None:
-            raise failure
+            # Each wait raises the same error: without this, one shows the frames of all before it.
+            raise failure.with_traceback(None)
 
     def child(self, name: str, *, boundary: bool = False) -> Scope:
         """Return a new scope below this one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from harness.evidence.results import Results
 
 _LIBRARY: Final = Path(harness.__file__).parent
+_PYTHON: Final = Path(sysconfig.get_path("stdlib"))
 _SUITES: Final = _LIBRARY / "_bundled"
 """The suites that an installed Harness carries: their frames are a test's own."""
 
@@ -128,12 +130,18 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def _hide_library(error: BaseException) -> None:
     """Take the library's frames out of an exception's traceback, unless it has no others.
 
+    Frames of Python's own modules that the library called go as well.
+
     pytest shortens a traceback by following the frames that Python linked, so the links are remade.
     """
     frames = []
+    inside = False
     trace = error.__traceback__
     while trace is not None:
-        if not _in_library(Path(trace.tb_frame.f_code.co_filename)):
+        path = Path(trace.tb_frame.f_code.co_filename)
+        # The functools below a cached property of the library is as foreign to the test.
+        inside = _in_library(path) or (inside and _in_python(path))
+        if not inside:
             frames.append(trace)
         trace = trace.tb_next
     if not frames:
@@ -146,6 +154,12 @@ def _hide_library(error: BaseException) -> None:
 
 def _in_library(path: Path) -> bool:
     return path.is_relative_to(_LIBRARY) and not path.is_relative_to(_SUITES)
+
+
+def _in_python(path: Path) -> bool:
+    # A frozen module has no file: its path is "<frozen os>".
+    packages = {"site-packages", "dist-packages"} & set(path.parts)
+    return not packages and (path.is_relative_to(_PYTHON) or path.name.startswith("<frozen "))
 
 
 # --- the whole run ----------------------------------------------------------------------------

@@ -177,3 +177,12 @@ def test_a_failure_inside_the_library_shows_the_tests_frames_only(project: Proje
     assert "harness/lab.py" not in done.text
     whole = project.pytest("-q", "--image", "micro", "--full-trace")
     assert "harness/lab.py" in whole.text
+
+
+def test_a_failure_below_a_module_of_python_shows_the_tests_frames_only(project: Project) -> None:
+    project.write("test_suite.py", "def test_it(lab):\n    lab.catalog\n")
+    project.write("images/torn/image.yaml", "name: torn\n")
+    done = project.pytest("-q")
+    assert done.status != 0, done.text
+    assert "image.yaml" in done.text
+    assert "functools.py" not in done.text
