@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
 from harness.pytest_plugin import session as sessions
+
+_FIXTURES: Final = frozenset({"lab", "shared_lab", "image"})
+"""The fixtures that look an image up."""
 
 
 @pytest.hookimpl(optionalhook=True, wrapper=True)
@@ -35,24 +39,53 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [f"harness: image {image}, evidence in {session.run.path}"]
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> None:
     """Leave nightly scenarios out, unless ``--all`` is given; skip those whose capabilities are missing.
 
     A skip names the file that would declare the capability.
 
     Raises:
-        pytest.UsageError: A scenario needs something that is not a capability, or the image's profile
-            lacks words that go with a capability.
+        pytest.UsageError: An ``image.yaml`` is wrong; a scenario needs something that is not a
+            capability; or the image's profile lacks words that go with a capability.
     """
+    try:
+        _select(config, items)
+    except pytest.UsageError as error:
+        if hasattr(config, "workerinput"):
+            # pytest-xdist drops the error of a worker's collection, but shows this reason.
+            session.shouldstop = str(error)
+        raise
+
+
+def _select(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Select in place; raises as :func:`pytest_collection_modifyitems`."""
     if not config.option.all:
         nightly = [item for item in items if item.get_closest_marker("nightly")]
         if nightly:
             config.hook.pytest_deselected(items=nightly)
             items[:] = [item for item in items if item not in nightly]
+    if any(_FIXTURES & set(getattr(item, "fixturenames", ())) for item in items):
+        _check_catalog(sessions.of(config))
     for item in items:
         needed = [name for mark in item.iter_markers("needs") for name in mark.args]
         if needed:
             _check(sessions.of(config), item, needed)
+
+
+def _check_catalog(session: sessions.Session) -> None:
+    """Refuse a wrong ``image.yaml`` once, instead of in each test.
+
+    Raises:
+        pytest.UsageError: As :func:`pytest_collection_modifyitems`.
+    """
+    from harness.errors import CatalogError
+
+    try:
+        _ = session.lab.catalog
+    except CatalogError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def _check(session: sessions.Session, item: pytest.Item, needed: list[str]) -> None:

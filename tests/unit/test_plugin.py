@@ -180,9 +180,24 @@ def test_a_failure_inside_the_library_shows_the_tests_frames_only(project: Proje
 
 
 def test_a_failure_below_a_module_of_python_shows_the_tests_frames_only(project: Project) -> None:
-    project.write("test_suite.py", "def test_it(lab):\n    lab.catalog\n")
-    project.write("images/torn/image.yaml", "name: torn\n")
-    done = project.pytest("-q")
-    assert done.status != 0, done.text
-    assert "image.yaml" in done.text
+    project.write(
+        "test_suite.py",
+        "from harness import Lab\n\ndef test_it():\n    Lab(images=['elsewhere']).catalog\n",
+    )
+    project.write("elsewhere/torn/image.yaml", "name: torn\n")
+    done = project.pytest("-q", "--image", "micro")
+    assert done.status == 1, done.text
+    assert "image.yaml:1" in done.text
     assert "functools.py" not in done.text
+
+
+@pytest.mark.parametrize(("workers", "status"), [("0", 4), ("2", 2)])
+def test_a_wrong_image_is_refused_once_and_with_its_fault(
+    project: Project, workers: str, status: int
+) -> None:
+    project.write("test_suite.py", "def test_a(lab): ...\n\ndef test_b(lab): ...\n")
+    project.write("images/torn/image.yaml", "name: torn\n")
+    done = project.pytest("-q", "-n", workers)
+    assert done.status == status, done.text
+    assert done.text.count("image.yaml:1: the key 'summary' is missing") == 1
+    assert "INTERNALERROR" not in done.text
