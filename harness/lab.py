@@ -27,13 +27,14 @@ import json
 import math
 import shutil
 import sys
+import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeVar, cast
+from typing import Any, Final, Protocol, Self, TypeVar, cast, overload
 
 from harness import paths, profiles, seed
 from harness.artifacts import Artifacts, Store, digest_inputs
@@ -81,6 +82,7 @@ _FORK_TRIES: Final = 3
 """How often a state is rebuilt when the cached one does not start."""
 
 ServerT = TypeVar("ServerT", bound=Server)
+ValueT = TypeVar("ValueT")
 
 
 class Service(Protocol):
@@ -112,9 +114,21 @@ class _Options:
     services: str
 
 
+class _part(functools.cached_property[ValueT]):  # noqa: N801 - used like cached_property
+    """A part of a lab, made once: from Python 3.12 on, cached_property lets threads make several."""
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any] | None = None) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type[Any] | None = None) -> ValueT: ...
+    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
+        with contextlib.nullcontext() if instance is None else instance.lock:
+            return super().__get__(instance, owner)
+
+
 @dataclass(eq=False)
 class _Parts:
-    """The parts that a lab shares with its children; each is made at its first use.
+    """The parts that a lab shares with its children; each is made at its first use, by any thread.
 
     Attributes:
         options: The options.
@@ -122,6 +136,9 @@ class _Parts:
         evidence: The folder that gets the folder of the run.
         begun: The run that another process has begun; ``None`` if this process begins one.
         worker: The name of this process among those of the run; empty for the only one.
+        lock: Held while a part is made.
+        making: Held while a state or a server is made, by what is made. Steps of a state may start
+            threads that ask for other states: one lock for all would stop them.
     """
 
     options: _Options
@@ -129,20 +146,24 @@ class _Parts:
     evidence: Path
     begun: Run | None
     worker: str
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    making: defaultdict[object, threading.RLock] = field(
+        default_factory=lambda: defaultdict(threading.RLock)
+    )
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     leases: dict[State, Lease] = field(default_factory=dict)
     failed_states: dict[State, HarnessError] = field(default_factory=dict)
     servers: dict[type[Server], Server] = field(default_factory=dict)
 
-    @functools.cached_property
+    @_part
     def run(self) -> Run:
         return self.begun or Run.reserve(self.evidence)
 
-    @functools.cached_property
+    @_part
     def cache(self) -> Path:
         return self.options.cache or paths.cache_dir()
 
-    @functools.cached_property
+    @_part
     def own_folders(self) -> tuple[Path, ...]:
         """The project's folders of images."""
         if self.options.images is not None:
@@ -150,11 +171,11 @@ class _Parts:
         folder = Path("images").absolute()
         return (folder,) if folder.is_dir() else ()
 
-    @functools.cached_property
+    @_part
     def own_catalog(self) -> Catalog:
         return load(*self.own_folders, known_profiles=profiles.names())
 
-    @functools.cached_property
+    @_part
     def catalog(self) -> Catalog:
         """The project's images, then Harness' own, which give way to equal names."""
         bundled = paths.bundled("images")
@@ -169,7 +190,7 @@ class _Parts:
             ]
         )
 
-    @functools.cached_property
+    @_part
     def reference(self) -> str:
         """The name of the image under test: the one asked for, the default, or the only one.
 
@@ -192,42 +213,42 @@ class _Parts:
             f" of Harness' own: --image {' or '.join(self.catalog.names)}",
         )
 
-    @functools.cached_property
+    @_part
     def store(self) -> Store:
         return Store(self.cache)
 
-    @functools.cached_property
+    @_part
     def states(self) -> StateCache:
         return StateCache(self.cache / "states", budget=self.options.state_budget)
 
-    @functools.cached_property
+    @_part
     def key(self) -> KeyPair:
         return KeyPair.generate()
 
-    @functools.cached_property
+    @_part
     def scheduler(self) -> Scheduler:
         return Scheduler(self.cache, self.accelerator, self.options.timeout_scale)
 
     def accelerator(self, arch: str) -> Accel:
         return probe(self.options.accel, arch, qemu=binary.find(arch).path, cache_dir=self.cache)
 
-    @functools.cached_property
+    @_part
     def services_folder(self) -> Path:
         folder = self.run.folder(f"services-{self.worker}" if self.worker else "services")
         # Servers keep data below "disks": it goes with the run, or by the next run after a kill.
         self.stack.callback(shutil.rmtree, folder / "disks", ignore_errors=True)
         return folder
 
-    @functools.cached_property
+    @_part
     def ca(self) -> Ca:
         return Ca(self.services_folder / "disks" / "ca")
 
-    @functools.cached_property
+    @_part
     def unknown_ca(self) -> Ca:
         """A CA whose certificate no guest gets: what it signed must be refused."""
         return Ca(self.services_folder / "disks" / "unknown-ca", "A CA that nobody knows")
 
-    @functools.cached_property
+    @_part
     def service_runner(self) -> ServiceRunner:
         return ServiceRunner(
             self.store, self.services_folder / "disks", self.options.services, self.progress.say
@@ -399,16 +420,18 @@ class Lab:
     @property
     def folder(self) -> Path:
         """The folder of evidence; each machine of this lab has a folder below it."""
-        if self._folder is None:
-            self._folder = self.run.folder("lab")
-        return self._folder
+        with self._parts.lock:
+            if self._folder is None:
+                self._folder = self.run.folder("lab")
+            return self._folder
 
     @property
     def timeline(self) -> Timeline:
         """The steps of this lab's machines, kept as ``timeline.json`` in its folder of evidence."""
-        if self._timeline is None:
-            self._timeline = Timeline(self.folder / "timeline.json", "lab", self._parts.show)
-        return self._timeline
+        with self._parts.lock:
+            if self._timeline is None:
+                self._timeline = Timeline(self.folder / "timeline.json", "lab", self._parts.show)
+            return self._timeline
 
     @property
     def keep(self) -> bool:
@@ -472,7 +495,10 @@ class Lab:
         child.scope = self.scope.child(name, boundary=True)
         child._stack = contextlib.ExitStack()
         child._default_services = ()
-        if folder is not None:
+        if folder is None:
+            # Two timelines would write one file.
+            child._folder, child._timeline = self.folder, self.timeline
+        else:
             child._folder = folder
             child._names = Counter()
             child._timeline = Timeline(folder / "timeline.json", name, self._parts.show)
@@ -633,7 +659,13 @@ class Lab:
                 return self._fork(lease.snapshot, name, services, working_set)
             except (StateError, QemuStartError) as error:
                 last = error
-                self.states.discard(self._parts.leases.pop(origin), self.progress.say)
+                with self._parts.lock:
+                    # Another thread may have discarded it, and even have built it again.
+                    mine = self._parts.leases.get(origin) is lease
+                    if mine:
+                        del self._parts.leases[origin]
+                if mine:
+                    self.states.discard(lease, self.progress.say)
         raise StateError(f"state {origin.name} does not start") from last
 
     def reach(self, state: State, parent: Snapshot | None = None) -> Machine[OS]:
@@ -672,6 +704,12 @@ class Lab:
             HarnessError: The steps fail.
             StateError, StoreError, DiskFullError: The state cannot be saved or lent.
         """
+        with self._parts.lock:
+            making = self._parts.making[state]
+        with making:
+            return self._lease(state)
+
+    def _lease(self, state: State) -> Lease:
         if state in self._parts.leases:
             return self._parts.leases[state]
         if state in self._parts.failed_states:
@@ -733,6 +771,12 @@ class Lab:
             ServiceError: The server does not start, or has ended.
             BuildError, StoreError: Its software cannot be had.
         """
+        with self._parts.lock:
+            making = self._parts.making[kind]
+        with making:
+            return self._server(kind)
+
+    def _server(self, kind: type[ServerT]) -> ServerT:
         parts = self._parts
         if kind not in parts.servers:
             runner = parts.service_runner
@@ -825,8 +869,10 @@ class Lab:
 
     def _unique(self, name: str) -> str:
         """Return a name that no other machine below the same folder has."""
-        self._names[name] += 1
-        return name if self._names[name] == 1 else f"{name}-{self._names[name]}"
+        with self._parts.lock:
+            self._names[name] += 1
+            number = self._names[name]
+        return name if number == 1 else f"{name}-{number}"
 
 
 def _image_inputs(selection: Selection) -> dict[str, str]:

@@ -14,6 +14,7 @@ import itertools
 import os
 import re
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Final
@@ -44,6 +45,7 @@ class Run:
         self.path = path
         self._owner = owner
         self._lock: int | None = None
+        self._beginning = threading.Lock()
 
     @classmethod
     def reserve(cls, root: Path) -> Run:
@@ -76,8 +78,11 @@ class Run:
         Raises:
             StoreError: The folder cannot be made.
         """
-        if self._lock is not None:
-            return
+        with self._beginning:
+            if self._lock is None:
+                self._lock = self._begin()
+
+    def _begin(self) -> int:
         root = self.path.parent
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -94,9 +99,9 @@ class Run:
             latest.replace(root / "latest")
         except OSError as error:
             raise _unwritable(root, str(error)) from error
-        self._lock = descriptor
         if first:
             sweep(root)
+        return descriptor
 
     @property
     def used(self) -> bool:
