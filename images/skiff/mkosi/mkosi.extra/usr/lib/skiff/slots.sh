@@ -36,12 +36,14 @@ slot_version() {
     [[ $root == skiff_* && $verity == "${root}_verity" ]] && printf '%s\n' "${root#skiff_}"
 }
 
-# entry_of VERSION: its UKI, with any counters; status 1 if there is none.
+# entry_of VERSION: its UKI, with any counters; status 1 if there is none. An empty file is none: systemd-boot
+# passes over it. Power that fails in a rename leaves one, since Linux writes the new name of a file on FAT
+# first, and its size and place later (vfat_rename in fs/fat/namei_vfat.c).
 entry_of() {
     local file folder
     folder=$(entries)
     for file in "$folder/skiff_$1.efi" "$folder/skiff_$1+"*.efi; do
-        [ -e "$file" ] && { printf '%s\n' "$file"; return 0; }
+        [ -s "$file" ] && { printf '%s\n' "$file"; return 0; }
     done
     return 1
 }
