@@ -6,7 +6,9 @@ A new architecture is a new row. Nothing else in Harness branches on an architec
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from harness.errors import UnknownNameError
@@ -27,6 +29,19 @@ class ProbeMachine:
     image_option: str
     rom: bool
     assembler: str
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A set of instructions that an image may be built for.
+
+    Attributes:
+        cpu_tcg: The CPU model that carries it at the lowest cost under TCG.
+        flags: What ``/proc/cpuinfo`` says of a host's processor that carries it.
+    """
+
+    cpu_tcg: str
+    flags: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +66,8 @@ class Arch:
         has_vmgenid: Whether QEMU has the VM generation ID device.
         display: The display adapter.
         tpm: The device of a TPM.
-        cpu_tcg: The CPU model under TCG: the fastest that current distributions run on.
+        baselines: The sets of instructions that an image may declare, the smallest first.
+        baseline: The name of the one for an image that declares none.
         cpus_kvm: The CPU models to try under KVM, the preferred one first.
         emulation: How many times as long a boot takes under TCG as under KVM.
         probe: The machine of the accelerator probe.
@@ -73,11 +89,36 @@ class Arch:
     has_vmgenid: bool
     display: str
     tpm: str
-    cpu_tcg: str
+    baselines: Mapping[str, Baseline]
+    baseline: str
     cpus_kvm: tuple[str, ...]
     emulation: float
     probe: ProbeMachine
 
+
+# The levels of the x86-64 psABI (section 3.1.1, "Processor Architecture"). "max" carries all three and
+# costs the least without the flags for fast string operations: they make Linux and glibc copy and clear
+# memory by "rep movsb" and "rep stosb", which TCG emulates byte by byte.
+_NO_REP: Final = "max,-erms,-fsrm,-fzrm,-fsrs,-fsrc"
+_V2: Final = frozenset({"cx16", "lahf_lm", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3"})
+_V3: Final = _V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}
+
+_X86_64_BASELINES: Final = MappingProxyType(
+    {
+        "x86-64-v1": Baseline(_NO_REP, frozenset()),
+        "x86-64-v2": Baseline(_NO_REP, _V2),
+        "x86-64-v3": Baseline(_NO_REP, _V3),
+    }
+)
+
+# To the login of skiff, "max" takes 125 s and cortex-a57 84 s, even with pauth-impdef=on, which avoids
+# the slow cipher of pointer authentication.
+_AARCH64_BASELINES: Final = MappingProxyType(
+    {
+        "armv8-a": Baseline("cortex-a57", frozenset({"asimd", "fp"})),
+        "armv8.2-a": Baseline("neoverse-n1", frozenset({"asimdrdm", "atomics", "crc32"})),
+    }
+)
 
 _X86_64: Final = Arch(
     name="x86_64",
@@ -101,7 +142,8 @@ _X86_64: Final = Arch(
     display="VGA",
     # QEMU offers the TIS interface on both architectures (docs/specs/tpm.rst of QEMU).
     tpm="tpm-tis",
-    cpu_tcg="max",
+    baselines=_X86_64_BASELINES,
+    baseline="x86-64-v2",
     # "host" is the processor as it is. Some KVMs refuse one of its registers, and QEMU exits. A plain
     # model then still shows how fast this KVM is.
     cpus_kvm=("host", "qemu64"),
@@ -136,9 +178,8 @@ _AARCH64: Final = Arch(
     has_vmgenid=False,
     display="virtio-gpu-pci",
     tpm="tpm-tis-device",
-    # To the login of skiff, "max" takes 125 s and cortex-a57 84 s, even with pauth-impdef=on, which
-    # avoids the slow cipher of pointer authentication.
-    cpu_tcg="cortex-a57",
+    baselines=_AARCH64_BASELINES,
+    baseline="armv8-a",
     cpus_kvm=("host",),
     # skiff boots to its login in 84 s under TCG, against 70 s on x86-64.
     emulation=8.0 * 84 / 70,
@@ -166,6 +207,19 @@ def of(name: str) -> Arch:
     if row is None:
         raise UnknownNameError("arch", name, ARCHES)
     return row
+
+
+def baseline(arch: str, name: str = "") -> Baseline:
+    """Return a baseline of an architecture, its default one if the name is empty.
+
+    Raises:
+        UnknownNameError: There is no such architecture or baseline.
+    """
+    row = of(arch)
+    level = row.baselines.get(name or row.baseline)
+    if level is None:
+        raise UnknownNameError(f"baseline of {arch}", name, row.baselines)
+    return level
 
 
 def host() -> str:

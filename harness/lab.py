@@ -740,6 +740,7 @@ class Lab:
             state,
             image=_image_inputs(self.image),
             arch=arch,
+            baseline=self.image.arch_image.baseline,
             accel=self.accelerator(arch),
             qemu=binary.find(arch),
             profile=profiles.of(self.image),

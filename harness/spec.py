@@ -240,7 +240,10 @@ class MachineSpec:
         credentials: systemd credentials, name and value, passed in SMBIOS type 11 strings
             (``systemd-creds(1)``, ``smbios-type-11(7)``), or in fw_cfg on a machine without SMBIOS.
         display: Whether the machine has a display adapter, for screenshots.
-        cpu_model: QEMU's name of the CPU model; ``None`` takes the accelerator's best.
+        baseline: The instructions that the guest is built for, a name from
+            :attr:`harness.arch.Arch.baselines`; empty for the architecture's default.
+        cpu_model: QEMU's name of the CPU model; ``None`` takes the one that carries the baseline at the
+            lowest cost.
         tpm: The TPM; ``None`` for a machine without one.
     """
 
@@ -254,12 +257,14 @@ class MachineSpec:
     console: ConsoleDevice = ConsoleDevice.SERIAL
     credentials: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     display: bool = False
+    baseline: str = ""
     cpu_model: str | None = None
     tpm: Tpm | None = None
 
     def __post_init__(self) -> None:
         _check_name("machine", self.name)
         row = arches.of(self.arch)
+        arches.baseline(self.arch, self.baseline)
         if self.cpus < 1:
             raise UsageError(f"machine {self.name}: cpus must be at least 1, not {self.cpus}")
         _check_bytes(f"machine {self.name}: memory", self.memory)

@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from harness import arch as arches
 from harness.arch import ARCHES
 from harness.errors import UnknownNameError, UsageError
 from harness.spec import MIB, ConsoleDevice, FirmwareKind, parse_size
@@ -182,11 +183,14 @@ class ArchImage(_Model):
         artifacts: Its files by name: ``live`` is a disk to boot from; ``kernel`` and ``initrd`` are
             for direct kernel boot.
         cmdline: The kernel's command line; with firmware ``kernel`` only.
+        baseline: The instructions that it is built for, a name from
+            :attr:`harness.arch.Arch.baselines`; empty for the arch's default.
     """
 
     firmware: FirmwareKind
     artifacts: Annotated[dict[Name, Artifact], Field(min_length=1)]
     cmdline: str = ""
+    baseline: str = ""
 
     @model_validator(mode="after")
     def _fits_firmware(self) -> Self:
@@ -344,6 +348,10 @@ class Image(_Model):
                 error = UnknownNameError(kind, default, names)
                 raise problem(f"{error.what}; {error.hint}", "default", kind)
         for arch, arch_image in self.arches.items():
+            try:
+                arches.baseline(arch, arch_image.baseline)
+            except UnknownNameError as error:
+                raise problem(f"{error.what}; {error.hint}", "arches", arch, "baseline") from None
             for name, artifact in arch_image.artifacts.items():
                 if artifact.url is None and self.build is None:
                     at = ("arches", arch, "artifacts", name)

@@ -83,15 +83,37 @@ def probe(choice: str, arch: str, *, qemu: Path, cache_dir: Path) -> Accel:
     return _without_kvm(choice, kvm.reason)
 
 
-def cpu_model(accel: Accel, arch: str) -> str:
+def cpu_model(accel: Accel, arch: str, baseline: str = "") -> str:
     """Return QEMU's name of the CPU model for a guest.
 
-    Under KVM that is the host's own processor, under TCG the model with which ``arch`` is fastest
-    among those that current distributions run on.
+    Under KVM that is the host's own processor, under TCG the model that carries the baseline at the
+    lowest cost.
+
+    Args:
+        accel: The accelerator.
+        arch: The guest's architecture.
+        baseline: The instructions that the guest is built for; the architecture's default if empty.
+
+    Raises:
+        UnknownNameError: There is no such arch or baseline.
+        HostError: Under KVM, this host's processor does not carry the baseline; names what it lacks.
     """
-    if accel.name == "kvm":
-        return accel.cpu or "host"
-    return arches.of(arch).cpu_tcg
+    level = arches.baseline(arch, baseline)
+    if accel.name != "kvm":
+        return level.cpu_tcg
+    if missing := level.flags - _flags():
+        raise HostError(
+            f"this host's processor does not carry {baseline or arches.of(arch).baseline},"
+            f" for which the image is built: it lacks {', '.join(sorted(missing))}",
+            hint="--accel tcg emulates it; or run it on another host",
+        )
+    return accel.cpu or "host"
+
+
+def _flags() -> set[str]:
+    """Return what the host's processor says that it can do, in Linux' words."""
+    lines = measured.processor("flags", "Features")
+    return {word for line in lines for word in line.partition(":")[2].split()}
 
 
 def _without_kvm(choice: str, reason: str) -> Accel:
@@ -206,7 +228,7 @@ def _key(qemu: Path, arch: str) -> dict[str, str]:
 def _measure(qemu: Path, arch: str) -> tuple[_Kvm, bool]:
     """Return how KVM performs on this host, and whether the result is sure enough to store."""
     row = arches.of(arch)
-    tcg = _run(qemu, arch, "tcg", row.cpu_tcg, None)
+    tcg = _run(qemu, arch, "tcg", arches.baseline(arch).cpu_tcg, None)
     # On a busy host TCG may not finish. Its speed so far gives the time for the whole work.
     reference = tcg.seconds * guest.ROUNDS / tcg.rounds if tcg.rounds else None
     refused = ""

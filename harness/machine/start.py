@@ -244,7 +244,7 @@ class _Starting:
         qemu = binary.find(spec.arch)
         accel = setup.accel(spec.arch)
         flash = firmware.find(spec.arch, spec.firmware.kind)
-        model = spec.cpu_model or cpu_model(accel, spec.arch)
+        model = spec.cpu_model or cpu_model(accel, spec.arch, spec.baseline)
         if setup.origin is not None:
             restoring.check(setup.origin, accel.name, model)
             if flash is not None and setup.origin.variables is not None:

@@ -176,6 +176,7 @@ class Profile(metaclass=_Words):
             console=console or selection.console.device,
             credentials=tuple((credentials or {}).items()),
             display=display,
+            baseline=arch_image.baseline,
             tpm=tpm if isinstance(tpm, Tpm) else Tpm() if tpm else None,
         )
 

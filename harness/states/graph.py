@@ -115,6 +115,7 @@ def inputs(
     *,
     image: Mapping[str, str],
     arch: str,
+    baseline: str,
     accel: Accel,
     qemu: Qemu,
     profile: type,
@@ -134,6 +135,7 @@ def inputs(
         point: The state.
         image: The name of the image and the digests of its contents, by name.
         arch: The architecture.
+        baseline: The image's baseline; empty for the default one.
         accel: The accelerator.
         qemu: The QEMU.
         profile: The profile of the image.
@@ -149,7 +151,7 @@ def inputs(
         "code: the console's driver": _digest(inspect.getsource(driver)),
         "arch": arch,
         "accelerator": accel.name,
-        "CPU model": cpu_model(accel, arch),
+        "CPU model": cpu_model(accel, arch, baseline),
         "QEMU": f"{qemu.version}, {program.st_size} bytes of {program.st_mtime_ns}",
         **{f"image: {name}": value for name, value in image.items()},
     }

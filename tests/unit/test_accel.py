@@ -49,6 +49,13 @@ def fake(tmp_path: Path) -> FakeQemu:
     return make
 
 
+@pytest.fixture
+def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "cpuinfo"
+    monkeypatch.setattr(measured, "CPUINFO", path)
+    return path
+
+
 @pytest.fixture(autouse=True)
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test its own host: x86_64, with a KVM device that opens."""
@@ -347,10 +354,24 @@ def test_a_missing_qemu_is_reported(host: Path) -> None:
         probed(host / "none")
 
 
-def test_the_cpu_model_follows_the_accelerator_and_the_arch() -> None:
-    assert accel.cpu_model(accel.Accel("tcg", ""), "x86_64") == "max"
+def test_the_cpu_model_follows_the_accelerator_and_the_arch(cpuinfo: Path) -> None:
+    cpuinfo.write_text("Features\t: fp asimd evtstrm\n")
+    # The emulator copies by "rep movsb" a byte at a time.
+    assert accel.cpu_model(accel.Accel("tcg", ""), "x86_64").startswith("max,-erms,")
     assert accel.cpu_model(accel.Accel("tcg", ""), "aarch64") == "cortex-a57"
+    assert accel.cpu_model(accel.Accel("tcg", ""), "aarch64", "armv8.2-a") == "neoverse-n1"
     assert accel.cpu_model(accel.Accel("kvm", ""), "aarch64") == "host"
+
+
+def test_a_processor_without_the_baseline_is_refused_under_kvm(cpuinfo: Path) -> None:
+    v2 = "cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3"
+    cpuinfo.write_text(f"model name : avx2\nflags : fpu {v2} avx\n")
+    kvm = accel.Accel("kvm", "", "host")
+    assert accel.cpu_model(kvm, "x86_64") == "host"
+    with pytest.raises(HostError, match=r"x86-64-v3.* it lacks abm, avx2, bmi1") as caught:
+        accel.cpu_model(kvm, "x86_64", "x86-64-v3")
+    assert "--accel tcg" in caught.value.hint
+    assert accel.cpu_model(accel.Accel("tcg", ""), "x86_64", "x86-64-v3").startswith("max")
 
 
 def test_qemu_does_not_outlive_a_killed_prober(fake: FakeQemu, host: Path) -> None:

@@ -102,7 +102,7 @@ def test_models_are_frozen(write: Write) -> None:
             "firmware: uefi",
             "firmwre: uefi",
             "skiff/image.yaml:10: arches.x86_64: unknown key 'firmwre'; did you mean firmware?"
-            " known keys: artifacts, cmdline, firmware",
+            " known keys: artifacts, baseline, cmdline, firmware",
         ),
         (
             "console: {device: virtio}",
@@ -202,6 +202,12 @@ def test_models_are_frozen(write: Write) -> None:
             "    firmware: uefi",
             "    firmware: uefi\n    cmdline: quiet",
             "skiff/image.yaml:11: arches.x86_64.cmdline: 'cmdline' requires firmware 'kernel'",
+        ),
+        (
+            "    firmware: uefi",
+            "    firmware: uefi\n    baseline: x86-64-v4",
+            "skiff/image.yaml:11: arches.x86_64.baseline: unknown baseline of x86_64 'x86-64-v4';"
+            " did you mean",
         ),
         (
             "file: skiff.raw",

@@ -49,6 +49,7 @@ def inputs_of(point: State, tmp_path: Path, **changes: Any) -> dict[str, str]:
     options: dict[str, Any] = {
         "image": IMAGE,
         "arch": "x86_64",
+        "baseline": "",
         "accel": Accel("tcg", "requested"),
         "qemu": Qemu(program, "10.0.2"),
         "profile": Profile,
