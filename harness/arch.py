@@ -60,6 +60,8 @@ class Arch:
         machine_tcg: Machine type and leading options under TCG.
         machine_kvm: The same under KVM.
         machine_options: Further options of the machine type.
+        tcg_threads: Whether TCG gives each virtual CPU a thread of its own, ``multi``, or has all take
+            turns in one, ``single``.
         has_smm: Whether the machine type has System Management Mode, and the option ``smm``.
         smbios_needs_uefi: Whether the guest can read SMBIOS only where UEFI publishes the tables.
         kernel_boot_excludes_tpm: Whether QEMU's direct kernel boot breaks the tables of a TPM.
@@ -83,6 +85,7 @@ class Arch:
     machine_tcg: str
     machine_kvm: str
     machine_options: tuple[str, ...]
+    tcg_threads: str
     has_smm: bool
     smbios_needs_uefi: bool
     kernel_boot_excludes_tpm: bool
@@ -130,8 +133,13 @@ _X86_64: Final = Arch(
     firmware_machine="pc-q35-10.0",
     machine_tcg="q35",
     machine_kvm="q35",
-    # Guests do not need the VMware port or the HPET, and both cost timer calibration at boot.
-    machine_options=("vmport=off", "hpet=off"),
+    # Linux checks its TSC against the HPET. Against the ACPI timer, which it takes where there is no HPET,
+    # it finds the TSC of a guest unstable that waits for its turn on the host, and then reads the time
+    # from a device.
+    machine_options=("vmport=off", "hpet=on"),
+    # Two threads wait for each other's locks: a boot of skiff takes a fifth more of the host's CPU time
+    # with them, and no less time. See docs/reference/benchmarks.md.
+    tcg_threads="single",
     has_smm=True,
     smbios_needs_uefi=False,
     # QEMU 10.0 leaves 160 KiB at the end of RAM free of the initrd (acpi_data_size in
@@ -172,6 +180,7 @@ _AARCH64: Final = Arch(
     machine_tcg="virt,gic-version=3",
     machine_kvm="virt,gic-version=max",
     machine_options=(),
+    tcg_threads="multi",
     has_smm=False,
     smbios_needs_uefi=True,
     kernel_boot_excludes_tpm=False,

@@ -113,7 +113,7 @@ def build(spec: MachineSpec, allocations: Allocations) -> tuple[str, ...]:
     pairs: list[tuple[str, str]] = [
         ("-name", f"guest={spec.name},debug-threads=on"),
         ("-machine", _machine(spec, allocations)),
-        ("-accel", _accel(allocations.accel)),
+        ("-accel", _accel(spec, allocations.accel)),
         ("-cpu", allocations.cpu_model),
         ("-smp", f"cpus={spec.cpus}"),
         ("-m", f"size={spec.memory // 1024 // 1024}M"),
@@ -178,8 +178,8 @@ def _machine(spec: MachineSpec, allocations: Allocations) -> str:
     return ",".join(options)
 
 
-def _accel(accel: str) -> str:
-    return "tcg,thread=multi" if accel == "tcg" else accel
+def _accel(spec: MachineSpec, accel: str) -> str:
+    return f"tcg,thread={arch.of(spec.arch).tcg_threads}" if accel == "tcg" else accel
 
 
 def _ram(spec: MachineSpec, allocations: Allocations) -> list[tuple[str, str]]:
