@@ -28,7 +28,7 @@ from harness.errors import HarnessError
 from harness.host import capacity as host
 from harness.qemu import binary
 
-BENCHMARKS: Final = ("start", "console", "boot", "failure", "output", "fork", "crowd", "suite")
+BENCHMARKS: Final = ("start", "console", "boot", "failure", "output", "fork", "crowd", "suite", "hangs")
 """The modules of this package, in the order they run; each has ``run(Context) -> list[Row]``."""
 
 

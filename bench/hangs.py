@@ -1,0 +1,67 @@
+"""Reboots of skiff beside a load: how many hang."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from bench.core import Budget, Context, Row
+from bench.labs import lab
+from bench.load import load
+from harness.errors import HarnessError, Verdict
+from harness.points import installed
+
+LOAD: Final = 8
+GUESTS: Final = 2
+REBOOTS: Final = 100
+QUICK: Final = 4
+BUDGET: Final = Budget(0)
+
+
+def run(context: Context) -> list[Row]:
+    """Let forks of the installed system reboot; a reboot that does not end is a hang.
+
+    A guest whose reboot fails is given up and another fork takes its place, so that each hang counts
+    once. Any other failure ends the benchmark.
+    """
+    wanted = context.pick(REBOOTS, QUICK)
+    done = 0
+    hangs: list[str] = []
+    with lab(context, "skiff") as here:
+        here.state(installed)
+
+        def reboots(guest: int, count: int) -> None:
+            nonlocal done
+            left = count
+            while left:
+                # Each fork has a scope of its own: a hang of one does not end the others.
+                with here.child(f"guest {guest}, {left} to go") as own:
+                    machine = own.fork(installed, name=f"guest{guest}")
+                    while left:
+                        left -= 1
+                        try:
+                            machine.reboot()
+                        except HarnessError as error:
+                            if error.verdict not in (Verdict.TIMEOUT, Verdict.INFRA):
+                                raise
+                            hangs.append(error.what)
+                            context.say(f"guest {guest}: {error}")
+                            break
+                        done += 1
+                        context.say(f"guest {guest}: {count - left} of {count}; {len(hangs)} hangs")
+
+        with load(LOAD), ThreadPoolExecutor(GUESTS) as pool:
+            for ended in [pool.submit(reboots, n, wanted // GUESTS) for n in range(GUESTS)]:
+                ended.result()
+    tried = done + len(hangs)
+    return [
+        Row(
+            f"hangs per 1,000 reboots of skiff beside a load of {LOAD}",
+            "harness",
+            "",
+            (1000 * len(hangs) / tried,),
+            budget=BUDGET,
+            note=f"{len(hangs)} in {tried} reboots by {GUESTS} guests"
+            + "".join(f"; {hang}" for hang in hangs),
+        )
+    ]
