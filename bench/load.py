@@ -29,4 +29,3 @@ def load(programs: int) -> Iterator[None]:
             )
             stack.callback(burner.kill)
         yield
-
