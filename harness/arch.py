@@ -133,9 +133,8 @@ _X86_64: Final = Arch(
     firmware_machine="pc-q35-10.0",
     machine_tcg="q35",
     machine_kvm="q35",
-    # Linux checks its TSC against the HPET. Against the ACPI timer, which it takes where there is no HPET,
-    # it finds the TSC of a guest unstable that waits for its turn on the host, and then reads the time
-    # from a device.
+    # Linux checks its TSC against the HPET. Where there is none, it takes the ACPI timer, finds the TSC
+    # of a guest unstable that has to wait for the host's CPUs, and then reads the time from a device.
     machine_options=("vmport=off", "hpet=on"),
     # Two threads wait for each other's locks: a boot of skiff takes a fifth more of the host's CPU time
     # with them, and no less time. See docs/reference/benchmarks.md.
