@@ -35,7 +35,7 @@ _FOLDERS: Final = ("--evidence", "--images", "--recording")
 """Options of Harness that name a folder."""
 
 _VALUED: Final = (
-    *("--image", "--arch", "--accel", "--timeout-scale", "--state-budget", "--services"),
+    *("--image", "--arch", "--accel", "--timeout-scale", "--state-budget", "--services", "--tier"),
     *("--cut", "--cuts", "--cut-seed", *_FOLDERS),
     *(
         "-k",

@@ -7,7 +7,9 @@ library imports pytest.
 =============  ==================================================================================
 ``session``    the lab of a pytest run, made when a test first asks for it
 ``fixtures``   ``lab``, ``image``, ``live``, ``installed``, servers, releases
-``selection``  which scenarios run: capabilities, nightly, workers
+``selection``  which scenarios run: capabilities, workers
+``tiers``      how much of the suites runs: ``--tier smoke|gate|nightly``
+``ordering``   the longest tests first, for several workers
 ``verdicts``   whose fault a failure is: reports, summary, ``results.json``, exit status
 ``sweeps``     ``recorder`` and ``cut``: a test for each crash point
 =============  ==================================================================================
@@ -22,6 +24,8 @@ from harness.pytest_plugin import session as sessions
 pytest_plugins = (
     "harness.pytest_plugin.fixtures",
     "harness.pytest_plugin.selection",
+    "harness.pytest_plugin.tiers",
+    "harness.pytest_plugin.ordering",
     "harness.pytest_plugin.verdicts",
     "harness.pytest_plugin.sweeps",
 )
@@ -67,11 +71,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="stretch the deadlines of guests by X, besides what emulation costs (default: %(default)s)",
     )
     group.addoption(
-        "--all",
-        action="store_true",
-        help="run scenarios that are marked nightly as well, and many crash points of each sweep",
-    )
-    group.addoption(
         "--fresh",
         action="store_true",
         help="reach states by their steps in each test, without the cache of saved machines",
@@ -104,7 +103,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "needs(*capabilities): runs only on images that declare all of them"
     )
-    config.addinivalue_line("markers", "nightly: runs only with --all")
     sessions.of(config).check_options()
 
 

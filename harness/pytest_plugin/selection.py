@@ -1,4 +1,4 @@
-"""Which scenarios run, and by how many workers: capabilities, ``nightly``, ``-n auto``."""
+"""Which scenarios run, and by how many workers: capabilities, tiers, ``-n auto``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 import pytest
 
 from harness.pytest_plugin import session as sessions
+from harness.pytest_plugin import tiers
 
 _FIXTURES: Final = frozenset({"lab", "shared_lab", "image"})
 """The fixtures that look an image up."""
@@ -39,15 +40,16 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [f"harness: image {image}, evidence in {session.run.path}"]
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Leave nightly scenarios out, unless ``--all`` is given; skip those whose capabilities are missing.
+    """Leave out the scenarios of larger tiers; skip those whose capabilities are missing.
 
     A skip names the file that would declare the capability.
 
     Raises:
-        pytest.UsageError: An ``image.yaml`` is wrong; a scenario needs something that is not a
+        pytest.UsageError: An ``image.yaml`` or a mark is wrong; a scenario needs something that is not a
             capability; or the image's profile lacks words that go with a capability.
     """
     try:
@@ -61,11 +63,8 @@ def pytest_collection_modifyitems(
 
 def _select(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Select in place; raises as :func:`pytest_collection_modifyitems`."""
-    if not config.option.all:
-        nightly = [item for item in items if item.get_closest_marker("nightly")]
-        if nightly:
-            config.hook.pytest_deselected(items=nightly)
-            items[:] = [item for item in items if item not in nightly]
+    if sessions.of(config).engaged:
+        tiers.leave_out(config, items)
     if any(_FIXTURES & set(getattr(item, "fixturenames", ())) for item in items):
         _check_catalog(sessions.of(config))
     for item in items:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from harness.evidence.run import Run
     from harness.lab import Lab
 
-OWN_OPTIONS: Final = ("image", "arch", "images", "all", "fresh", "state_budget", "acceptance")
+OWN_OPTIONS: Final = ("image", "arch", "images", "tier", "fresh", "state_budget", "acceptance")
 """Options that only a run of Harness' tests is given."""
 
 

@@ -38,7 +38,7 @@ CUTS: Final = 4
 """Crash points that are tried of each recording, unless its module or ``--cuts`` says how many."""
 
 MANY: Final = 40
-"""Crash points that ``--all`` tries of each recording."""
+"""Crash points that ``--tier nightly`` tries of each recording."""
 
 MARKER: Final = "cuts(n): how many crash points of the module's recording are tried without --cuts"
 
@@ -126,7 +126,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not points:
         cuts = (
             options.cuts
-            or (MANY if options.all else 0)
+            or (MANY if options.tier == "nightly" else 0)
             or _marked(metafunc.definition.get_closest_marker("cuts"))
         )
         points = [Share(number, cuts) for number in range(cuts)]
@@ -316,9 +316,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         for totals, report in tried:
             if report.outcome == "failed":
                 file = report.nodeid.split("[")[0]
+                tier = f" --tier {config.option.tier}" if config.option.tier else ""
                 terminalreporter.write_line(
                     f"failed {totals['point']}; alone:"
-                    f" {file} --cut {totals['point']} --recording {totals['recording']}"
+                    f" {file} --cut {totals['point']} --recording {totals['recording']}{tier}"
                 )
 
 

@@ -15,6 +15,11 @@ class VerifiedInstall(Installable, Verified, Protocol):
     """Installs itself, with a verified root."""
 
 
+@pytest.mark.tier(
+    "gate",
+    cost=5,
+    catches="an installed root that can be written, or that nothing verifies",
+)
 @pytest.mark.needs("verity")
 def test_it_boots_into_the_first_slot_read_only_and_verified(
     installed: Machine[VerifiedInstall],
@@ -25,6 +30,7 @@ def test_it_boots_into_the_first_slot_read_only_and_verified(
     installed.fail(installed.os.as_root("touch /usr/here"))
 
 
+@pytest.mark.tier("gate", cost=40, catches="state or identity that lives in memory only")
 @pytest.mark.needs("persistence")
 def test_state_and_identity_survive_a_reboot(installed: Machine) -> None:
     """After a reboot the written file is there, and the system is the same in another boot."""
@@ -37,6 +43,9 @@ def test_state_and_identity_survive_a_reboot(installed: Machine) -> None:
     assert installed.os.identity() == before
 
 
+@pytest.mark.tier(
+    "gate", cost=9, catches="a system that ignores ACPI, so that a host can only kill it"
+)
 @pytest.mark.needs("acpi-shutdown")
 def test_the_power_button_shuts_it_down_cleanly(installed: Machine) -> None:
     """A press of the power button shuts the system down; QEMU's monitor says that the guest did it."""

@@ -10,6 +10,9 @@ import pytest
 from harness import Installable, Lab, Machine, Verified
 
 
+@pytest.mark.tier(
+    "smoke", cost=30, catches="a medium that does not boot, or has no login on the console"
+)
 def test_power_on_to_login_on_the_console(lab: Lab) -> None:
     """The console shows a login prompt, takes the documented login and gives a shell."""
     machine = lab.boot()
@@ -33,6 +36,7 @@ def check_logs_are_there(machine: Machine) -> None:
     assert "start" in [step["name"] for step in timeline["steps"]]
 
 
+@pytest.mark.tier("gate", cost=5, catches="a key that arrives in SMBIOS and is not used")
 @pytest.mark.needs("ssh", "credentials")
 def test_ssh_takes_the_key_from_a_credential(live: Machine) -> None:
     """The key handed over in SMBIOS logs the user in; the console and SSH show the same boot."""
@@ -42,6 +46,7 @@ def test_ssh_takes_the_key_from_a_credential(live: Machine) -> None:
     )
 
 
+@pytest.mark.tier("gate", cost=5, catches="SSH without file transfer, or one that changes bytes")
 @pytest.mark.needs("ssh")
 def test_files_travel_over_ssh(live: Machine, tmp_path: Path) -> None:
     """A file put into the guest comes back byte for byte."""
@@ -52,6 +57,9 @@ def test_files_travel_over_ssh(live: Machine, tmp_path: Path) -> None:
     assert (tmp_path / "back").read_bytes() == content
 
 
+@pytest.mark.tier(
+    "gate", cost=4, catches="a live root that can be written, or that nothing verifies"
+)
 @pytest.mark.needs("verity")
 def test_root_is_read_only_and_verified(live: Machine[Verified]) -> None:
     """The root is read-only, and dm-verity checks every read."""
@@ -60,6 +68,9 @@ def test_root_is_read_only_and_verified(live: Machine[Verified]) -> None:
     assert live.os.verified()
 
 
+@pytest.mark.tier(
+    "gate", cost=4, catches="an image that names another version than it was built as"
+)
 @pytest.mark.needs("install")
 def test_it_reports_its_version_and_slot(live: Machine[Installable]) -> None:
     """The version under test is the one that runs, from the live slot."""
@@ -67,6 +78,7 @@ def test_it_reports_its_version_and_slot(live: Machine[Installable]) -> None:
     assert live.os.slot() == "live"
 
 
+@pytest.mark.tier("gate", cost=5, catches="a unit that fails at boot while login still works")
 @pytest.mark.needs("systemd")
 def test_no_unit_has_failed(live: Machine) -> None:
     """systemd has started the system, and no unit has failed."""

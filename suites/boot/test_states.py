@@ -35,6 +35,12 @@ def verdicts(machine: Machine[Any]) -> dict[str, str]:
     return outcomes
 
 
+@pytest.mark.tier(
+    "nightly",
+    cost=110,
+    catches="a fork that differs from a machine installed step by step: a fault of Harness",
+    uses=("installed",),
+)
 def test_cold_and_forked_agree(lab: Lab) -> None:
     """The same scenarios end the same on a fork and on a machine that was installed step by step."""
     forked = verdicts(lab.fork(points.installed))
@@ -45,6 +51,9 @@ def test_cold_and_forked_agree(lab: Lab) -> None:
     assert forked["slot"] == f"passed: {cold.os.slot_names[0]}"
 
 
+@pytest.mark.tier(
+    "gate", cost=10, catches="forks of one machine that disturb each other", uses=("installed",)
+)
 def test_two_forks_are_both_reached(lab: Lab) -> None:
     """Forks of one machine are isolated: each answers over SSH, at the address that it had."""
     forks = [lab.fork(points.installed), lab.fork(points.installed)]

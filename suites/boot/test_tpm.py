@@ -64,6 +64,12 @@ def measured(lab: Lab) -> Machine:
     return machine
 
 
+@pytest.mark.tier(
+    "gate",
+    cost=20,
+    catches="a kernel without a TPM driver, or a state that loses registers",
+    uses=("measured",),
+)
 def test_forks_go_on_with_the_tpms_contents_each_on_its_own(lab: Lab) -> None:
     """Registers and indices are in the state; each fork has its own copy."""
     one, two = lab.fork(measured), lab.fork(measured)
@@ -79,7 +85,12 @@ def test_forks_go_on_with_the_tpms_contents_each_on_its_own(lab: Lab) -> None:
     assert one.succeed(EXTENDED) == two.succeed(EXTENDED)
 
 
-@pytest.mark.nightly
+@pytest.mark.tier(
+    "nightly",
+    cost=40,
+    catches="a TPM whose memory stays behind when its disk moves",
+    uses=("measured",),
+)
 def test_indices_go_to_another_machine_after_a_power_cut(lab: Lab) -> None:
     """Registers are reset by a power cycle, indices stay."""
     machine = lab.fork(measured)
@@ -90,7 +101,9 @@ def test_indices_go_to_another_machine_after_a_power_cut(lab: Lab) -> None:
     assert other.succeed(EXTENDED).strip() == ZEROS
 
 
-@pytest.mark.nightly
+@pytest.mark.tier(
+    "nightly", cost=45, catches="a state without RAM that loses the TPM", uses=("measured",)
+)
 def test_a_cold_state_keeps_the_indices(lab: Lab, tmp_path: Path) -> None:
     """A state without RAM holds the TPM's memory, and a fork of it boots with that."""
     machine = lab.fork(measured)

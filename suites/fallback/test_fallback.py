@@ -42,11 +42,42 @@ def check_given_up(
 @pytest.mark.parametrize(
     "defect",
     [
-        "panic",
-        "unhealthy",
-        # A panic, too, a little later; and a wait of a minute and a half for each try.
-        pytest.param("verity", marks=pytest.mark.nightly),
-        pytest.param("stuck", marks=pytest.mark.nightly),
+        pytest.param(
+            "panic",
+            marks=pytest.mark.tier(
+                "smoke",
+                cost=115,
+                catches="a version that panics and is tried for ever, or whose failure nobody records",
+                uses=("settled", "panic"),
+            ),
+        ),
+        pytest.param(
+            "unhealthy",
+            marks=pytest.mark.tier(
+                "gate",
+                cost=125,
+                catches="a version that comes up, fails its health check, and is kept",
+                uses=("settled", "unhealthy"),
+            ),
+        ),
+        pytest.param(
+            "verity",
+            marks=pytest.mark.tier(
+                "nightly",
+                cost=125,
+                catches="a root that was published damaged, and is run",
+                uses=("settled", "verity"),
+            ),
+        ),
+        pytest.param(
+            "stuck",
+            marks=pytest.mark.tier(
+                "nightly",
+                cost=330,
+                catches="a version that hangs before its health check, and stays",
+                uses=("settled", "stuck"),
+            ),
+        ),
     ],
 )
 def test_a_broken_version_is_given_up(
@@ -66,7 +97,12 @@ def test_a_broken_version_is_given_up(
     assert machine.succeed(f"cat {kept}") == "kept\n"
 
 
-@pytest.mark.nightly
+@pytest.mark.tier(
+    "nightly",
+    cost=115,
+    catches="a root that fails verification and hangs its boot instead of ending it",
+    uses=("settled", "new"),
+)
 @pytest.mark.needs("verity")
 def test_a_slot_that_cannot_be_verified_is_given_up(
     machine: Machine[FallsBack], publish: Callable[[str], str], releases: Releases

@@ -13,6 +13,7 @@ from harness import (
     Installable,
     Lab,
     Machine,
+    Recoverable,
     SeedInstallable,
     Selection,
     points,
@@ -34,6 +35,11 @@ def check_accepted(lab: Lab, disk: Disk, answers: Install) -> Machine[Any]:
     return machine
 
 
+@pytest.mark.tier(
+    "smoke",
+    cost=60,
+    catches="an installer that a person cannot use, or a disk that does not boot alone",
+)
 def test_interactively_over_the_serial_console(
     lab: Lab, live: Machine[Installable], answers: Install
 ) -> None:
@@ -43,9 +49,8 @@ def test_interactively_over_the_serial_console(
     check_accepted(lab, points.installed_disk(live), answers)
 
 
-@pytest.mark.needs("install-unattended", "seed")
-def test_unattended_from_a_nocloud_seed(lab: Lab, image: Selection, answers: Install) -> None:
-    """A seed holds the answers; nobody touches the console; the machine powers off when done."""
+def install_from_seed(lab: Lab, image: Selection, answers: Install) -> Machine[Any]:
+    """Install from a NoCloud seed, boot the disk alone, and check it."""
     profile: type[SeedInstallable] = profile_of(image)
     machine: Machine[SeedInstallable] = lab.boot(
         name="live",
@@ -55,12 +60,32 @@ def test_unattended_from_a_nocloud_seed(lab: Lab, image: Selection, answers: Ins
     )
     machine.os.wait_installed()
     machine.wait_for_shutdown()
-    system = check_accepted(lab, points.installed_disk(machine), answers)
-    if "recovery" in image.capabilities:
-        system.os.boot_recovery()
-        assert system.os.slot() == "recovery"
+    return check_accepted(lab, points.installed_disk(machine), answers)
 
 
+@pytest.mark.tier(
+    "gate", cost=85, catches="a seed that is not read, or an installation that never powers off"
+)
+@pytest.mark.needs("install-unattended", "seed")
+def test_unattended_from_a_nocloud_seed(lab: Lab, image: Selection, answers: Install) -> None:
+    """A seed holds the answers; nobody touches the console; the machine powers off when done."""
+    install_from_seed(lab, image, answers)
+
+
+@pytest.mark.tier(
+    "nightly", cost=125, catches="recovery that an unattended installation leaves out"
+)
+@pytest.mark.needs("install-unattended", "seed", "recovery")
+def test_recovery_after_an_unattended_installation(
+    lab: Lab, image: Selection, answers: Install
+) -> None:
+    """The entry is there as after an installation by hand."""
+    machine: Machine[Recoverable] = install_from_seed(lab, image, answers)
+    machine.os.boot_recovery()
+    assert machine.os.slot() == "recovery"
+
+
+@pytest.mark.tier("gate", cost=90, catches="an unattended installation onto the wrong disk")
 @pytest.mark.needs("install-unattended", "credentials")
 def test_unattended_from_smbios_onto_the_named_one_of_two_disks(
     lab: Lab, image: Selection, answers: Install

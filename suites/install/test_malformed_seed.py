@@ -16,6 +16,9 @@ from harness import (
 )
 
 
+@pytest.mark.tier(
+    "gate", cost=35, catches="a machine that is lost, or half installed, by an error in its seed"
+)
 @pytest.mark.needs("install-unattended", "seed")
 def test_a_malformed_seed_at_boot(lab: Lab, image: Selection, answers: Install) -> None:
     """The console names file and line; the live system stays up for a person to look."""

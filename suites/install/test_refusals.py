@@ -63,11 +63,23 @@ def refused(machine: Machine[AnyInstall], answers: Install, confirm: bool = True
     return caught.value.what
 
 
+@pytest.mark.tier(
+    "gate",
+    cost=6,
+    catches="an installation that fails half-way for lack of room",
+    uses=("beside_disks_in_use",),
+)
 def test_a_disk_that_is_too_small(live: Machine[AnyInstall], answers: Install) -> None:
     """The message gives the size that is needed and the size of the disk."""
     assert live.os.says("too small", refused(live, replace(answers, disk="small-1")))
 
 
+@pytest.mark.tier(
+    "gate",
+    cost=5,
+    catches="another disk taken in the place of the absent one",
+    uses=("beside_disks_in_use",),
+)
 def test_a_disk_that_is_absent(live: Machine[AnyInstall], answers: Install) -> None:
     """The message names the disk that was asked for and those that are there."""
     reason = refused(live, replace(answers, disk="nowhere-1"))
@@ -76,16 +88,34 @@ def test_a_disk_that_is_absent(live: Machine[AnyInstall], answers: Install) -> N
     assert points.TARGET in reason
 
 
+@pytest.mark.tier(
+    "gate",
+    cost=6,
+    catches="data lost to a person who did not mean it",
+    uses=("beside_disks_in_use",),
+)
 def test_no_confirmation(live: Machine[AnyInstall], answers: Install) -> None:
     """Anything but the confirmation, typed out, means no."""
     assert live.os.says("not confirmed", refused(live, answers, confirm=False))
 
 
+@pytest.mark.tier(
+    "gate",
+    cost=5,
+    catches="an installer that overwrites the medium it runs from",
+    uses=("beside_disks_in_use",),
+)
 def test_the_medium_itself(live: Machine[AnyInstall], answers: Install) -> None:
     """The disk that the live system runs from cannot be installed onto."""
     assert live.os.says("the medium", refused(live, replace(answers, disk="live")))
 
 
+@pytest.mark.tier(
+    "gate",
+    cost=5,
+    catches="an error in the settings that is guessed at, or not located",
+    uses=("beside_disks_in_use",),
+)
 @pytest.mark.needs("install-unattended", "seed")
 @pytest.mark.parametrize("how", ["unknown key", "no header", "cut short"])
 def test_malformed_settings(live: Machine[AnyInstall], answers: Install, how: Malformed) -> None:

@@ -21,6 +21,12 @@ WRITER = (
 CHECK = "for i in $(seq {1}); do seq $i 20000 | cmp - {0}/$i || exit 1; done"
 
 
+@pytest.mark.tier(
+    "smoke",
+    cost=55,
+    catches="files lost that the system had synced before its power failed",
+    uses=("settled",),
+)
 def test_a_plain_power_cut_while_the_system_writes(
     lab: Lab,
     check_state: Callable[[Path], None],

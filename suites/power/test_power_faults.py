@@ -22,8 +22,28 @@ WRITES = ("write", "write-zeroes")
 """The requests that fail on a disk without space."""
 
 
+@pytest.mark.tier(
+    "gate",
+    cost=75,
+    catches="an installer that reports success when its writes failed",
+    uses=("live",),
+)
 @pytest.mark.needs("install")
-@pytest.mark.parametrize("on", [WRITES, ("flush",)], ids=["full", "flush"])
+@pytest.mark.parametrize(
+    "on",
+    [
+        WRITES,
+        pytest.param(
+            ("flush",),
+            marks=pytest.mark.tier(
+                "nightly",
+                cost=75,
+                catches="an installer that reports success before the disk has the data",
+            ),
+        ),
+    ],
+    ids=["full", "flush"],
+)
 def test_an_installation_onto_a_disk_that_fails(
     lab: Lab, answers: Install, on: tuple[str, ...]
 ) -> None:
@@ -41,9 +61,28 @@ def test_an_installation_onto_a_disk_that_fails(
     assert again.os.slot() == again.os.slot_names[0]
 
 
+@pytest.mark.tier(
+    "gate",
+    cost=80,
+    catches="an upgrade that reports success, or is lost, when its writes failed",
+    uses=("settled", "new"),
+)
 @pytest.mark.needs("upgrade", "ssh")
 @pytest.mark.parametrize(
-    "on", [WRITES, pytest.param(("flush",), marks=pytest.mark.nightly)], ids=["full", "flush"]
+    "on",
+    [
+        WRITES,
+        pytest.param(
+            ("flush",),
+            marks=pytest.mark.tier(
+                "nightly",
+                cost=80,
+                catches="an upgrade that reports success before the disk has the data",
+                uses=("settled", "new"),
+            ),
+        ),
+    ],
+    ids=["full", "flush"],
 )
 def test_an_upgrade_onto_a_disk_that_fails(
     lab: Lab,

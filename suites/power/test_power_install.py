@@ -43,6 +43,9 @@ def check_whole(machine: Machine[Installable]) -> None:
     assert machine.restarts == 0
 
 
+@pytest.mark.tier(
+    "gate", cost=65, catches="a half-installed disk that boots and looks whole", uses=("live",)
+)
 def test_power_fails_during_an_installation(
     cut: Cut, lab: Lab, check_verified: Callable[[Machine[Any]], None]
 ) -> None:

@@ -51,6 +51,9 @@ def was_reset(machine: Machine[Any], recording: Recording) -> bool:
     return gone
 
 
+@pytest.mark.tier(
+    "nightly", cost=50, catches="a machine that keeps half of its state", uses=("settled",)
+)
 def test_power_fails_during_a_reset(
     cut: Cut,
     lab: Lab,

@@ -20,7 +20,7 @@ from harness import (
     points,
 )
 
-pytestmark = [pytest.mark.needs("upgrade"), pytest.mark.cuts(4)]
+pytestmark = [pytest.mark.needs("upgrade"), pytest.mark.cuts(2)]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,12 @@ def recording(
     return recorder("upgrade", upgrade)
 
 
+@pytest.mark.tier(
+    "gate",
+    cost=40,
+    catches="a boot entry that leads to a slot that is not whole",
+    uses=("settled", "new"),
+)
 def test_power_fails_during_an_upgrade(
     cut: Cut,
     lab: Lab,

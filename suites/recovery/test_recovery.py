@@ -43,6 +43,12 @@ def mark(machine: Machine[Any], text: str) -> str:
     return path
 
 
+@pytest.mark.tier(
+    "smoke",
+    cost=90,
+    catches="a recovery entry that does not boot, or a repair that writes nothing",
+    uses=("settled",),
+)
 @pytest.mark.needs("recovery")
 def test_recovery_by_command_repairs_a_slot(
     machine: Machine[RecoversAndResets],
@@ -66,7 +72,9 @@ def test_recovery_by_command_repairs_a_slot(
     assert machine.os.identity() == identity
 
 
-@pytest.mark.nightly
+@pytest.mark.tier(
+    "nightly", cost=40, catches="a recovery entry that a person cannot choose", uses=("settled",)
+)
 @pytest.mark.needs("recovery")
 def test_recovery_from_the_boot_menu(machine: Machine[RecoversAndResets]) -> None:
     """A person at the console chooses the recovery entry."""
@@ -74,7 +82,12 @@ def test_recovery_from_the_boot_menu(machine: Machine[RecoversAndResets]) -> Non
     assert machine.os.slot() == "recovery"
 
 
-@pytest.mark.nightly
+@pytest.mark.tier(
+    "nightly",
+    cost=230,
+    catches="a machine that is lost when no version boots",
+    uses=("settled", "new"),
+)
 @pytest.mark.needs("recovery", "upgrade")
 def test_recovery_by_itself_when_both_slots_are_bad(
     lab: Lab, update_server: UpdateServer, publish: Callable[[str], str], releases: Releases
@@ -101,7 +114,12 @@ def test_recovery_by_itself_when_both_slots_are_bad(
     machine.os.wait_good()
 
 
-@pytest.mark.nightly
+@pytest.mark.tier(
+    "nightly",
+    cost=150,
+    catches="a machine that is lost when its state does not mount",
+    uses=("settled",),
+)
 @pytest.mark.needs("recovery", "reset")
 def test_recovery_by_itself_when_the_state_is_gone(machine: Machine[RecoversAndResets]) -> None:
     """The state does not mount, in either slot; recovery comes up, and a reset recreates the state."""
@@ -117,11 +135,25 @@ def test_recovery_by_itself_when_the_state_is_gone(machine: Machine[RecoversAndR
     machine.os.wait_good()
 
 
+@pytest.mark.tier(
+    "gate",
+    cost=75,
+    catches="a reset that keeps data or identity of the former owner",
+    uses=("settled",),
+)
 @pytest.mark.needs("reset")
 @pytest.mark.parametrize(
     "where",
     [
-        pytest.param("the system", marks=pytest.mark.nightly),
+        pytest.param(
+            "the system",
+            marks=pytest.mark.tier(
+                "nightly",
+                cost=55,
+                catches="a reset that works in recovery alone",
+                uses=("settled",),
+            ),
+        ),
         pytest.param("recovery", marks=pytest.mark.needs("recovery")),
     ],
 )

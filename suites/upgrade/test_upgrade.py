@@ -59,6 +59,12 @@ def run(
     assert (last.version, last.slot, last.outcome) == (version, slot, "good")
 
 
+@pytest.mark.tier(
+    "smoke",
+    cost=60,
+    catches="a new version that does not run, or an upgrade that loses state",
+    uses=("settled", "new"),
+)
 def test_an_upgrade_changes_version_and_slot_and_keeps_state(
     machine: Machine[UpgradesAndRollsBack], publish: Address, releases: Releases
 ) -> None:
@@ -73,17 +79,42 @@ def test_an_upgrade_changes_version_and_slot_and_keeps_state(
     machine.os.wait_running()
 
 
-def test_an_upgrade_from_a_registry_and_a_downgrade(
+@pytest.mark.tier(
+    "gate",
+    cost=75,
+    catches="a registry whose artifacts cannot be used, or a downgrade that nobody allowed",
+    uses=("settled", "new"),
+)
+def test_an_upgrade_from_a_registry(
     machine: Machine[UpgradesAndRollsBack], publish: Address, push: Address, releases: Releases
 ) -> None:
-    """The new version comes as an OCI artifact; the way back must be allowed."""
+    """The new version comes as an OCI artifact, and is not left for an older one unasked."""
     run(machine, push(releases.new), releases.new)
     with pytest.raises(errors.UpgradeRefusedError) as caught:
         machine.os.upgrade(publish(releases.old))
     assert machine.os.says("older", caught.value.what)
+
+
+@pytest.mark.tier(
+    "nightly",
+    cost=130,
+    catches="a downgrade that is refused although it was allowed, or does not run",
+    uses=("settled", "new"),
+)
+def test_a_downgrade_that_is_allowed(
+    machine: Machine[UpgradesAndRollsBack], publish: Address, releases: Releases
+) -> None:
+    """The way back must be allowed, and then the old version runs from its slot."""
+    run(machine, publish(releases.new), releases.new)
     run(machine, publish(releases.old), releases.old, older=True)
 
 
+@pytest.mark.tier(
+    "gate",
+    cost=10,
+    catches="a machine that writes its slots at every check for updates",
+    uses=("settled",),
+)
 def test_the_same_version_again_is_a_no_op(
     machine: Machine[UpgradesAndRollsBack],
     publish: Address,
@@ -102,6 +133,12 @@ def test_the_same_version_again_is_a_no_op(
     assert not [path for path in fetched if any(fnmatch(path, each) for each in payload)]
 
 
+@pytest.mark.tier(
+    "gate",
+    cost=170,
+    catches="an old version that is gone when it is needed, or a rollback that does not last",
+    uses=("settled", "new"),
+)
 @pytest.mark.needs("rollback")
 def test_rollback_by_command(
     machine: Machine[UpgradesAndRollsBack], publish: Address, releases: Releases
@@ -116,6 +153,12 @@ def test_rollback_by_command(
         machine.os.wait_good()
 
 
+@pytest.mark.tier(
+    "nightly",
+    cost=145,
+    catches="an old version that has no entry in the menu once the new one is good",
+    uses=("settled", "new"),
+)
 @pytest.mark.needs("rollback")
 def test_rollback_by_the_boot_menu(
     machine: Machine[UpgradesAndRollsBack], publish: Address, releases: Releases
@@ -129,7 +172,12 @@ def test_rollback_by_the_boot_menu(
     assert machine.os.version() == releases.new
 
 
-@pytest.mark.nightly
+@pytest.mark.tier(
+    "nightly",
+    cost=215,
+    catches="a slot that is taken twice in a row",
+    uses=("settled", "new", "newest"),
+)
 def test_two_upgrades_in_a_row_then_a_downgrade(
     machine: Machine[UpgradesAndRollsBack], publish: Address, releases: Releases
 ) -> None:
@@ -144,7 +192,12 @@ def test_two_upgrades_in_a_row_then_a_downgrade(
     assert machine.os.slot() == second
 
 
-@pytest.mark.nightly
+@pytest.mark.tier(
+    "nightly",
+    cost=100,
+    catches="an upgrade that races with the machine it runs on",
+    uses=("settled", "new"),
+)
 def test_an_upgrade_under_load(
     machine: Machine[UpgradesAndRollsBack], publish: Address, releases: Releases
 ) -> None:

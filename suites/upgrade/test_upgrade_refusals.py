@@ -24,6 +24,13 @@ pytestmark = pytest.mark.needs("upgrade", "ssh")
 
 Address = Callable[[str], str]
 
+NIGHTLY = pytest.mark.tier(
+    "nightly",
+    cost=14,
+    catches="a fault of the server in a file that is not checked as the root is",
+    uses=("settled", "new"),
+)
+
 
 @pytest.fixture
 def machine(lab: Lab, update_server: UpdateServer) -> Iterator[Machine[Upgradable]]:
@@ -45,13 +52,19 @@ def refused(machine: Machine[Upgradable], source: str) -> str:
     return caught.value.what
 
 
+@pytest.mark.tier(
+    "gate",
+    cost=14,
+    catches="bytes that were not signed, or a server that is not trusted, taken as they come",
+    uses=("settled", "new"),
+)
 @pytest.mark.parametrize(
     ("file", "fault"),
     [
         ("root", faults.FlippedBit()),
         ("root", faults.CutOff(percent=50)),
-        pytest.param("kernel", faults.WrongLength(by=1000), marks=pytest.mark.nightly),
-        pytest.param("kernel", faults.ServerError(503), marks=pytest.mark.nightly),
+        pytest.param("kernel", faults.WrongLength(by=1000), marks=NIGHTLY),
+        pytest.param("kernel", faults.ServerError(503), marks=NIGHTLY),
         (None, faults.ExpiredCertificate()),
         (None, faults.UnknownCa()),
     ],
@@ -83,6 +96,12 @@ def test_a_faulty_server(
         assert active.hits, "no request met the fault"
 
 
+@pytest.mark.tier(
+    "gate",
+    cost=12,
+    catches="a signature that is present and not compared",
+    uses=("settled", "new", "newest"),
+)
 def test_a_wrong_signature(
     machine: Machine[Upgradable],
     update_server: UpdateServer,
@@ -101,6 +120,9 @@ def test_a_wrong_signature(
     assert machine.os.says("signature", refused(machine, source))
 
 
+@pytest.mark.tier(
+    "gate", cost=12, catches="a valid signature by any key at all", uses=("settled", "new")
+)
 def test_a_signature_by_a_stranger(
     lab: Lab,
     machine: Machine[Upgradable],
@@ -120,6 +142,12 @@ def test_a_signature_by_a_stranger(
     assert machine.os.says("signature", refused(machine, source))
 
 
+@pytest.mark.tier(
+    "gate",
+    cost=14,
+    catches="an upgrade that fills the state and leaves it full or the slot torn",
+    uses=("settled", "new"),
+)
 def test_no_space(
     machine: Machine[Upgradable],
     publish: Address,
@@ -133,6 +161,9 @@ def test_no_space(
     assert machine.os.says("space", refused(machine, source))
 
 
+@pytest.mark.tier(
+    "gate", cost=10, catches="a policy of the machine that is not read", uses=("settled", "new")
+)
 def test_older_than_allowed(
     machine: Machine[Upgradable], publish: Address, releases: Releases
 ) -> None:

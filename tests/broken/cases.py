@@ -23,7 +23,7 @@ class Case:
         command: The command that breaks the machine: for root's shell, after :data:`PRELUDE`.
         says: A regular expression for the line that gives the reason of the failure.
         moment: The moment at which the machine is broken.
-        options: pytest's options for the scenario.
+        options: Further options for the scenario.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Case:
     command: str
     says: str
     moment: Moment = "fork"
-    options: tuple[str, ...] = ("--all",)
+    options: tuple[str, ...] = ()
 
 
 PRELUDE: Final = r"""
@@ -61,7 +61,7 @@ WantedBy=sysinit.target
 
 UPGRADE = "/usr/bin/skiff-upgrade"
 TAKES = "upgrade/test_upgrade.py::test_an_upgrade_changes_version_and_slot_and_keeps_state"
-DOWN = "upgrade/test_upgrade.py::test_an_upgrade_from_a_registry_and_a_downgrade"
+PULLS = "upgrade/test_upgrade.py::test_an_upgrade_from_a_registry"
 REFUSES = "upgrade/test_upgrade_refusals.py::"
 
 FORGETS = """edit /usr/lib/skiff/boot-record 's/(last" = failed \\]) \\|\\| note/\\1 || true/'"""
@@ -75,7 +75,7 @@ CASES: Final = (
     ),
     Case(
         "an upgrade from a registry writes nothing",
-        DOWN,
+        PULLS,
         f"""edit {UPGRADE} 's/^empty_slot .*/say "done: nothing at all"; exit 0/'""",
         r"assert \('.*', 'empty', .* == \('2', 'trying', 3\)",
     ),
@@ -127,9 +127,15 @@ CASES: Final = (
     ),
     Case(
         "a downgrade is done without permission",
-        DOWN,
+        PULLS,
         f"""edit {UPGRADE} 's/\\[ "\\$downgrade" -eq 1 \\]/true/'""",
         r"DID NOT RAISE",
+    ),
+    Case(
+        "a downgrade is refused although it is allowed",
+        "upgrade/test_upgrade.py::test_a_downgrade_that_is_allowed",
+        f"""edit {UPGRADE} 's/\\[ "\\$downgrade" -eq 1 \\]/false/'""",
+        r"UpgradeRefusedError",
     ),
     Case(
         "every upgrade goes to the same slot",

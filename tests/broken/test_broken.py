@@ -23,7 +23,8 @@ def test_a_broken_image_is_noticed(case: Case, image: Selection, tmp_path: Path)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "tests.broken.plugin", "--broken", case.name),
-            *(f"suites/{case.scenario}", *case.options, "-q", f"--evidence={tmp_path}"),
+            *(f"suites/{case.scenario}", "--tier", "nightly", *case.options),
+            *("-q", f"--evidence={tmp_path}"),
             *(f"--image={image.name}/{image.variant}:{image.version}", "-p", "no:cacheprovider"),
         ],
         cwd=ROOT,

@@ -76,7 +76,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def collect(images: Path) -> subprocess.CompletedProcess[str]:
     return run(
-        *("pytest", "--collect-only", "-q", "-p", "no:labgrid", "--all", "--cuts", "2"),
+        *("pytest", "--collect-only", "-q", "-p", "no:labgrid", "--tier", "nightly", "--cuts", "2"),
         *("--images", str(images), "--image", "kelp", f"--evidence={images.parent}/runs"),
         *("suites/upgrade", "suites/fallback", "suites/recovery", "suites/power"),
     )

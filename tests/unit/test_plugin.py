@@ -13,33 +13,12 @@ from harness.host.capacity import Capacity
 from harness.pytest_plugin import selection
 from harness.spec import GIB
 
-SUITE = """
-import pytest
-
-def test_each_time(): ...
-
-@pytest.mark.nightly
-def test_at_night(): ...
-"""
-
 NEEDS = """
 import pytest
 
 @pytest.mark.needs({!r})
 def test_it(): ...
 """
-
-
-def collected(project: Project, *options: str) -> list[str]:
-    project.write("test_suite.py", SUITE)
-    done = project.pytest("--collect-only", "-q", *options)
-    assert done.status == 0, done.text
-    return [line.split("::")[1] for line in done.text.splitlines() if "::" in line]
-
-
-def test_nightly_scenarios_run_with_all_only(project: Project) -> None:
-    assert collected(project) == ["test_each_time"]
-    assert collected(project, "--all") == ["test_each_time", "test_at_night"]
 
 
 @pytest.mark.parametrize(

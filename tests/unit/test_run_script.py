@@ -357,6 +357,10 @@ def test_a_phase_runs_pytest_on_its_folder(
     ("arguments", "called"),
     [
         ((), "-n auto"),
+        (("--tier", "smoke"), "--tier smoke -n auto"),
+        (("--tier=nightly",), "--tier=nightly -n auto"),
+        (("--all",), "--all -n auto"),
+        (("--tier", "smoke", "-x"), "--tier smoke -x"),
         (("--image", "skiff"), "--image skiff"),
         (("suites/boot", "-k", "ssh"), "suites/boot -k ssh"),
         (("--evidence", "/tmp"), "--evidence /tmp"),
@@ -381,10 +385,10 @@ def test_all_phases_run_in_order_and_pytest_has_the_last_word(host: Host) -> Non
     names = [line.removeprefix(f"{PYTEST} -o testpaths=").removeprefix("== ") for line in lines]
     assert [line.split()[0].rstrip(";") for line in names] == [
         *("lint", "type", "unit", "tests/unit"),
-        *("integration", "tests/integration", "acceptance", "harness"),
+        *("integration", "tests/integration", "smoke", "harness"),
     ]
     assert "passed: lint" in lines[-2]
-    assert done.stdout.splitlines()[-1] == "harness acceptance -n auto"
+    assert done.stdout.splitlines()[-1] == "harness acceptance --tier smoke -n auto"
 
 
 @pytest.mark.parametrize(("fails", "after"), [("ruff", "type"), ("mypy", "unit")])

@@ -19,7 +19,7 @@ def collect(project: Project, mark: str, *options: str) -> Finished:
         ("pytestmark = pytest.mark.cuts(2)", [], "2of2"),
         ("pytestmark = pytest.mark.cuts(2)", ["--cuts", "3"], "3of3"),
         ("pytestmark = pytest.mark.cuts(2)", ["--cut", "w00007-clean"], "w00007-clean"),
-        ("pytestmark = pytest.mark.cuts(2)", ["--all"], "40of40"),
+        ("pytestmark = pytest.mark.cuts(2)", ["--tier", "nightly"], "40of40"),
         ("pytestmark = pytest.mark.cuts(2)", ["--all", "--cuts", "3"], "3of3"),
     ],
 )

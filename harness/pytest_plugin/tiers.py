@@ -1,0 +1,159 @@
+"""Tiers: how much of the suites a run takes, ``--tier smoke|gate|nightly``.
+
+A scenario says in which tier it runs first, what it costs, and what it alone would catch::
+
+    @pytest.mark.tier("nightly", cost=150, catches="a menu that lost the old version's entry")
+    def test_rollback_by_the_boot_menu(machine): ...
+
+Each tier includes those before it: ``smoke`` is one scenario of each suite, ``gate`` judges a change,
+``nightly`` is everything. A test without a mark is of ``gate``. The mark of a parameter replaces that
+of its test.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pytest
+
+TIERS: Final = ("smoke", "gate", "nightly")
+"""The tiers, from the smallest to the one that has all tests."""
+
+DEFAULT: Final = "gate"
+"""The tier of a run without ``--tier``, and of a test without a mark."""
+
+MARKER: Final = (
+    "tier(name, *, cost=None, catches='', uses=()): the smallest tier that runs the test (smoke, gate,"
+    " nightly); its seconds on the reference host, what it alone would catch, and the states and builds"
+    " that it shares with other tests"
+)
+
+_LEFT_OUT: Final = pytest.StashKey[dict[str, int]]()
+_REPORT: Final = "harness_left_out"
+"""The key under which a worker of pytest-xdist reports what it left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """What the mark of a test says.
+
+    Attributes:
+        name: The smallest tier that runs the test.
+        cost: Its seconds on the reference host (two cores, no KVM), beside another test, with all
+            that it :attr:`uses` there already; ``None`` if the mark does not say.
+        catches: The fault that no other test would find.
+        uses: What the test shares with others and the first of them makes: a state by its name; a
+            version by its role, such as ``new``.
+    """
+
+    name: str = DEFAULT
+    cost: float | None = None
+    catches: str = ""
+    uses: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.name not in TIERS:
+            raise ValueError(f"{self.name!r} is not a tier (choose {', '.join(TIERS)})")
+        try:
+            positive = self.cost is None or self.cost > 0
+        except TypeError:
+            positive = False
+        if not positive:
+            raise ValueError(f"cost is a positive number of seconds, not {self.cost!r}")
+        if isinstance(self.uses, str):
+            raise ValueError(f"uses is a sequence of names, not {self.uses!r}")
+
+    def runs_in(self, tier: str) -> bool:
+        """Whether a run of a tier includes the test."""
+        return TIERS.index(self.name) <= TIERS.index(tier)
+
+
+def tier_of(item: pytest.Item) -> Tier:
+    """Return what the mark of a test says.
+
+    Raises:
+        pytest.UsageError: The mark is malformed.
+    """
+    # pytest lists the marks of a parameter behind those of its function.
+    own = [mark for mark in item.own_markers if mark.name == "tier"]
+    mark = own[-1] if own else item.get_closest_marker("tier")
+    if mark is None:
+        return Tier()
+    try:
+        return Tier(*mark.args, **mark.kwargs)
+    except (TypeError, ValueError) as error:
+        # The message of a TypeError names the method that the mark stands for.
+        reason = str(error).replace("Tier.__init__()", "tier()")
+        raise pytest.UsageError(f"{item.nodeid}: wrong marker tier: {reason}") from error
+
+
+def chosen(config: pytest.Config) -> str:
+    """Return the tier of a run."""
+    return config.option.tier or DEFAULT
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of tiers."""
+    group = parser.getgroup("harness")
+    group.addoption(
+        "--tier",
+        choices=TIERS,
+        default=None,
+        help="how much runs: smoke, one scenario of each suite; gate, what judges a change; nightly,"
+        f" everything, and many crash points of each sweep (default: {DEFAULT})",
+    )
+    group.addoption(
+        "--all",
+        action="store_const",
+        dest="tier",
+        const=TIERS[-1],
+        help=f"the same as --tier {TIERS[-1]}",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker."""
+    config.addinivalue_line("markers", MARKER)
+
+
+def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests that a run's tier does not have, in place, and remember how many.
+
+    Raises:
+        pytest.UsageError: The mark of a test is malformed.
+    """
+    tier = chosen(config)
+    others = {item: each.name for item in items if not (each := tier_of(item)).runs_in(tier)}
+    if others:
+        config.hook.pytest_deselected(items=list(others))
+        items[:] = [item for item in items if item not in others]
+        config.stash[_LEFT_OUT] = dict(Counter(others.values()))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Report to the controller of pytest-xdist, which collects no tests itself."""
+    output: dict[str, Any] = getattr(session.config, "workeroutput", {})
+    output[_REPORT] = session.config.stash.get(_LEFT_OUT, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the report of a worker of pytest-xdist; all of them left the same out."""
+    if counts := getattr(node, "workeroutput", {}).get(_REPORT):
+        node.config.stash[_LEFT_OUT] = counts
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say how many tests were left out, and how to run them."""
+    if counts := config.stash.get(_LEFT_OUT, {}):
+        terminalreporter.write_line(summary(chosen(config), counts))
+
+
+def summary(tier: str, counts: dict[str, int]) -> str:
+    """Return the line that says how many tests of other tiers a run left out."""
+    others = [name for name in TIERS if name in counts]
+    listed = " and ".join(f"{counts[name]} of tier {name}" for name in others)
+    return f"tier {tier}: left out {listed}; --tier {others[-1]} runs them as well"
