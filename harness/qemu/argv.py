@@ -167,7 +167,11 @@ def _machine(spec: MachineSpec, allocations: Allocations) -> str:
     row = arch.of(spec.arch)
     options = [row.machine_tcg if allocations.accel == "tcg" else row.machine_kvm]
     if row.has_smm:
-        smm = allocations.firmware is not None and allocations.firmware.smm
+        # Since version 9.1, QEMU's q35 without SMM has RAM where the guest looks for the memory of a
+        # VGA adapter, and all text modes are black (hw/pci-host/q35.c, mch_realize, which returns
+        # early; Michael Tokarev on qemu-devel, 17 September 2025, "Re: [PULL 30/63] q35: Introduce
+        # smm_ranges property for q35-pci-host").
+        smm = spec.display or (allocations.firmware is not None and allocations.firmware.smm)
         options.append(f"smm={'on' if smm else 'off'}")
     options += row.machine_options
     if spec.firmware.kind is FirmwareKind.BIOS and not spec.display:

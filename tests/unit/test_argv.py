@@ -189,6 +189,13 @@ def test_disks_have_serial_boot_index_and_read_only() -> None:
     assert read_only == [False, False, True]
 
 
+def test_a_display_needs_the_memory_of_the_vga_adapter_which_comes_with_smm() -> None:
+    spec = MachineSpec("m", "x86_64", Firmware(FirmwareKind.BIOS))
+    for display, smm in ((False, "off"), (True, "on")):
+        words = argv.build(replace(spec, display=display), ALLOCATIONS)
+        assert options(words, "-machine")[0].startswith(f"q35,smm={smm}")
+
+
 def test_uefi_has_two_flash_devices_and_smm_where_needed() -> None:
     spec = MachineSpec("m", "x86_64", Firmware(FirmwareKind.UEFI_SECURE))
     allocations = replace(ALLOCATIONS, firmware=replace(FLASH, smm=True), variables=Path("/mine"))
