@@ -67,6 +67,7 @@ class Arch:
         kernel_boot_excludes_tpm: Whether QEMU's direct kernel boot breaks the tables of a TPM.
         has_vmgenid: Whether QEMU has the VM generation ID device.
         display: The display adapter.
+        has_vga: Whether that adapter is a VGA, with a text mode, and the machine has a PC's keyboard.
         tpm: The device of a TPM.
         baselines: The sets of instructions that an image may declare, the smallest first.
         baseline: The name of the one for an image that declares none.
@@ -91,6 +92,7 @@ class Arch:
     kernel_boot_excludes_tpm: bool
     has_vmgenid: bool
     display: str
+    has_vga: bool
     tpm: str
     baselines: Mapping[str, Baseline]
     baseline: str
@@ -147,6 +149,7 @@ _X86_64: Final = Arch(
     kernel_boot_excludes_tpm=True,
     has_vmgenid=True,
     display="VGA",
+    has_vga=True,
     # QEMU offers the TIS interface on both architectures (docs/specs/tpm.rst of QEMU).
     tpm="tpm-tis",
     baselines=_X86_64_BASELINES,
@@ -185,6 +188,7 @@ _AARCH64: Final = Arch(
     kernel_boot_excludes_tpm=False,
     has_vmgenid=False,
     display="virtio-gpu-pci",
+    has_vga=False,
     tpm="tpm-tis-device",
     baselines=_AARCH64_BASELINES,
     baseline="armv8-a",

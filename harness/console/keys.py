@@ -61,6 +61,12 @@ KEY_NAMES: Final = (*_NAMES, "Ctrl-X", "Alt-x")
 """The names that :func:`key_bytes` accepts, besides single characters."""
 
 
+def canonical(key: str) -> str:
+    """Return the name of a key in lower case, and the one that :data:`KEY_NAMES` has for its aliases."""
+    name = key.lower()
+    return _ALIASES.get(name, name)
+
+
 def key_bytes(key: str, *, application: bool = False) -> bytes:
     """Return the bytes that a terminal sends for a key.
 
@@ -75,8 +81,7 @@ def key_bytes(key: str, *, application: bool = False) -> bytes:
     """
     if len(key) == 1:
         return key.encode()
-    name = key.lower()
-    name = _ALIASES.get(name, name)
+    name = canonical(key)
     if name in _CURSOR:
         return (b"\x1bO" if application else b"\x1b[") + _CURSOR[name]
     if name in _KEYS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from harness.evidence.timeline import Timeline
 from harness.host.scheduler import Turn
 from harness.machine.commands import Commands
 from harness.machine.disks import Disks
+from harness.machine.display import Display
 from harness.machine.parts import Parts
 from harness.machine.power import Power
 from harness.machine.recording import Recording
@@ -448,8 +448,17 @@ class Machine(Generic[OS_co]):
 
     # --- display ------------------------------------------------------------------------------
 
+    @property
+    def display(self) -> Display:
+        """The screen and the keyboard, with the words of the console.
+
+        Raises:
+            UsageError: The machine has no display.
+        """
+        return Display(self._parts)
+
     def screenshot(self, path: Path | None = None) -> Path:
-        """Write the picture of the VGA adapter as PNG and return the path.
+        """Write the picture on the screen as PNG and return the path.
 
         Args:
             path: The file; a new one in the evidence by default.
@@ -457,14 +466,7 @@ class Machine(Generic[OS_co]):
         Raises:
             UsageError: The machine has no display; ``console.screen`` shows a serial console's.
         """
-        if not self.spec.display:
-            raise UsageError(
-                f"machine {self.name} has no display",
-                hint="boot it with display=True, or look at console.screen",
-            )
-        target = path or self.evidence / f"screen-{int(time.time() * 1000)}.png"
-        self.qmp.execute("screendump", {"filename": str(target), "format": "png"})
-        return target
+        return self.display.screenshot(path)
 
     # --- disks --------------------------------------------------------------------------------
 

@@ -120,6 +120,7 @@ class Qmp:
         self._pending: set[concurrent.futures.Future[object]] = set()
         self._client: QMPClient | None = None
         self._pump: asyncio.Task[None] | None = None
+        self._still = threading.RLock()
 
     def connect(self, deadline: Deadline) -> None:
         """Negotiate the session.
@@ -201,15 +202,25 @@ class Qmp:
         return str(self.execute("human-monitor-command", {"command-line": command}))
 
     @contextlib.contextmanager
-    def standing_still(self) -> Iterator[None]:
-        """Stop the guest's CPUs in the block; after it they run again if they ran before."""
-        ran = self.execute("query-status")["running"]
-        self.execute("stop")
-        try:
+    def undisturbed(self) -> Iterator[None]:
+        """Keep other threads from stopping the guest by :meth:`standing_still` in the block."""
+        with self._still:
             yield
-        finally:
-            if ran:
-                self.execute("cont")
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Stop the guest's CPUs in the block; after it they run again if they ran before.
+
+        One block at a time: another thread's waits for the end of this one.
+        """
+        with self.undisturbed():
+            ran = self.execute("query-status")["running"]
+            self.execute("stop")
+            try:
+                yield
+            finally:
+                if ran:
+                    self.execute("cont")
 
     def mark(self) -> int:
         """Return the point in the stream of events from which a later wait can look."""

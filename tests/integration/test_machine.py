@@ -235,12 +235,6 @@ def test_a_virtio_console(lab: Lab) -> None:
     assert machine.console.run("echo over virtio").stdout == "over virtio\n"
 
 
-def test_a_screenshot_is_a_picture(lab: Lab) -> None:
-    machine = lab.boot("micro", display=True)
-    machine.os.login()
-    assert machine.screenshot().read_bytes().startswith(b"\x89PNG")
-
-
 def test_aarch64_boots_and_takes_the_key_from_fw_cfg(lab: Lab) -> None:
     machine = lab.boot("micro", arch="aarch64")
     machine.os.login()

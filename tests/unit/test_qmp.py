@@ -101,6 +101,24 @@ def test_a_guest_that_stood_still_before_stands_still_afterwards(
     assert ("cont" in monitor.commands_seen) == runs
 
 
+def test_one_thread_at_a_time_lets_the_guest_stand_still(tmp_path: Path) -> None:
+    with connected(tmp_path / "q.jsonl") as (qmp, monitor):
+
+        def look() -> None:
+            with qmp.standing_still():
+                qmp.execute("inner")
+
+        with qmp.standing_still():
+            other = threading.Thread(target=look)
+            other.start()
+            other.join(0.2)
+            assert other.is_alive()
+        other.join(20)
+    once = ["query-status", "stop", "cont"]
+    inner = ["query-status", "stop", "inner", "cont"]
+    assert [name for name in monitor.commands_seen if name != "qmp_capabilities"] == once + inner
+
+
 def test_every_message_is_logged(pair: tuple[Qmp, Monitor], tmp_path: Path) -> None:
     qmp, monitor = pair
     qmp.execute("query-status")

@@ -1,0 +1,239 @@
+"""The screen and the keyboard of a machine with a display: what a person in front of it has.
+
+The words are those of the serial console. Text is read from the VGA adapter's memory
+(:mod:`harness.qemu.vga`), so it is exact in every text mode: that of a BIOS, of GRUB, of memtest86+, of
+a Linux console without a framebuffer. A graphics mode has pixels only; UEFI firmware uses one.
+
+Nothing announces a change of the screen: a guest stores bytes, and QEMU draws when it is asked to. So
+this is the one place that looks again and again. The waits between two looks end at once with the
+failure scope.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import select
+import time
+from pathlib import Path
+from typing import Final
+
+from harness import arch
+from harness.console.terminal import Screen
+from harness.deadline import Deadline, Limit
+from harness.errors import HarnessError, UsageError, WaitTimeoutError
+from harness.machine.keyboard import chord
+from harness.machine.parts import Parts
+from harness.qemu.vga import read_text
+
+_LOOK: Final = 0.1
+"""Seconds between two looks at the screen, on a good host: a slower guest draws more slowly, and stands
+still for longer at each."""
+
+_LONGEST_LOOK: Final = 1.0
+"""Seconds between two looks, however slow the host is."""
+
+_HOLD: Final = 10
+"""Milliseconds for which a key is down, and as many before the next one, on a good host: QEMU's own
+default (``kbd_default_delay_ms`` in ``ui/input.c``). A slower guest takes keys more slowly, and a BIOS
+keeps 15 of them."""
+
+_LONGEST_HOLD: Final = 100
+"""Milliseconds; a key that is down for 250 repeats in Linux (``drivers/input/input.c``)."""
+
+WAIT_SECONDS: Final = 60.0
+SEND_SECONDS: Final = 60.0
+
+
+class Display:
+    """The screen and the keyboard of one machine, from any thread.
+
+    Args:
+        parts: The machine's parts.
+
+    Raises:
+        UsageError: The machine has no display.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        if not parts.spec.display:
+            raise UsageError(
+                f"machine {parts.name} has no display",
+                hint="boot it with display=True, or look at console.screen",
+            )
+        self._parts = parts
+
+    # --- the screen ---------------------------------------------------------------------------
+
+    @property
+    def screen(self) -> Screen:
+        """The text on the screen now; without lines as long as the firmware has set no mode.
+
+        A guest can be in the middle of drawing it: use :meth:`wait_for_screen` for what is to come.
+
+        Raises:
+            UsageError: The screen is in a graphics mode, or the adapter has no text mode.
+            HarnessError: QEMU has ended.
+        """
+        screen = self._look()
+        if screen is None:
+            raise UsageError(
+                f"the display of {self._parts.name} is in a graphics mode: it shows pixels, not text",
+                hint="screenshot() shows them; UEFI prints the same on the console, and so does a kernel"
+                " whose command line names it",
+            )
+        return screen
+
+    def wait_for_screen(self, pattern: str | re.Pattern[str], deadline: Limit = None) -> Screen:
+        """Wait until the screen contains a text, or a match of a compiled regular expression.
+
+        The same match has to be there at two looks, one after the other, and the second screen is
+        returned. So a match is never half drawn. The rest of the screen may be: wait for what the guest
+        draws last. A text that is there for less than two looks can be missed; they are 0.1 s apart on
+        a good host, and at most 1 s. A screen in a graphics mode matches nothing.
+
+        Args:
+            pattern: A plain text or a compiled regular expression.
+            deadline: 60 s on a good host by default.
+
+        Raises:
+            UsageError: The adapter has no text mode.
+            WaitTimeoutError: The deadline passed; its note shows the screen, its evidence is a picture.
+            HarnessError: The failure of the scope.
+        """
+        parts = self._parts
+        limit = parts.scale.limit(deadline, WAIT_SECONDS)
+        before: str | None = None
+        parts.scope.check()
+        while True:
+            screen = self._look()
+            found = None if screen is None else screen.find(pattern)
+            if screen is not None and found is not None and found == before:
+                return screen
+            if limit.expired:
+                raise self._too_late(pattern, limit, screen)
+            before = found
+            self._pause(min(_LOOK * parts.scale.factor, _LONGEST_LOOK, limit.remaining()))
+
+    def screenshot(self, path: Path | None = None) -> Path:
+        """Write the picture on the screen as PNG and return the path.
+
+        Args:
+            path: The file; a new one in the evidence by default.
+
+        Raises:
+            QmpError: QEMU could not write the file.
+        """
+        target = path or self._parts.evidence / f"screen-{int(time.time() * 1000)}.png"
+        self._parts.qmp.execute("screendump", {"filename": str(target), "format": "png"})
+        return target
+
+    # --- the keyboard -------------------------------------------------------------------------
+
+    def press(self, *keys: str, deadline: Limit = None) -> None:
+        """Press keys in order: ``"Down"``, ``"F2"``, ``"Ctrl-C"``, ``"Ctrl-Alt-Delete"``, ``"y"``.
+
+        The call returns when the last key is up again. What the guest does with the keys, and whether it
+        takes them at all, only its screen shows.
+
+        Args:
+            keys: Names of keys, as in :data:`~harness.console.KEY_NAMES`, or single characters.
+            deadline: 60 s on a good host by default.
+
+        Raises:
+            UnknownNameError: A key does not exist. No key is pressed in this case.
+            UsageError: No key types a character, the machine is paused, or it has no such keyboard.
+            WaitTimeoutError: The deadline passed before all keys were pressed.
+            HarnessError: The failure of the scope.
+        """
+        self._type([chord(key) for key in keys], deadline)
+
+    def send(self, text: str, deadline: Limit = None) -> None:
+        """Type text on a US keyboard, a newline as Enter; otherwise like :meth:`press`."""
+        self.press(*text, deadline=deadline)
+
+    def send_line(self, text: str = "", deadline: Limit = None) -> None:
+        """Type text and Enter; otherwise like :meth:`send`."""
+        self.send(text + "\n", deadline)
+
+    # ------------------------------------------------------------------------------------------
+
+    def _type(self, chords: list[tuple[str, ...]], deadline: Limit) -> None:
+        parts = self._parts
+        self._require_vga("no keyboard")
+        parts.scope.check()
+        limit = parts.scale.limit(deadline, SEND_SECONDS)
+        hold = min(math.ceil(_HOLD * parts.scale.factor), _LONGEST_HOLD)
+        for done, codes in enumerate(chords):
+            if limit.expired:
+                raise WaitTimeoutError(
+                    f"the keyboard of {parts.name} to take {len(chords)} keys, of which it took {done}",
+                    limit.seconds,
+                )
+            self._press(codes, hold)
+            # QEMU presses and releases by its own timers, reports neither, and drops what is too much
+            # for its queue (qemu_input_event_send_key_delay in ui/input.c). It needs this long.
+            self._pause(2 * len(codes) * hold / 1000)
+
+    def _press(self, codes: tuple[str, ...], hold: int) -> None:
+        parts = self._parts
+        with parts.qmp.undisturbed():
+            # QEMU drops the keys of a guest that stands still (qemu_input_event_send in ui/input.c).
+            if not parts.qmp.execute("query-status")["running"]:
+                raise UsageError(
+                    f"machine {parts.name} is paused: only a running guest takes keys",
+                    hint="call resume() before",
+                )
+            parts.qmp.execute(
+                "send-key",
+                {
+                    "keys": [{"type": "qcode", "data": code} for code in codes],
+                    "hold-time": hold,
+                },
+            )
+
+    def _look(self) -> Screen | None:
+        """Return the text on the screen; ``None`` in a graphics mode."""
+        parts = self._parts
+        self._require_vga("no text mode")
+        text = read_text(parts.qmp, parts.evidence / "vga-memory.bin")
+        return None if text is None else Screen(text.lines, text.cursor)
+
+    def _require_vga(self, lacks: str) -> None:
+        row = arch.of(self._parts.spec.arch)
+        if not row.has_vga:
+            raise UsageError(
+                f"the display of {self._parts.name} has {lacks}: it is a {row.display}",
+                hint="use the console, or screenshot()",
+            )
+
+    def _pause(self, seconds: float) -> None:
+        """Wait for some time, or raise the failure of the scope as soon as it fails."""
+        scope = self._parts.scope
+        with scope.alarm() as alarm:
+            waiter = select.poll()
+            waiter.register(alarm, 0)  # POLLHUP is reported always
+            waiter.poll(math.ceil(seconds * 1000))
+        scope.check()
+
+    def _too_late(
+        self, pattern: str | re.Pattern[str], limit: Deadline, screen: Screen | None
+    ) -> WaitTimeoutError:
+        parts = self._parts
+        shown = pattern if isinstance(pattern, str) else pattern.pattern
+        hint = ""
+        if screen is None:
+            hint = "it is in a graphics mode, which has no text: look at the picture"
+        try:
+            evidence = str(self.screenshot())
+        except HarnessError as fault:
+            evidence = f"no picture: {fault.what}"
+        error = WaitTimeoutError(
+            f"{shown!r} on the display of {parts.name}",
+            limit.seconds,
+            evidence=evidence,
+            hint=hint,
+        )
+        if screen is not None:
+            error.add_note(f"on the screen:\n{screen.text}")
+        return error
