@@ -23,6 +23,7 @@ class Result:
         seconds: How long it took, measured on the host.
         command: The command.
         machine: The name of the machine that ran it; empty if unknown.
+        hint: What a reader of the result should know; empty for nothing.
     """
 
     stdout: str
@@ -31,6 +32,7 @@ class Result:
     seconds: float
     command: str = ""
     machine: str = ""
+    hint: str = ""
 
     @property
     def ok(self) -> bool:
@@ -51,6 +53,8 @@ class Result:
         if not self.ok:
             where = f" on {self.machine}" if self.machine else ""
             raise CommandError(
-                f"{self.command!r} ended with status {self.status}{where}", evidence=self.evidence
+                f"{self.command!r} ended with status {self.status}{where}",
+                evidence=self.evidence,
+                hint=self.hint,
             )
         return self

@@ -57,6 +57,8 @@ class Commands:
             if result.stderr:
                 step.data["stderr"] = result.stderr[-500:]
             step.data["status"] = result.status
+            if result.hint:
+                step.data["hint"] = result.hint
         return replace(result, command=command, machine=parts.name)
 
     def fail(self, command: str, limit: Deadline) -> str:

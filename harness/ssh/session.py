@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
+import os
 import select
+import shlex
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, Self
 
 import paramiko
 
@@ -27,10 +31,27 @@ from harness.ssh.connection import Connection
 
 _CHUNK: Final = 256 * 1024
 
+_ROUND: Final = 8
+"""Chunks that are read of one stream before the other has its turn."""
+
 _LOGGED: Final = 4096
 """Characters of a command's output that its line in the log holds."""
 
 _SECONDS: Final = 60.0
+
+_LONGEST_LINE: Final = 1024 * 1024
+"""Characters after which :meth:`Ssh.stream` yields what there is of a line."""
+
+_QUIET: Final = 0.5
+_AFTER: Final = 2.0
+"""Seconds on a good host that a command's output may stay open after its exit status: without output,
+and in all. OpenSSH sends the status when the command ends, then the rest of its output, and the end of
+the output when no process has it open any more (``session_exit_message`` in its ``session.c``)."""
+
+_HELD: Final = (
+    "a process that the command started still holds its output open; what that prints is lost."
+    " Redirect it: PROGRAM >/dev/null 2>&1 &"
+)
 
 _BOOT_ID: Final = "cat /proc/sys/kernel/random/boot_id"
 
@@ -64,6 +85,10 @@ class Ssh(Connection):
     ) -> Result:
         """Run a command in the login shell of the user and return its result.
 
+        The command ends with its shell. A process in the background that holds its output open does not
+        keep it from ending: the output is read until it has been quiet for 0.5 s on a good host, for 2 s
+        at most, and the result's hint says so.
+
         Args:
             command: The shell command.
             deadline: 60 s on a good host by default; it includes the time to connect.
@@ -74,42 +99,37 @@ class Ssh(Connection):
             WaitTimeoutError: The deadline passed; the error has the output so far.
             HarnessError: As :meth:`connect` does.
         """
-        output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         limit = self._scale.limit(deadline, _SECONDS)
         started = time.monotonic()
-        status: int | None = None
+        source = stdin.encode() if isinstance(stdin, str) else stdin
         try:
-            for name, chunk in self._stream(command, limit, stdin):
-                if name == "status":
-                    status = int(chunk)
-                else:
-                    output[name] += chunk
+            output = self._collect(command, limit, None if source is None else io.BytesIO(source))
         except HarnessError as error:
             self._write_log({"run": command, "error": str(error)})
             raise
-        if status is None:
-            raise ConnectionLostError(f"{command!r} ended without a status")
         result = Result(
-            output["stdout"].decode(errors="replace"),
-            output["stderr"].decode(errors="replace"),
-            status,
+            output.stdout.decode(errors="replace"),
+            output.stderr.decode(errors="replace"),
+            output.status,
             time.monotonic() - started,
             command,
             self.name,
+            hint=_HELD if output.held else "",
         )
-        self._write_log(
-            {
-                "run": command,
-                "status": result.status,
-                "seconds": round(result.seconds, 4),
-                "stdout": result.stdout[:_LOGGED],
-                "stderr": result.stderr[:_LOGGED],
-            }
-        )
+        entry = {
+            "run": command,
+            "status": result.status,
+            "seconds": round(result.seconds, 4),
+            "stdout": result.stdout[:_LOGGED],
+            "stderr": result.stderr[:_LOGGED],
+        }
+        self._write_log({**entry, "hint": result.hint} if result.hint else entry)
         return result
 
     def stream(self, command: str, deadline: Limit = None) -> Iterator[str]:
         """Run a command and yield each line of its output and errors when it arrives.
+
+        A line of more than 1 MiB arrives in pieces. The command ends as that of :meth:`run` does.
 
         Args:
             command: The shell command.
@@ -123,29 +143,41 @@ class Ssh(Connection):
         """
         limit = self._scale.limit(deadline, _SECONDS)
         started = time.monotonic()
-        rest = b""
-        status = -1
-        for name, chunk in self._stream(command, limit, None):
-            if name == "status":
-                status = int(chunk)
-                continue
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                yield line.decode(errors="replace")
-        if rest:
-            yield rest.decode(errors="replace")
+        output = _Output()
+        lines = {"stdout": _Lines(), "stderr": _Lines()}
+        for name, chunk in self._stream(command, limit, None, output):
+            yield from lines[name].feed(chunk)
+        for stream in lines.values():
+            yield from stream.end()
         seconds = round(time.monotonic() - started, 4)
-        self._write_log({"stream": command, "status": status, "seconds": seconds})
-        if status != 0:
-            raise CommandError(f"{command!r} ended with status {status}")
+        entry = {"stream": command, "status": output.status, "seconds": seconds}
+        self._write_log({**entry, "hint": _HELD} if output.held else entry)
+        if output.status != 0:
+            raise CommandError(
+                f"{command!r} ended with status {output.status}", hint=_HELD if output.held else ""
+            )
+
+    def _collect(self, command: str, limit: Deadline, stdin: BinaryIO | None) -> _Output:
+        """Run a command and return all its output."""
+        output = _Output()
+        chunks = {"stdout": output.stdout, "stderr": output.stderr}
+        for name, chunk in self._stream(command, limit, stdin, output):
+            chunks[name] += chunk
+        return output
 
     def _stream(
-        self, command: str, limit: Deadline, stdin: str | bytes | None
+        self, command: str, limit: Deadline, stdin: BinaryIO | None, output: _Output
     ) -> Iterator[tuple[str, bytes]]:
-        """Yield ``stdout`` and ``stderr`` with chunks of output, then ``status`` with the number."""
+        """Yield ``stdout`` and ``stderr`` with chunks of output; set the output's other fields."""
         with contextlib.ExitStack() as stack:
             channel = stack.enter_context(self._channel(limit))
             recent = bytearray()
+            status = channel.status_event = stack.enter_context(_Event())
+            quiet = last = None
+            streams = (
+                ("stdout", channel.recv_ready, channel.recv),
+                ("stderr", channel.recv_stderr_ready, channel.recv_stderr),
+            )
             try:
                 with _closed_at(limit, channel):
                     channel.exec_command(command)
@@ -156,32 +188,46 @@ class Ssh(Connection):
                 # The descriptor of paramiko is readable when output or its end has arrived.
                 poll = select.poll()
                 poll.register(channel.fileno(), select.POLLIN)
+                poll.register(status.fd, select.POLLIN)
                 while True:
                     # Checked before the drain: a server may send the status before the last output.
-                    ended = channel.closed or (channel.exit_status_ready() and channel.eof_received)
-                    for chunk in _drain(channel.recv_ready, channel.recv):
-                        recent[:] = (recent + chunk)[-2000:]
-                        yield "stdout", chunk
-                    for chunk in _drain(channel.recv_stderr_ready, channel.recv_stderr):
-                        recent[:] = (recent + chunk)[-2000:]
-                        yield "stderr", chunk
-                    if ended:
+                    has_status = channel.exit_status_ready()
+                    ended = channel.closed or (has_status and channel.eof_received)
+                    more = False
+                    for name, ready, receive in streams:
+                        for chunk in _drain(ready, receive):
+                            more = True
+                            recent[:] = (recent + chunk)[-2000:]
+                            yield name, chunk
+                    if ended and not more:
                         break
-                    if limit.expired:
+                    if has_status and not ended:
+                        if last is None:
+                            poll.unregister(status.fd)
+                            last = self._scale.after(_AFTER)
+                        if quiet is None or more:
+                            quiet = self._scale.after(_QUIET)
+                        if quiet.expired or last.expired or limit.expired:
+                            output.held = True
+                            break
+                    elif limit.expired and not ended:
                         raise self._late(command, limit, recent)
-                    poll.poll(limit.poll_timeout())
+                    if not more:
+                        limits = [each for each in (limit, quiet, last) if each is not None]
+                        waits = [each.poll_timeout() for each in limits]
+                        poll.poll(min((each for each in waits if each is not None), default=None))
             except (OSError, EOFError, paramiko.SSHException) as error:
                 self._raise_failure()
                 if limit.expired:
                     raise self._late(command, limit, recent) from error
                 raise self._lost(command, error, recent) from error
-            if channel.exit_status == -1 or not channel.eof_received:
+            if channel.exit_status == -1 or not (channel.eof_received or output.held):
                 self._raise_failure()
             # RFC 4254, section 6.10: a command that a signal ended sends no exit-status either.
             if channel.exit_status == -1 and not self._answers(limit):
                 self._raise_failure()
                 raise self._lost(command, "the connection ended", recent)
-            yield "status", str(channel.exit_status).encode()
+            output.status = channel.exit_status
 
     def _late(self, command: str, limit: Deadline, recent: bytearray) -> WaitTimeoutError:
         return WaitTimeoutError(
@@ -217,7 +263,7 @@ class Ssh(Connection):
         *,
         mode: int | None = None,
     ) -> None:
-        """Copy a file, bytes or text into the guest over SFTP.
+        """Copy a file, bytes or text into the guest: over SFTP, or by ``cat`` where that is missing.
 
         Args:
             source: The path of a local file, or the contents: bytes, or text, which becomes UTF-8.
@@ -226,24 +272,31 @@ class Ssh(Connection):
             mode: The permissions of the file in the guest; ``None`` leaves them to the guest.
 
         Raises:
-            UsageError: The local file does not exist.
+            UsageError: The local file does not exist, or cannot be read.
             SshError: The guest refused the copy.
             WaitTimeoutError: The deadline passed.
             HarnessError: As :meth:`connect` does.
         """
         if isinstance(source, Path) and not source.is_file():
             raise UsageError(f"{source} does not exist")
-        with self._sftp(f"put {target}", deadline) as sftp:
-            if isinstance(source, Path):
-                sftp.put(str(source), target)
-            else:
-                data = source.encode() if isinstance(source, str) else source
-                sftp.putfo(io.BytesIO(data), target)
+        data = source.encode() if isinstance(source, str) else source
+        limit = self._scale.limit(deadline, _SECONDS)
+        with (
+            contextlib.closing(_opened(data)) as file,
+            self._copying(f"put {target}", limit) as sftp,
+        ):
+            if sftp is None:
+                command = f"cat > {shlex.quote(target)}"
+                if mode is not None:
+                    command += f" && chmod {mode:o} {shlex.quote(target)}"
+                self._copy_by(command, f"put {target}", limit, file)
+                return
+            sftp.putfo(file, target)
             if mode is not None:
                 sftp.chmod(target, mode)
 
     def get(self, source: str, target: Path | None = None, deadline: Limit = None) -> bytes:
-        """Copy a file out of the guest over SFTP and return its contents.
+        """Copy a file out of the guest and return its contents; as :meth:`put` does.
 
         Args:
             source: The path in the guest.
@@ -255,23 +308,37 @@ class Ssh(Connection):
             WaitTimeoutError: The deadline passed.
             HarnessError: As :meth:`connect` does.
         """
-        with self._sftp(f"get {source}", deadline) as sftp:
-            buffer = io.BytesIO()
-            sftp.getfo(source, buffer)
+        limit = self._scale.limit(deadline, _SECONDS)
+        with self._copying(f"get {source}", limit) as sftp:
+            if sftp is None:
+                command = f"cat -- {shlex.quote(source)}"
+                content = bytes(self._copy_by(command, f"get {source}", limit, None))
+            else:
+                buffer = io.BytesIO()
+                sftp.getfo(source, buffer)
+                content = buffer.getvalue()
         if target is not None:
-            target.write_bytes(buffer.getvalue())
-        return buffer.getvalue()
+            target.write_bytes(content)
+        return content
 
     @contextlib.contextmanager
-    def _sftp(self, action: str, deadline: Limit) -> Iterator[paramiko.SFTPClient]:
-        limit = self._scale.limit(deadline, _SECONDS)
+    def _copying(self, action: str, limit: Deadline) -> Iterator[paramiko.SFTPClient | None]:
+        """Yield a client of the guest's SFTP server; ``None`` if the guest has none."""
         started = time.monotonic()
         channel = self._open_channel(limit)
         try:
             channel.settimeout(limit.timeout())
-            with _closed_at(limit, channel):
-                channel.invoke_subsystem("sftp")
-            yield paramiko.SFTPClient(channel)
+            sftp = None
+            try:
+                with _closed_at(limit, channel):
+                    channel.invoke_subsystem("sftp")
+                sftp = paramiko.SFTPClient(channel)
+            except (OSError, EOFError, paramiko.SSHException):
+                # The server refuses the subsystem, or its program is missing: then the channel ends. So
+                # it does with the connection.
+                if limit.expired or not self._answers(limit):
+                    raise
+            yield sftp
         except (OSError, EOFError, paramiko.SSHException) as error:
             self._raise_failure()
             self._write_log({"sftp": action, "error": str(error)})
@@ -280,7 +347,21 @@ class Ssh(Connection):
             raise SshError(f"{action}: {error!r}") from error
         finally:
             channel.close()
-        self._write_log({"sftp": action, "seconds": round(time.monotonic() - started, 4)})
+        by = "cat" if sftp is None else "sftp"
+        self._write_log({by: action, "seconds": round(time.monotonic() - started, 4)})
+
+    def _copy_by(
+        self, command: str, action: str, limit: Deadline, stdin: BinaryIO | None
+    ) -> bytearray:
+        output = self._collect(command, limit, stdin)
+        if output.status:
+            words = output.stderr.decode(errors="replace").strip()
+            raise SshError(
+                f"{action}: status {output.status}",
+                evidence=words,
+                hint="the guest has no SFTP server, so this was copied by cat",
+            )
+        return output.stdout
 
     def boot_id(self, deadline: Limit = None) -> str:
         """Return the boot id of the guest, which is new at each boot (``random(4)``).
@@ -292,6 +373,20 @@ class Ssh(Connection):
             HarnessError: As :meth:`run` does.
         """
         return self.run(_BOOT_ID, deadline=deadline).check().stdout.strip()
+
+
+def _opened(source: Path | bytes) -> BinaryIO:
+    """Return a local file, or contents as a file.
+
+    Raises:
+        UsageError: The file cannot be opened.
+    """
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    try:
+        return source.open("rb")
+    except OSError as error:
+        raise UsageError(f"{source} cannot be read: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -314,20 +409,33 @@ def _closed_at(limit: Deadline, channel: paramiko.Channel) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _fed(channel: paramiko.Channel, stdin: str | bytes) -> Iterator[None]:
+def _fed(channel: paramiko.Channel, stdin: BinaryIO) -> Iterator[None]:
     """Write the input of a command from a thread; close the channel at the end of the block.
 
     Writing all input before reading output deadlocks when the command produces as much as it
     consumes.
+
+    Raises:
+        UsageError: The input cannot be read; the command has seen a part of it.
     """
-    data = stdin.encode() if isinstance(stdin, str) else stdin
+    failures: list[OSError] = []
+
+    def read() -> bytes:
+        try:
+            return stdin.read(_CHUNK)
+        except OSError as error:
+            failures.append(error)
+            raise EOFError from error
 
     def feed() -> None:
         # As in a shell's pipe, a command may end before it has read all input. The reader of the
         # output reports a lost connection.
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-            channel.sendall(data)
+            while chunk := read():
+                channel.sendall(chunk)
             channel.shutdown_write()
+        if failures:
+            channel.close()
 
     feeder = threading.Thread(target=feed, name="ssh-stdin", daemon=True)
     feeder.start()
@@ -337,11 +445,91 @@ def _fed(channel: paramiko.Channel, stdin: str | bytes) -> Iterator[None]:
         # This wakes the thread if it waits for the guest to read.
         channel.close()
         feeder.join()
+    if failures:
+        raise UsageError(f"the input cannot be read: {failures[0]}") from failures[0]
 
 
 def _drain(ready: Any, receive: Any) -> Iterator[bytes]:
-    while ready():
+    # Not until there is no more: a command that prints without end must reach its deadline.
+    for _ in range(_ROUND):
+        if not ready():
+            return
         chunk = receive(_CHUNK)
         if not chunk:
             return
         yield chunk
+
+
+@dataclass(slots=True)
+class _Output:
+    """What a command has left behind.
+
+    Attributes:
+        stdout: Its standard output.
+        stderr: Its standard error.
+        status: Its exit status; -1 if a signal ended it.
+        held: Whether the output was still open when it was no longer read.
+    """
+
+    stdout: bytearray = field(default_factory=bytearray)
+    stderr: bytearray = field(default_factory=bytearray)
+    status: int = -1
+    held: bool = False
+
+
+class _Lines:
+    """Makes lines of chunks of one stream, in linear time and bounded memory."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._parts: list[str] = []
+        self._size = 0
+
+    def feed(self, chunk: bytes, *, final: bool = False) -> Iterator[str]:
+        """Yield the lines that end in the chunk, and what there is of one that is too long."""
+        first, *others = self._decoder.decode(chunk, final).split("\n")
+        self._add(first)
+        for other in others:
+            yield self._take()
+            self._add(other)
+        if self._size >= _LONGEST_LINE:
+            yield self._take()
+
+    def end(self) -> Iterator[str]:
+        """Yield the last line, if it has not ended."""
+        yield from self.feed(b"", final=True)
+        if self._size:
+            yield self._take()
+
+    def _add(self, text: str) -> None:
+        self._parts.append(text)
+        self._size += len(text)
+
+    def _take(self) -> str:
+        line = "".join(self._parts)
+        self._parts, self._size = [], 0
+        return line
+
+
+class _Event(threading.Event):
+    """An event that also makes a descriptor readable, for ``poll(2)``; a context manager closes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._closing = threading.Lock()
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def set(self) -> None:
+        """Set the event; another thread of paramiko may do so after the end of the command."""
+        super().set()
+        with self._closing:
+            if self.fd >= 0:
+                os.eventfd_write(self.fd, 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._closing:
+            os.close(self.fd)
+            self.fd = -1

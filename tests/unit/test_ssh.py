@@ -22,7 +22,9 @@ from harness.errors import (
     ConnectionLostError,
     HostKeyChangedError,
     PanicError,
+    SshError,
     SshKeyRefusedError,
+    UsageError,
     WaitTimeoutError,
 )
 from harness.ssh import KeyPair, Ssh, session
@@ -54,6 +56,12 @@ class Guest(paramiko.ServerInterface):
         threading.Thread(target=self.serve, args=(channel, command), daemon=True).start()
         return True
 
+    def check_channel_subsystem_request(self, channel: paramiko.Channel, name: str) -> bool:
+        # OpenSSH without a subsystem of that name refuses; without its program, the channel ends.
+        if self.owner.ends_subsystems:
+            threading.Thread(target=channel.close, daemon=True).start()
+        return self.owner.ends_subsystems
+
     def serve(self, channel: paramiko.Channel, command: bytes) -> None:
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
             if command == b"deaf":
@@ -69,6 +77,15 @@ class Guest(paramiko.ServerInterface):
                 self.owner.continued.wait()
                 channel.sendall(b"late output\n")
                 channel.close()
+                return
+            if command in (b"held", b"held and noisy"):
+                # As OpenSSH while a process in the background has the output open.
+                channel.makefile("rb").read()
+                channel.sendall(b"started\n")
+                channel.send_exit_status(3)
+                while not self.owner.closing.wait(0.02):
+                    if command == b"held and noisy":
+                        channel.sendall(b"noise\n")
                 return
             if command == b"echo":
                 while chunk := channel.recv(4096):
@@ -104,6 +121,7 @@ class Server:
         self.continued = threading.Event()
         self.closing = threading.Event()
         self.refuse_first = 0
+        self.ends_subsystems = False
         self.thread = threading.Thread(target=self.accept, daemon=True)
         self.thread.start()
 
@@ -396,3 +414,76 @@ def test_a_failure_after_the_end_of_a_command_does_not_hide_its_result(
     assert (result.stdout, result.status) == ("all\n", 3)
     with pytest.raises(PanicError):
         ssh.run("echo next")
+
+
+@pytest.mark.parametrize("command", ["held", "held and noisy"])
+def test_a_process_in_the_background_does_not_keep_a_command_from_ending(
+    ssh: Ssh, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(session, "_QUIET", 0.2)
+    monkeypatch.setattr(session, "_AFTER", 0.5)
+    result = ssh.run(command, deadline=UNSCALED.after(600))
+    assert result.status == 3
+    assert result.stdout.startswith("started\n")
+    assert "Redirect it" in result.hint
+    with pytest.raises(CommandError, match="Redirect it"):
+        result.check()
+    assert log(ssh)[-1]["hint"] == result.hint
+    lines = []
+    with pytest.raises(CommandError, match="Redirect it"):
+        for line in ssh.stream(command, deadline=UNSCALED.after(600)):
+            lines.append(line)
+    assert lines[0] == "started"
+    assert ssh.run("echo again").hint == ""
+
+
+def test_a_status_that_arrives_at_the_deadline_is_the_result(ssh: Ssh) -> None:
+    ssh.connect()
+    result = ssh.run("held", deadline=UNSCALED.after(1))
+    assert (result.stdout, result.status) == ("started\n", 3)
+
+
+def test_a_line_without_end_arrives_in_pieces(ssh: Ssh) -> None:
+    size = 5 * 1024 * 1024
+    lines = list(ssh.stream(f"echo one; head -c {size} /dev/zero | tr '\\0' x; echo; printf end"))
+    assert (lines[0], lines[-1]) == ("one", "end")
+    assert "".join(lines[1:-1]) == "x" * size
+    assert max(map(len, lines)) < 2 * 1024 * 1024
+
+
+def test_output_without_end_does_not_keep_a_wait_from_its_deadline() -> None:
+    assert len(list(session._drain(lambda: True, lambda size: b"x" * size))) < 100
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["refused", "no program"])
+def test_files_are_copied_without_an_sftp_server(
+    ssh: Ssh, server: Server, tmp_path: Path, ends: bool
+) -> None:
+    server.ends_subsystems = ends
+    content = bytes(range(256)) * 20_000
+    target = tmp_path / "it's a file"
+    ssh.put(content, str(target), mode=0o640)
+    assert target.read_bytes() == content
+    assert target.stat().st_mode & 0o777 == 0o640
+    copy = tmp_path / "copy"
+    assert ssh.get(str(target), copy) == copy.read_bytes() == content
+    ssh.put(copy, str(tmp_path / "again"))
+    assert (tmp_path / "again").read_bytes() == content
+    ssh.put("text", str(target))
+    assert ssh.get(str(target)) == b"text"
+    with pytest.raises(SshError, match="No such file") as caught:
+        ssh.get(str(tmp_path / "none"))
+    assert "no SFTP server" in caught.value.hint
+    assert len(server.transports) == 1
+
+
+def test_an_input_that_cannot_be_read_is_named(ssh: Ssh, tmp_path: Path) -> None:
+    # Reading the memory of a process at address 0 fails (proc_pid_mem(5)).
+    with (
+        Path("/proc/self/mem").open("rb") as unreadable,
+        pytest.raises(UsageError, match="the input cannot be read") as caught,
+    ):
+        ssh._collect("cat > /dev/null", UNSCALED.after(60), unreadable)
+    assert isinstance(caught.value.__cause__, OSError)
+    with pytest.raises(UsageError, match="does not exist"):
+        ssh.put(tmp_path / "none", "/tmp/none")
