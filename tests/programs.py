@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 PACKAGES = {
+    "base64": "coreutils",
     "bash": "bash",
     "busybox": "busybox",
     "dash": "dash",
@@ -19,6 +20,7 @@ PACKAGES = {
     "shellcheck": "shellcheck",
     "ssh-keygen": "openssh-client",
     "unshare": "util-linux",
+    "zstd": "zstd",
 }
 """The Debian package of each program."""
 

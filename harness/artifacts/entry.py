@@ -42,6 +42,10 @@ class Source(Protocol):
         """The URL to fetch the file from; ``None`` if the build script makes it."""
 
     @property
+    def format(self) -> str:
+        """The format of a disk: ``raw`` or ``qcow2``; other files are ``raw``."""
+
+    @property
     def sha256(self) -> str | None:
         """The SHA-256 of a file that is fetched, in hexadecimal."""
 

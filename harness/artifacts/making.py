@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from harness.artifacts.build import run_script
 from harness.artifacts.entry import File, Manifest, Recipe
@@ -16,6 +17,10 @@ from harness.cache import Say
 from harness.cache.locks import Lock, lock
 from harness.deadline import Deadline
 from harness.errors import BuildError, StoreError
+from harness.qemu import image_format
+
+BOOT_DISK: Final = "live"
+"""The name of the artifact that machines boot from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class Making:
         Raises:
             BuildError: The build script failed, or left out a file.
             ChecksumError: A fetched file has another checksum.
+            UsageError: A disk is not of the format that image.yaml declares.
             StoreError: A file cannot be fetched.
             WaitTimeoutError: The deadline passed.
             OSError: The cache cannot be written.
@@ -66,6 +72,7 @@ class Making:
             output.mkdir()
             self._run_script(output, making)
             self._gather(output, folder)
+        self._check_formats(folder)
         Manifest(
             name=recipe.name,
             arch=recipe.arch,
@@ -133,6 +140,20 @@ class Making:
                 )
             (folder / source.file).parent.mkdir(parents=True, exist_ok=True)
             file.rename(folder / source.file)
+
+    def _check_formats(self, folder: Path) -> None:
+        """Refuse a disk that is not what the recipe says, before a guest is blamed for it."""
+        for name, source in self.recipe.artifacts.items():
+            # Only disks have a format, and only "live" is a disk by its name: a raw artifact may be a
+            # compressed initrd, or a file for a test.
+            if name == BOOT_DISK or source.format != "raw":
+                image_format.check(
+                    folder / source.file,
+                    source.format,
+                    f"the artifact {name!r} of {self.recipe}"
+                    + (f", fetched from {source.url}" if source.url is not None else ""),
+                    boots=True,
+                )
 
 
 def _seal(folder: Path, name: str) -> File:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ from harness.cli.options import add_machine, lab_of, say, size
 from harness.errors import UnknownNameError, UsageError
 from harness.lab import Lab
 from harness.machine import Machine
+from harness.qemu import image_format
 from harness.spec import Disk
 from harness.ssh.key import KeyPair
 from harness.states import Lease, State
@@ -108,7 +110,7 @@ def ssh_command(lab: Lab, machine: Machine[Any]) -> str:
     saved = machine.origin
     key = lab.key if saved is None else KeyPair(saved.private_key, saved.public_key)
     private = key.write(lab.folder / f"{machine.name}-key")
-    return f"ssh -i {private} -p {port} {machine.os.account.user}@{host}"
+    return f"ssh -i {shlex.quote(str(private))} -p {port} {machine.os.account.user}@{host}"
 
 
 def _start(options: argparse.Namespace, lab: Lab, leases: contextlib.ExitStack) -> Machine[Any]:
@@ -151,8 +153,7 @@ def _saved(lab: Lab, name: str) -> Lease:
 
 def _disk(number: int, text: str) -> Disk:
     if Path(text).is_file():
-        format_ = "qcow2" if text.endswith(".qcow2") else "raw"
-        return Disk(f"disk{number}", base=Path(text), format=format_)
+        return Disk(f"disk{number}", base=Path(text), format=image_format.guess(Path(text)))
     if "/" in text:
         raise UsageError(
             f"--disk {text}: there is no such file", hint="name a file, or a size such as 8GiB"

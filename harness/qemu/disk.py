@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from harness.errors import DiskFullError, HostError, StoreError, UsageError
+from harness.qemu import image_format
 from harness.qemu.argv import DiskFile
 from harness.spec import Disk, format_size
 
@@ -21,12 +22,23 @@ def create(disk: Disk, directory: Path) -> DiskFile:
     """Return the file that a machine uses for ``disk``; creates an overlay or a blank disk if needed.
 
     Raises:
-        UsageError: The disk's base does not exist.
+        UsageError: The disk's base does not exist, or is not of the declared format.
         DiskFullError: The host has no space left.
         HostError: ``qemu-img`` is missing or failed.
     """
     if disk.base is not None and not disk.base.is_file():
         raise UsageError(f"disk {disk.name}: {disk.base} does not exist")
+    if disk.base is not None:
+        try:
+            image_format.check(
+                disk.base,
+                disk.format,
+                f"disk {disk.name}",
+                boots=disk.boot_index is not None,
+                readonly=disk.readonly,
+            )
+        except OSError as error:
+            raise UsageError(f"disk {disk.name}: {disk.base} cannot be read: {error}") from error
     if disk.base is not None and (disk.in_place or disk.readonly):
         return DiskFile(disk.base, disk.format)
     path = directory / f"{disk.name}.qcow2"

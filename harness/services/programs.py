@@ -22,6 +22,7 @@ class _BuiltFile:
 
     file: str
     url: None = None
+    format: str = "raw"
     sha256: None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import hashlib
 import os
 import select
@@ -29,6 +30,7 @@ from harness.errors import (
     ChecksumError,
     DiskFullError,
     StoreError,
+    UsageError,
     WaitTimeoutError,
 )
 from tests.programs import need
@@ -42,6 +44,7 @@ class File:
     file: str
     url: str | None = None
     sha256: str | None = None
+    format: str = "raw"
 
 
 @dataclass(frozen=True)
@@ -710,6 +713,29 @@ def test_a_file_with_another_checksum_is_refused(store: Store, tmp_path: Path) -
     assert NO_SUCH_DIGEST in caught.value.what
     assert hashlib.sha256(b"content").hexdigest() in caught.value.what
     assert leftovers(store) == []
+    assert store.list() == []
+
+
+def test_a_disk_of_another_format_is_refused_after_its_fetch(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "disk.raw.gz").write_bytes(content := gzip.compress(b"disk"))
+    url = f"file://{tmp_path}/disk.raw.gz"
+    with pytest.raises(UsageError, match="declared as raw, and is compressed by gzip") as caught:
+        store.artifacts(fetched(url, content))
+    assert f"'live' of toy:1, fetched from {url}" in caught.value.what
+    assert leftovers(store) == []
+    assert store.list() == []
+    digest = hashlib.sha256(content).hexdigest()
+    # Other artifacts are whatever they are; a declared qcow2 is none.
+    initrd = {"initrd": File("initrd", url, digest)}
+    assert store.artifacts(Image(Path("/nowhere"), artifacts=initrd))["initrd"].exists()
+    update = {"update": File("update", url, digest, "qcow2")}
+    with pytest.raises(UsageError, match="declared as qcow2, and is compressed by gzip"):
+        store.artifacts(Image(Path("/nowhere"), artifacts=update))
+
+
+def test_a_disk_that_the_script_made_in_another_format_is_refused(store: Store, toy: Toy) -> None:
+    with pytest.raises(UsageError, match=r"the artifact 'live' of toy:1: .* and is a qcow2 image"):
+        store.artifacts(toy('printf "QFI\\373\\0\\0\\0\\3" >"$out/toy.raw"'))
     assert store.list() == []
 
 
