@@ -103,9 +103,14 @@ class Session:
         named = option.image or option.arch or option.images
         if not (named or option.state_budget or option.acceptance or option.timeout_scale != 1.0):
             return
+        for folder in option.images:
+            if not (self._config.invocation_params.dir / folder).is_dir():
+                raise pytest.UsageError(f"--images {folder}: there is no such folder")
+        from harness import paths
         from harness.errors import HarnessError
 
         try:
+            paths.cache_dir()  # a user may have none
             _ = self.run
             _ = self.lab.image if named or option.acceptance else self.lab
         except HarnessError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli.acceptance import joined
+from tests.programs import need
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,6 +42,48 @@ def test_pytest_takes_no_options_value_for_a_path(tmp_path: Path, exists: bool) 
     assert collected(*cli, *options) == everything
     assert collected(*cli, *options, "suites/boot") == {"suites/boot"}
     assert collected(*cli, "suites/boot/test_live.py", *options) == {"suites/boot"}
+
+
+def refused(*command: str, folder: Path, **environment: str) -> str:
+    """Return what a command prints that ends as a usage error."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_missing_folder_of_images_is_named(tmp_path: Path) -> None:
+    text = refused(
+        *(sys.executable, "-m", "harness.cli", "acceptance", "--image", "micro"),
+        *("--images", "none", "--collect-only"),
+        folder=tmp_path,
+        **os.environ,
+    )
+    assert "ERROR: --images none: there is no such folder" in text
+
+
+def test_a_user_without_a_home_is_asked_for_a_cache_before_anything_starts(tmp_path: Path) -> None:
+    """As in a restricted pod, the user has no passwd entry, and HOME is not set."""
+    need("unshare")
+    user = ("unshare", "--user", "--map-user=54321")
+    if subprocess.run([*user, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs user namespaces (sysctl user.max_user_namespaces)")
+    command = (*user, sys.executable, "-m", "harness.cli", "acceptance", "--image", "micro")
+    environment = {name: os.environ[name] for name in ("PATH",)}
+    text = refused(*command, "--collect-only", folder=tmp_path, **environment)
+    assert "no folder for the cache: user 54321 has no HOME and no passwd entry" in text
+    assert "set HARNESS_CACHE to a folder that this user can write to" in text
+    environment["HARNESS_CACHE"] = str(tmp_path / "cache")
+    done = subprocess.run(
+        [*command, "suites/boot", "--collect-only", "-q"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_command_line_joins_options_and_their_folders() -> None:

@@ -90,9 +90,12 @@ class Host:
         for name in names:
             (self.bin / name).unlink(missing_ok=True)
 
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, folder: Path | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(self.bin / "sh"), str(self.checkout / "run"), *arguments],
+            cwd=folder or self.checkout,
             env={"PATH": str(self.bin), "LOG": str(self.log), **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -371,6 +374,41 @@ def test_acceptance_is_that_of_the_command_line(
 ) -> None:
     last = host.run("acceptance", *arguments).stdout.splitlines()[-1]
     assert last == f"harness acceptance {called}"
+
+
+OPTIONS = ("--images", "--evidence", "--recording", "--junit-xml", "--basetemp", "--ignore")
+
+
+@pytest.mark.parametrize("command", ["unit", "integration", "acceptance", "pytest"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_paths_in_options_are_the_callers(
+    host: Host, tmp_path: Path, command: str, option: str
+) -> None:
+    elsewhere = tmp_path / "a folder"
+    elsewhere.mkdir()
+    (host.checkout / "images").mkdir()
+    for join in (" ", "="):
+        words = f"{option}{join}images".split()
+        last = host.run(command, "-q", *words, folder=elsewhere).stdout.splitlines()[-1]
+        assert last.endswith(f"-q {option}{join}{elsewhere}/images")
+        last = host.run(command, "-q", *words).stdout.splitlines()[-1]
+        assert last.endswith(f"-q {option}{join}images")
+    absolute = host.run(command, option, "/x y", folder=elsewhere).stdout.splitlines()[-1]
+    assert absolute.endswith(f"{option} /x y")
+
+
+def test_a_test_is_the_checkouts_or_the_callers(host: Host, tmp_path: Path) -> None:
+    for folder in (host.checkout / "suites", tmp_path / "own"):
+        folder.mkdir()
+        (folder / "test_x.py").touch()
+
+    def called(*words: str) -> str:
+        return host.run("pytest", *words, folder=tmp_path).stdout.splitlines()[-1]
+
+    assert called("suites/test_x.py::test_a").endswith(" suites/test_x.py::test_a")
+    assert called("own/test_x.py::test_a").endswith(f" {tmp_path}/own/test_x.py::test_a")
+    assert called("none/test_x.py").endswith(" none/test_x.py")
+    assert called("-k", "own/test_x.py").endswith(" -k own/test_x.py")
 
 
 def test_pytest_gets_its_arguments_unchanged(host: Host) -> None:
