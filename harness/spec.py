@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from harness import arch as arches
+from harness.credentials import passage
 from harness.errors import UsageError
 
 KIB: Final = 1024
@@ -101,7 +102,7 @@ class Disk:
         readonly: Whether the guest can only read it.
         in_place: Write to ``base`` itself, which is then required.
         boot_index: The order in which the firmware tries disks, 0 first; ``None`` leaves the disk to
-            the firmware.
+            the firmware. Direct kernel boot tries no disks, so it has no effect there.
     """
 
     name: str
@@ -237,8 +238,9 @@ class MachineSpec:
         disks: Disks, in the order in which the guest detects them.
         nics: Network interfaces.
         console: The device of the console.
-        credentials: systemd credentials, name and value, passed in SMBIOS type 11 strings
-            (``systemd-creds(1)``, ``smbios-type-11(7)``), or in fw_cfg on a machine without SMBIOS.
+        credentials: systemd credentials, name and value (``systemd-creds(1)``): passed in SMBIOS
+            strings (``smbios-type-11(7)``); in fw_cfg where they are too large for these, or the
+            machine has no SMBIOS. :mod:`harness.credentials` names the limits.
         display: Whether the machine has a display adapter, for screenshots.
         baseline: The instructions that the guest is built for, a name from
             :attr:`harness.arch.Arch.baselines`; empty for the architecture's default.
@@ -285,9 +287,17 @@ class MachineSpec:
             ("serial", [disk.guest_serial for disk in self.disks]),
             ("nic", [nic.name for nic in self.nics]),
             ("service", [forward.name for nic in self.nics for forward in nic.guest_forwards]),
+            ("credential", [name for name, _ in self.credentials]),
         ):
             if twice := _duplicates(names):
                 raise UsageError(f"machine {self.name}: two {kind}s named {twice}")
+        passage(self.credentials, smbios=self.has_smbios)
+
+    @property
+    def has_smbios(self) -> bool:
+        """Whether the guest can read SMBIOS tables."""
+        row = arches.of(self.arch)
+        return not row.smbios_needs_uefi or self.firmware.kind is not FirmwareKind.KERNEL
 
     def mac(self, nic: Nic) -> str:
         """Return the MAC address of ``nic``: locally administered, and the same for equal names."""

@@ -26,6 +26,7 @@ _SHOWN_BEFORE: Final = 2048
 
 _RESTORE: Final = (
     b"\x1b[!p"  # soft reset: attributes, margins, cursor visible
+    b"\x1b[?7h"  # line wrap, which SeaBIOS switches off
     b"\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l"  # mouse, bracketed paste
 )
 

@@ -33,6 +33,7 @@ _DROP: Final = re.compile(
     rb"|\[[0-9;]*[0-9]{6,}[0-9;]*[@-~]"  # counts beyond the size of any screen
     rb"|\[[0-9;]*[:][0-9;:]*[@-~]"  # SGR with colons
     rb"|\[[56]n|\[[0-9;]*t"  # queries
+    rb"|\[\?7l"  # no line wrap: SeaBIOS leaves it so to the kernel, whose long lines would be cut
     rb")"
 )
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.console import Console
+from harness.credentials import passage
 from harness.deadline import UNSCALED, Deadline
 from harness.errors import QemuExitedError, QemuStartError, QmpError, UsageError
 from harness.host.accel import cpu_model
@@ -203,9 +204,10 @@ class _Starting:
                 raise  # Another machine's.
             # A monitor that hangs up means that QEMU is ending: its own words say why.
             process.wait(UNSCALED.after(5))
+            words = [process.last_words(), tpm.last_words() if tpm is not None else ""]
             raise QemuStartError(
                 f"QEMU did not start ({process.how_ended()})",
-                evidence=process.last_words() or str(process.stderr),
+                evidence="\n".join(filter(None, words)) or str(process.stderr),
                 hint=f"run {self._evidence / 'qemu.sh'} by hand",
             ) from error
         # Once more, for the order: QEMU and swtpm end first.
@@ -259,6 +261,7 @@ class _Starting:
         except OSError as error:
             raise disks.disk_full(error, self._folder) from error
         return argv.Allocations(
+            credentials=self._write_credentials(),
             qemu=qemu.path,
             accel=accel.name,
             cpu_model=model,
@@ -267,6 +270,21 @@ class _Starting:
             variables=variables,
             services=dict(setup.services),
         )
+
+    def _write_credentials(self) -> Path | None:
+        """Write the credentials that are handed over as files; return their folder, if there are any."""
+        spec = self._spec
+        files = passage(spec.credentials, smbios=spec.has_smbios).files
+        if not files:
+            return None
+        folder = self._folder / "credentials"
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            for name, value in files:
+                (folder / name).write_bytes(value.encode())
+        except OSError as error:
+            raise disks.disk_full(error, folder) from error
+        return folder
 
     def _start_tpm(self) -> TpmProcess | None:
         if self._spec.tpm is None:

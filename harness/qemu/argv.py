@@ -7,12 +7,12 @@ the command that a person pastes to start the same machine. All options exist in
 
 from __future__ import annotations
 
-import base64
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness import arch
+from harness.credentials import PREFIX, passage
 from harness.qemu import guest_forward
 from harness.qemu.firmware import FlashFirmware
 from harness.spec import ConsoleDevice, FirmwareKind, MachineSpec, Nic
@@ -67,6 +67,7 @@ class Allocations:
         tpm_fd: The connected socket that controls swtpm; ``None`` uses :attr:`tpm_path`.
         tpm_path: The path at which a swtpm started by hand listens.
         forwarder: The command that QEMU runs for each connection to a service.
+        credentials: The folder with a file for each credential that is handed over as one.
     """
 
     qemu: Path
@@ -85,6 +86,7 @@ class Allocations:
     tpm_fd: int | None = None
     tpm_path: Path | None = None
     forwarder: tuple[str, ...] = field(default_factory=guest_forward.command)
+    credentials: Path | None = None
 
 
 def by_hand(allocations: Allocations, directory: Path) -> Allocations:
@@ -126,7 +128,7 @@ def build(spec: MachineSpec, allocations: Allocations) -> tuple[str, ...]:
         ("-object", "rng-random,id=rng0,filename=/dev/urandom"),
         ("-device", "virtio-rng-pci,rng=rng0"),
         *_tpm(spec, allocations),
-        *_credentials(spec),
+        *_credentials(spec, allocations),
         *_incoming(allocations),
         ("-display", "none"),
     ]
@@ -158,11 +160,6 @@ def escape(value: str) -> str:
     return value.replace(",", ",,")
 
 
-def has_smbios(spec: MachineSpec) -> bool:
-    """Whether the guest can read SMBIOS tables."""
-    return not arch.of(spec.arch).smbios_needs_uefi or spec.firmware.kind is not FirmwareKind.KERNEL
-
-
 def _machine(spec: MachineSpec, allocations: Allocations) -> str:
     row = arch.of(spec.arch)
     options = [row.machine_tcg if allocations.accel == "tcg" else row.machine_kvm]
@@ -174,8 +171,11 @@ def _machine(spec: MachineSpec, allocations: Allocations) -> str:
         smm = spec.display or (allocations.firmware is not None and allocations.firmware.smm)
         options.append(f"smm={'on' if smm else 'off'}")
     options += row.machine_options
-    if spec.firmware.kind is FirmwareKind.BIOS and not spec.display:
-        # SeaBIOS then writes to the serial port, where watchers read its complaints.
+    bios = spec.firmware.kind is FirmwareKind.BIOS
+    # Direct kernel boot on x86-64 begins in SeaBIOS, too.
+    if (bios or (spec.firmware.kind is FirmwareKind.KERNEL and row.has_bios)) and not spec.display:
+        # SeaBIOS then sends the text of its screen to the serial port: its own complaints, and what
+        # a boot loader or a kernel in real mode prints, such as iPXE's ipxe.lkrn.
         options.append("graphics=off")
     if allocations.ram is not None:
         options.append("memory-backend=ram")
@@ -273,7 +273,9 @@ def _disks(spec: MachineSpec, allocations: Allocations) -> list[tuple[str, str]]
         if disk.readonly:
             blockdev += ",read-only=on"
         device = f"virtio-blk-pci,drive={node},id={disk.name},serial={disk.guest_serial}"
-        if disk.boot_index is not None:
+        # A kernel that is booted directly is in a ROM with the boot index 0 (qemu-options.hx of QEMU,
+        # -kernel; hw/i386/x86-common.c): no disk may have that index, and none is tried.
+        if disk.boot_index is not None and spec.firmware.kind is not FirmwareKind.KERNEL:
             device += f",bootindex={disk.boot_index}"
         pairs += [("-blockdev", blockdev), ("-device", device)]
     return pairs
@@ -314,16 +316,12 @@ def _nic_device(spec: MachineSpec, nic: Nic) -> str:
     return f"virtio-net-pci,netdev={nic.name},id={nic.name}-device,mac={spec.mac(nic)},romfile="
 
 
-def _credentials(spec: MachineSpec) -> list[tuple[str, str]]:
-    pairs = []
-    for name, value in spec.credentials:
-        encoded = base64.b64encode(value.encode()).decode()
-        if has_smbios(spec):
-            pairs.append(
-                ("-smbios", f"type=11,value=io.systemd.credential.binary:{name}={encoded}")
-            )
-        else:
-            pairs.append(
-                ("-fw_cfg", f"name=opt/io.systemd.credentials/{name},string={escape(value)}")
-            )
+def _credentials(spec: MachineSpec, allocations: Allocations) -> list[tuple[str, str]]:
+    way = passage(spec.credentials, smbios=spec.has_smbios)
+    pairs = [("-smbios", f"type=11,value={escape(string)}") for string in way.strings]
+    for name, _ in way.files:
+        # A file, because one argument has at most 128 KiB (MAX_ARG_STRLEN, execve(2)).
+        assert allocations.credentials is not None
+        file = escape(str(allocations.credentials / name))
+        pairs.append(("-fw_cfg", f"name={PREFIX}{escape(name)},file={file}"))
     return pairs

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from harness.credentials import passage
 from harness.qemu import argv, tpm
 from harness.qemu.argv import Allocations
 from harness.qemu.record import MachineRecord
@@ -26,6 +28,10 @@ mkdir -p "$disks"
 if [ "${{1:-}}" = --fresh ]; then disks=$(mktemp -d); fi
 # Not below the disks: a socket's path has at most 107 bytes (unix(7)), and theirs may be longer.
 sockets=$(mktemp -d)
+# As values of QEMU's options, which double commas (qemu-options.hx).
+escaped() {{ printf '%s' "$1" | sed 's/,/,,/g'; }}
+disks_value=$(escaped "$disks")
+sockets_value=$(escaped "$sockets")
 echo "monitor: $sockets/qmp.sock" >&2
 """
 
@@ -130,6 +136,8 @@ def script(record: MachineRecord) -> str:
         parts.append(
             _unless_present(file.path, folder, f"qemu-img create -q -f qcow2 {base}", size)
         )
+    if allocations.credentials is not None:
+        parts.append(_credentials(spec, allocations.credentials, folder))
     if allocations.tpm_state is not None:
         parts.append(_tpm(spec, allocations.tpm_state, folder))
     if allocations.incoming is not None:
@@ -137,7 +145,7 @@ def script(record: MachineRecord) -> str:
     command = argv.render(argv.build(spec, argv.by_hand(allocations, _SOCKETS)))
     restore = ""
     if allocations.incoming is not None:
-        restore = ' \\\n  -qmp "unix:$sockets/restore.sock"'
+        restore = ' \\\n  -qmp "unix:$sockets_value/restore.sock"'
     parts.append("\nexec " + _with_variables(command, folder) + restore + "\n")
     return "\n".join(parts)
 
@@ -147,18 +155,38 @@ def _tpm(spec: MachineSpec, state: Path, folder: Path) -> str:
     create = f"cp -r {shlex.quote(str(initial))} " if initial is not None else "mkdir "
     target = f'"$disks/{state.relative_to(folder)}"'
     # --daemon: swtpm goes into the background when it listens, and ends with QEMU.
-    start = (*tpm.command("swtpm", target, 'path="$sockets/swtpm.sock"'), "--daemon")
-    return _unless_present(state, folder, create) + "\n" + " ".join(start)
+    start = (*tpm.command("swtpm", 8, f"path={tpm.descriptor(9)}/swtpm.sock"), "--daemon")
+    opened = f'8<{target} 9<"$sockets"'
+    return _unless_present(state, folder, create) + f"\n{' '.join(start)} {opened}"
+
+
+def _credentials(spec: MachineSpec, files: Path, folder: Path) -> str:
+    lines = [f'mkdir -p "$disks/{files.relative_to(folder)}"']
+    for name, value in passage(spec.credentials, smbios=spec.has_smbios).files:
+        # A here-document, since an argument has at most 128 KiB (MAX_ARG_STRLEN, execve(2)).
+        encoded = base64.encodebytes(value.encode()).decode()
+        document = f" <<'END'\n{encoded}END"
+        lines.append(_unless_present(files / name, folder, "base64 -d >", document))
+    return "\n".join(lines)
 
 
 def _unless_present(path: Path, folder: Path, command: str, tail: str = "") -> str:
-    target = f'"$disks/{path.relative_to(folder)}"'
+    target = f'"$disks/{_inside_quotes(str(path.relative_to(folder)))}"'
     return f"[ -e {target} ] || {command}{target}{tail}"
 
 
+def _inside_quotes(text: str) -> str:
+    """Return a text as it stands between double quotes of a shell."""
+    return "".join(f"\\{sign}" if sign in '\\"$`' else sign for sign in text)
+
+
 def _with_variables(command: str, folder: Path) -> str:
-    """Return the command with ``$disks`` and ``$sockets``, which the shell expands."""
-    variables = {f"{folder}/": "$disks/", f"{_SOCKETS}/": "$sockets/"}
+    """Return the command with the script's own folders, which the shell expands."""
+    # All paths below them are values of QEMU's options, with doubled commas.
+    variables = {
+        f"{argv.escape(str(folder))}/": "$disks_value/",
+        f"{_SOCKETS}/": "$sockets_value/",
+    }
     lines = []
     for line in command.split("\n"):
         if not any(prefix in line for prefix in variables):
@@ -167,10 +195,8 @@ def _with_variables(command: str, folder: Path) -> str:
         option, _, value = line.strip().partition(" ")
         plain = shlex.split(value.removesuffix(" \\"))[0]
         tail = " \\" if line.endswith("\\") else ""
-        quoted = (
-            plain.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("`", "\\`")
-        )
+        quoted = _inside_quotes(plain)
         for prefix, variable in variables.items():
-            quoted = quoted.replace(prefix, variable)
+            quoted = quoted.replace(_inside_quotes(prefix), variable)
         lines.append(f'  {option} "{quoted}"{tail}')
     return "\n".join(lines)

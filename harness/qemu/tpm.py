@@ -9,6 +9,7 @@ registers included.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -46,12 +47,16 @@ class TpmProcess:
         self._qemu_end, swtpm_end = socket.socketpair()
         with swtpm_end, contextlib.ExitStack() as undo:
             undo.callback(self._qemu_end.close)
-            self._process = OwnedProcess(
-                command(program, state, f"clientfd={swtpm_end.fileno()}"),
-                stderr=stderr,
-                pass_fds=(swtpm_end.fileno(),),
-                on_exit=on_exit,
-            )
+            folder = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                self._process = OwnedProcess(
+                    command(program, folder, f"clientfd={swtpm_end.fileno()}"),
+                    stderr=stderr,
+                    pass_fds=(swtpm_end.fileno(), folder),
+                    on_exit=on_exit,
+                )
+            finally:
+                os.close(folder)
             undo.pop_all()
 
     @property
@@ -63,23 +68,39 @@ class TpmProcess:
         """Close this process' copy of the descriptor, after QEMU has inherited it."""
         self._qemu_end.close()
 
+    def last_words(self) -> str:
+        """Return the end of swtpm's output, and how it ended if it has."""
+        words = self._process.last_words()
+        if self._process.running or not self._process.status:
+            return words
+        return "\n".join(filter(None, [words, f"swtpm: {self._process.how_ended()}"]))
+
     def close(self) -> None:
         """Stop swtpm if it has not ended with QEMU."""
         self._qemu_end.close()
         self._process.kill()
 
 
-def command(program: str, state: Path | str, control: str) -> tuple[str, ...]:
+def descriptor(number: int) -> str:
+    """Return a path of the folder that a process has open with this descriptor (``proc_pid_fd(5)``).
+
+    swtpm separates its options by commas, and has no escape for them (``src/swtpm/options.c``), so an
+    option cannot name every folder that a user may choose.
+    """
+    return f"/proc/self/fd/{number}"
+
+
+def command(program: str, state: int, control: str) -> tuple[str, ...]:
     """Return the command of a swtpm: a TPM 2.0 that exits when its connection ends.
 
     Args:
         program: The path of swtpm.
-        state: The folder for the TPM's state.
+        state: The descriptor of the folder for the TPM's state.
         control: The control channel, as in ``swtpm(8)``: ``clientfd=N`` or ``path=SOCKET``.
     """
     return (
         *(program, "socket", "--tpm2", "--terminate"),
-        *("--tpmstate", f"dir={state}"),
+        *("--tpmstate", f"dir={descriptor(state)}"),
         *("--ctrl", f"type=unixio,{control}"),
     )
 

@@ -93,33 +93,38 @@ class Program:
     inherits: bool
 
 
+def _quoted(path: str) -> str:
+    """Return a path as a string of nginx' configuration, and of YAML."""
+    return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 def _nginx(places: Places, listen: str) -> str:
     """Return nginx' configuration, in the terms of its reference (core, http modules).
 
     It runs as one process: a worker would outlive a master that was killed.
     """
     temporary = "\n  ".join(
-        f'{kind}_temp_path "{places.work}/{kind}";'
+        f"{kind}_temp_path {_quoted(f'{places.work}/{kind}')};"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     return f"""\
 daemon off;
 master_process off;
 user root;
-pid "{places.work}/nginx.pid";
+pid {_quoted(f"{places.work}/nginx.pid")};
 error_log stderr notice;
 events {{ worker_connections 512; }}
 http {{
-  include "{places.etc}/nginx/mime.types";
+  include {_quoted(f"{places.etc}/nginx/mime.types")};
   default_type application/octet-stream;
-  access_log "{places.work}/access.log";
+  access_log {_quoted(f"{places.work}/access.log")};
   sendfile on;
   keepalive_timeout 3600;
   keepalive_requests 1000000;
   {temporary}
   server {{
     listen {listen};
-    root "{places.data}";
+    root {_quoted(places.data)};
     autoindex on;
   }}
 }}
@@ -135,7 +140,7 @@ log:
   formatter: json
 storage:
   filesystem:
-    rootdirectory: "{places.data}"
+    rootdirectory: {_quoted(places.data)}
   delete:
     enabled: true
   maintenance:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 import threading
 from pathlib import Path
 
@@ -13,12 +15,13 @@ from harness.deadline import UNSCALED
 from harness.errors import (
     CommandError,
     GuestStoppedError,
+    SshError,
     UnknownNameError,
     UsageError,
     WaitTimeoutError,
 )
 from harness.machine import Machine
-from harness.spec import MIB, ConsoleDevice, Disk, Nic
+from harness.spec import MIB, ConsoleDevice, Disk, Firmware, FirmwareKind, MachineSpec, Nic
 
 
 def test_console_and_ssh_reach_the_same_guest(micro: Machine) -> None:
@@ -87,6 +90,69 @@ def test_a_file_is_copied_in_and_out(micro: Machine) -> None:
     content = bytes(range(256)) * 400
     micro.ssh.put(content, "/tmp/file", mode=0o600)
     assert micro.ssh.get("/tmp/file") == content
+
+
+def test_a_file_is_copied_without_an_sftp_server(lab: Lab) -> None:
+    machine = lab.boot("micro").wait_ready()
+    machine.succeed("rm /usr/lib/sftp-server /usr/lib/openssh/sftp-server")
+    content = bytes(range(256)) * 400
+    machine.ssh.put(content, "/tmp/a file", mode=0o600)
+    assert machine.ssh.get("/tmp/a file") == content
+    assert machine.succeed("stat -c %a '/tmp/a file'") == "600\n"
+    with pytest.raises(SshError, match="status 1"):
+        machine.ssh.get("/tmp/none")
+
+
+def test_credentials_that_are_too_large_for_smbios_arrive(lab: Lab) -> None:
+    large = "large " * 35_000
+    machine = lab.boot("micro", credentials={"large": large, "small": "x"}).wait_ready()
+    folder = "/sys/firmware/qemu_fw_cfg/by_name/opt/io.systemd.credentials"
+    assert machine.succeed(f"cat {folder}/large/raw") == large
+    assert machine.succeed(f"ls {folder}") == "large\n"
+    # By hand, on disks of its own: the script writes the file itself.
+    start = ["sh", str(machine.evidence / "qemu.sh"), "--fresh"]
+    with subprocess.Popen(start, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as by_hand:
+        assert by_hand.stdout is not None
+        shown = b""
+        while b"login:" not in shown:
+            more = os.read(by_hand.stdout.fileno(), 4096)
+            assert more, shown
+            shown += more
+        by_hand.kill()
+
+
+def test_a_kernel_that_is_booted_directly_has_its_live_disk(lab: Lab, tmp_path: Path) -> None:
+    base = tmp_path / "live.raw"
+    base.write_bytes(b"live".ljust(MIB, b"\0"))
+    machine = lab.boot("micro", disks=[Disk("live", base=base, boot_index=0)]).wait_ready()
+    assert machine.succeed("head -c 4 /dev/vda") == "live"
+
+
+def real_mode_kernel(text: bytes) -> bytes:
+    """Return a kernel that prints a text by the BIOS and halts (Documentation/arch/x86/boot.rst)."""
+    code = (
+        b"\x0e\x1f\xfc\xbe\x60\x00"  # push cs; pop ds; cld; mov si, 0x60
+        b"\xac\x84\xc0\x74\x09"  # lodsb; test al, al; jz to the end
+        b"\xb4\x0e\xbb\x07\x00\xcd\x10\xeb\xf2"  # mov ah, 0xe; mov bx, 7; int 0x10; jmp to lodsb
+        # sti; hlt; jmp to hlt. SeaBIOS sends the last character with the next interrupt (src/sercon.c).
+        b"\xfb\xf4\xeb\xfd"
+    )
+    kernel = bytearray(2048)
+    kernel[0x1F1] = 1  # sectors of setup code
+    kernel[0x1FE:0x200] = b"\x55\xaa"
+    kernel[0x200:0x208] = b"\xeb\x3eHdrS\x00\x02"  # jmp to 0x240; version 2.0
+    kernel[0x240 : 0x240 + len(code)] = code
+    kernel[0x260 : 0x260 + len(text)] = text
+    return bytes(kernel)
+
+
+def test_text_of_a_kernel_in_real_mode_is_on_the_console(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "text.lkrn"
+    path.write_bytes(real_mode_kernel(b"words of real mode"))
+    machine = lab.launch(
+        MachineSpec("text", "x86_64", Firmware(FirmwareKind.KERNEL, path), nics=()), "micro"
+    )
+    machine.console.expect("words of real mode", 60)
 
 
 def test_an_error_names_the_unknown_disk_or_port(micro: Machine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness import Lab
-from harness.errors import TpmError, UsageError
+from harness.errors import QemuStartError, TpmError, UsageError
 from harness.machine import Machine
 from harness.spec import Firmware, FirmwareKind, MachineSpec, Tpm
 
@@ -21,15 +22,14 @@ def start(lab: Lab, tpm: Tpm | None = None) -> Machine:
 
 
 def swtpm_of(machine: Machine) -> list[int]:
-    """Return the ids of the processes with the folder of a machine's TPM on their command line."""
-    option = f"dir={machine.tpm_state}".encode()
+    """Return the ids of the swtpm processes that have the folder of a machine's TPM open."""
     pids = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if option in path.read_bytes().split(b"\0"):
-                pids.append(int(path.parent.name))
-        except OSError:
-            continue
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if process.joinpath("comm").read_text() == "swtpm\n" and any(
+                fd.readlink() == machine.tpm_state for fd in process.glob("fd/*")
+            ):
+                pids.append(int(process.name))
     return pids
 
 
@@ -58,3 +58,22 @@ def test_an_impossible_tpm_is_refused(lab: Lab, tmp_path: Path) -> None:
         _ = start(lab).tpm_state
     with pytest.raises(UsageError, match="initrd over the ACPI tables"):
         lab.boot("micro", tpm=True)
+
+
+def test_a_comma_in_the_folder_of_evidence(tmp_path: Path) -> None:
+    with Lab("micro", evidence=tmp_path / "a,b=c", keep=True) as lab:
+        machine = start(lab, Tpm())
+        machine.console.expect(r"BdsDxe|UEFI|Boot", 60)
+        assert (machine.tpm_state / "tpm2-00.permall").exists(), "the firmware has used the TPM"
+
+
+def test_the_words_of_a_tpm_that_does_not_start_are_in_the_error(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "swtpm").write_text("#!/bin/sh\necho swtpm: no such luck >&2\nexit 1\n")
+    (tmp_path / "swtpm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(QemuStartError) as caught:
+        start(lab, Tpm())
+    assert "swtpm: no such luck" in caught.value.evidence
+    assert "swtpm: exit status 1" in caught.value.evidence

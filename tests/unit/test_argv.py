@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import re
 import shlex
 import stat
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +32,7 @@ from harness.spec import (
     Nic,
     Tpm,
 )
+from tests.programs import need
 
 COMMANDS = Path(__file__).with_name("argv.json")
 """The command lines of :func:`variants`, as they were before the facts moved to harness.arch."""
@@ -92,6 +96,7 @@ def full(spec: MachineSpec, allocations: Allocations) -> tuple[MachineSpec, Allo
     )
     return spec, replace(
         allocations,
+        credentials=Path("/d/credentials"),
         disks={
             "root": DiskFile(Path("/d/root.qcow2"), "qcow2"),
             "seed": DiskFile(Path("/s"), "raw"),
@@ -144,10 +149,13 @@ def test_a_tpm_has_a_descriptor_in_a_run_and_a_path_by_hand(tmp_path: Path) -> N
     spec = MachineSpec("m", "x86_64", uefi, tpm=Tpm(Path("/kept/tpm")))
     text = record(spec, allocations, disks, tmp_path).read_text()
     assert '[ -e "$disks/tpm" ] || cp -r /kept/tpm "$disks/tpm"' in text
-    start = 'swtpm socket --tpm2 --terminate --tpmstate dir="$disks/tpm" --ctrl type=unixio,path='
+    start = (
+        "swtpm socket --tpm2 --terminate --tpmstate dir=/proc/self/fd/8 --ctrl type=unixio,path="
+    )
     assert start in text
+    assert '8<"$disks/tpm" 9<"$sockets"\n' in text
     assert text.index(start) < text.index("exec ")
-    assert 'socket,id=tpm,path=$sockets/swtpm.sock"' in text
+    assert 'socket,id=tpm,path=$sockets_value/swtpm.sock"' in text
 
 
 def test_the_network_is_closed_by_default_and_qemu_picks_the_host_ports() -> None:
@@ -171,7 +179,7 @@ def test_disks_have_serial_boot_index_and_read_only() -> None:
     spec = MachineSpec(
         "m",
         "x86_64",
-        KERNEL,
+        Firmware(FirmwareKind.UEFI),
         disks=(
             Disk("live", base=Path("/l"), boot_index=0),
             Disk("target", size=512, serial="T-1"),
@@ -196,6 +204,21 @@ def test_a_display_needs_the_memory_of_the_vga_adapter_which_comes_with_smm() ->
         assert options(words, "-machine")[0].startswith(f"q35,smm={smm}")
 
 
+def test_direct_kernel_boot_tries_no_disk() -> None:
+    """QEMU's ROM with the kernel has the boot index 0; a disk with the same would be an error."""
+    spec = MachineSpec("m", "x86_64", KERNEL, disks=(Disk("live", base=Path("/l"), boot_index=0),))
+    allocations = replace(ALLOCATIONS, disks={"live": DiskFile(Path("/l"), "raw")})
+    assert "bootindex" not in " ".join(argv.build(spec, allocations))
+
+
+def test_the_bios_writes_to_the_serial_port_unless_there_is_a_display() -> None:
+    for firmware in (KERNEL, Firmware(FirmwareKind.BIOS)):
+        spec = MachineSpec("m", "x86_64", firmware)
+        assert ",graphics=off" in options(argv.build(spec, ALLOCATIONS), "-machine")[0]
+        spec = replace(spec, display=True)
+        assert "graphics" not in options(argv.build(spec, ALLOCATIONS), "-machine")[0]
+
+
 def test_uefi_has_two_flash_devices_and_smm_where_needed() -> None:
     spec = MachineSpec("m", "x86_64", Firmware(FirmwareKind.UEFI_SECURE))
     allocations = replace(ALLOCATIONS, firmware=replace(FLASH, smm=True), variables=Path("/mine"))
@@ -207,15 +230,65 @@ def test_uefi_has_two_flash_devices_and_smm_where_needed() -> None:
     assert "driver=cfi.pflash01,property=secure,value=on" in words
 
 
+def with_credentials(*credentials: tuple[str, str], arch: str = "x86_64") -> MachineSpec:
+    return MachineSpec("m", arch, KERNEL, credentials=credentials)
+
+
 def test_credentials_use_smbios_or_fw_cfg_on_machines_without_it() -> None:
     secret = 'ssh-ed25519 AAAA, "x"\nline'
-    pc = MachineSpec("m", "x86_64", KERNEL, credentials=(("n", secret),))
     encoded = base64.b64encode(secret.encode()).decode()
+    words = argv.build(with_credentials(("n", secret)), ALLOCATIONS)
     expected = f"type=11,value=io.systemd.credential.binary:n={encoded}"
-    assert options(argv.build(pc, ALLOCATIONS), "-smbios") == [expected]
-    arm = MachineSpec("m", "aarch64", KERNEL, credentials=(("n", "a,b"),))
-    expected = "name=opt/io.systemd.credentials/n,string=a,,b"
-    assert options(argv.build(arm, ALLOCATIONS), "-fw_cfg") == [expected]
+    assert options(words, "-smbios") == [expected]
+    assert options(words, "-fw_cfg") == []
+    allocations = replace(ALLOCATIONS, credentials=Path("/a,b"))
+    words = argv.build(with_credentials(("n,m", "a,b"), arch="aarch64"), allocations)
+    expected = "name=opt/io.systemd.credentials/n,,m,file=/a,,b/n,,m"
+    assert options(words, "-fw_cfg") == [expected]
+    assert options(words, "-smbios") == []
+
+
+@pytest.mark.parametrize("size", [46_000, 52_000, 200_000, 1_000_000])
+def test_the_largest_credentials_are_files_where_strings_are_too_small(size: int) -> None:
+    name = "ssh.ephemeral-authorized_keys-all"  # too long for fw_cfg
+    spec = with_credentials(("large", "x" * size), (name, "key"), ("small", "y" * 10_000))
+    words = argv.build(spec, replace(ALLOCATIONS, credentials=Path("/c")))
+    assert options(words, "-fw_cfg") == ["name=opt/io.systemd.credentials/large,file=/c/large"]
+    strings = options(words, "-smbios")
+    assert [name in strings[0], "small" in strings[1], len(strings)] == [True, True, 2]
+    # The 16-bit length of all SMBIOS tables, and the longest argument of a program.
+    assert sum(map(len, strings)) < 0xFFFF
+    assert max(map(len, words)) < 128 * 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "arch", "message"),
+    [
+        ("a-name-of-29-characters-------", 1, "aarch64", "30 characters, and that of a fw_cfg"),
+        (
+            "ssh.ephemeral-authorized_keys-all",
+            52_000,
+            "x86_64",
+            "that of a fw_cfg file has at most 28",
+        ),
+        ("big", 1024 * 1024 + 1, "x86_64", "1048577 bytes, and systemd takes 1048576"),
+        ("a/b", 1, "x86_64", "'a/b' is not a valid name of a credential"),
+        ("a=b", 1, "x86_64", "not a valid name"),
+        ("a b", 1, "x86_64", "not a valid name"),
+        ("..", 1, "x86_64", "not a valid name"),
+        ("", 1, "x86_64", "not a valid name"),
+    ],
+)
+def test_a_credential_that_no_way_carries_is_refused(
+    name: str, size: int, arch: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        with_credentials((name, "x" * size), arch=arch)
+
+
+def test_two_credentials_of_one_name_are_refused() -> None:
+    with pytest.raises(UsageError, match="two credentials named n"):
+        with_credentials(("n", "a"), ("n", "b"))
 
 
 def test_the_text_of_a_spec_shows_no_credentials() -> None:
@@ -249,6 +322,71 @@ def test_the_script_creates_missing_disks_and_refers_to_its_own_folder(tmp_path:
     assert '"$disks/root.qcow2" 1024' in text
     assert str(folder) not in text
     assert "fd=5" not in text
+
+
+QEMU_STUB = """#!/bin/sh
+for word; do printf '%s\\n' "$word"; done >"$OUT"
+"""
+
+
+@pytest.mark.parametrize("odd", ["a,b", "a b", "it's", '$HOME `x` \\ "q"', "a=b:c"])
+def test_the_script_starts_a_machine_in_any_folder(
+    tmp_path: Path, odd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each program gets its own syntax: commas, blanks and quotes in the paths of everything."""
+    need("base64")
+    need("sed")
+    base = tmp_path / odd
+    tools, disks, temporary = tmp_path / "bin", base / "evidence" / "disks", base / "tmp"
+    for folder in (tools, disks, temporary):
+        folder.mkdir(parents=True)
+    qemu = tools / "qemu"
+    qemu.write_text(QEMU_STUB)
+    # Writes into the folder of its state, as swtpm does.
+    (tools / "swtpm").write_text(
+        '#!/bin/sh\nwhile [ "$1" != --tpmstate ]; do shift; done\n'
+        'touch "${2#dir=}/state"\ncase $4 in *,path=*) touch "${4#*,path=}" ;; esac\n'
+    )
+    for program in (qemu, tools / "swtpm"):
+        program.chmod(0o755)
+    spec = MachineSpec(
+        "m",
+        "x86_64",
+        Firmware(FirmwareKind.UEFI),
+        disks=(Disk("own", base=disks / "own.raw", in_place=True),),
+        credentials=(("large$,x", "x" * 60_000),),
+        tpm=Tpm(),
+    )
+    (disks / "own.raw").touch()
+    allocations = replace(
+        ALLOCATIONS,
+        qemu=qemu,
+        disks={"own": DiskFile(disks / "own.raw", "raw")},
+        credentials=disks / "credentials",
+        tpm_state=disks / "tpm",
+        tpm_fd=9,
+    )
+    path = record(spec, allocations, disks, disks.parent)
+    out = base / "out"
+    monkeypatch.setenv("OUT", str(out))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    done = subprocess.run(["sh", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    words = tuple(out.read_text().splitlines())
+
+    def value(option: str, key: str) -> Path:
+        """Return the value of a key of an option, as QEMU reads it."""
+        text = next(text for text in options(words, option) if f",{key}=" in f",{text}")
+        found = re.search(rf"(?:^|,){re.escape(key)}=((?:[^,]|,,)*)", text)
+        assert found is not None
+        return Path(found[1].replace(",,", ","))
+
+    assert value("-blockdev", "file.filename") == disks / "own.raw"
+    assert value("-fw_cfg", "file") == disks / "credentials" / "large$,x"
+    assert value("-fw_cfg", "file").read_text() == "x" * 60_000
+    assert (disks / "tpm" / "state").exists()
+    assert next(temporary.glob("*/swtpm.sock")).parent == value("-chardev", "path").parent
 
 
 def every_machine() -> Iterator[tuple[str, MachineSpec, Allocations]]:

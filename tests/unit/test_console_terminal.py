@@ -191,3 +191,10 @@ def test_a_guest_that_queries_and_never_reads_does_not_block_the_drain(tmp_path:
             guest.sendall(b"\x1b[5n" * 5000)
         guest.sendall(b"END")
         console.expect_exact("END", deadline=SOON)
+
+
+def test_line_wrap_stays_on_after_seabios() -> None:
+    """SeaBIOS switches it off for its own screen, and leaves it so to the kernel (src/sercon.c)."""
+    terminal = Terminal(columns=10, rows=3)
+    terminal.feed(b"\x1bc\x1b[?7l\x1b[2J\x1b[0mSeaBIOS\r\n0123456789abc")
+    assert terminal.snapshot().lines == ("SeaBIOS", "0123456789", "abc")

@@ -211,6 +211,12 @@ def test_a_configuration_names_its_folders_and_its_address() -> None:
     assert 'addr: "127.0.0.1:0"' in registry
 
 
+def test_the_folders_of_a_server_may_have_any_name() -> None:
+    places = Places('/a "b" \\c', "/w", "/e")
+    assert 'rootdirectory: "/a \\"b\\" \\\\c"\n' in REGISTRY.configure(places, "127.0.0.1:0")
+    assert 'root "/a \\"b\\" \\\\c";\n' in NGINX.configure(places, "127.0.0.1:0")
+
+
 def test_a_server_is_ready_at_its_line_and_an_early_end_is_an_error(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as source:
