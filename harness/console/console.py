@@ -206,26 +206,32 @@ class Console:
 
     # Typing.
 
-    def send(self, data: str | bytes, deadline: Limit = None) -> None:
+    def send(self, data: str | bytes, deadline: Limit = None, *, paced: bool = False) -> None:
         """Type text, without Enter; ``str`` is sent as UTF-8.
 
         The call returns when the guest's serial port has accepted all bytes. The guest's terminal
         drops input that no program reads: beyond 4095 bytes of a line, or about 64 KiB in all.
+        Firmware and boot loaders may drop everything beyond 15 characters: type paced there.
 
         Args:
             data: The text or the bytes.
             deadline: 10 s on a good host by default.
+            paced: Whether to type a few characters at a time, each after the echo of those before,
+                for a reader without flow control. The reader must echo.
 
         Raises:
             WaitTimeoutError: The deadline passed before the guest accepted all bytes.
             HarnessError: The console has failed.
         """
         raw = data.encode() if isinstance(data, str) else data
-        self._talk.send(raw, self._scale.limit(deadline, SEND_SECONDS))
+        self._talk.send(raw, self._scale.limit(deadline, SEND_SECONDS), paced=paced)
 
-    def send_line(self, text: str | bytes = "", deadline: Limit = None) -> None:
+    def send_line(
+        self, text: str | bytes = "", deadline: Limit = None, *, paced: bool = False
+    ) -> None:
         """Type text and Enter, which is a carriage return; otherwise like :meth:`send`."""
-        self.send((text.encode() if isinstance(text, str) else text) + b"\r", deadline)
+        raw = text.encode() if isinstance(text, str) else text
+        self.send(raw + b"\r", deadline, paced=paced)
 
     def press(self, *keys: str, deadline: Limit = None) -> None:
         """Press keys in order: ``"Down"``, ``"F2"``, ``"Ctrl-C"``, ``"Alt-x"``, ``"y"``.

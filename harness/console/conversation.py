@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from harness.console.expect import Match, search, timeout_error
 from harness.console.login import log_in, wait_for_prompt
+from harness.console.pace import type_paced
 from harness.console.shell import Driver
 from harness.console.stream import Stream
 from harness.deadline import Deadline
@@ -71,8 +72,13 @@ class Conversation:
             self._position = self._typed_at = self._stream.total
             return self._position
 
-    def send(self, raw: bytes, limit: Deadline) -> None:
+    def send(self, raw: bytes, limit: Deadline, *, paced: bool = False) -> None:
         """Send bytes, without a turn.
+
+        Args:
+            raw: The bytes.
+            limit: When to give up.
+            paced: Whether to wait for the echo of each piece; see :mod:`harness.console.pace`.
 
         Raises:
             WaitTimeoutError: The deadline passed before the guest accepted all bytes.
@@ -80,7 +86,8 @@ class Conversation:
         """
         self._stream.check()
         self._typed_at = self._stream.total
-        left = self._stream.outbox.send(raw, limit)
+        stream = self._stream
+        left = type_paced(stream, raw, limit) if paced else stream.outbox.send(raw, limit)
         if left:
             self._stream.check()
             raise timeout_error(
