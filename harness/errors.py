@@ -35,6 +35,7 @@ cause is still unclear. The tree::
     │   ├── GuestStoppedError                    powered off or reset without being asked to
     │   ├── LoginError
     │   ├── CommandError                         a command's exit status was not as required
+    │   ├── OutputLostError                      no room in the guest for a command's output
     │   ├── InstallRefusedError                  the image's installer refused; its own words
     │   ├── UpgradeRefusedError                  the image's upgrade refused or failed; its own words
     │   └── RecoveryRefusedError                 a rollback, repair or reset was refused; its own words
@@ -235,6 +236,10 @@ class LoginError(GuestError):
 
 class CommandError(GuestError):
     """A command in the guest ended with a status that the scenario does not allow."""
+
+
+class OutputLostError(GuestError):
+    """The guest had no room to keep a command's output in, so that output is incomplete."""
 
 
 class InstallRefusedError(GuestError):

@@ -293,6 +293,7 @@ class Console:
             LoginError: No user is logged in, or the session has ended.
             WaitTimeoutError: The deadline passed.
             UsageError: The command contains a NUL or a Ctrl-C byte.
+            OutputLostError: The guest had no room for the output.
             HarnessError: The console has failed.
         """
         result = self._talk.run(command, self._scale.limit(deadline, RUN_SECONDS))

@@ -132,6 +132,7 @@ class Conversation:
             LoginError: No user is logged in, or the session has ended.
             WaitTimeoutError: The deadline passed.
             UsageError: The command contains a NUL or a Ctrl-C byte.
+            OutputLostError: The guest had no room for the output.
             HarnessError: The console has failed.
         """
         with self._talking:

@@ -5,7 +5,8 @@ result is sent in a frame, with a tag that is drawn for one command::
 
     <TAG STATUS LENGTH [CRC]\n  PAYLOAD  TAG STATUS LENGTH [CRC]>
 
-``STATUS`` is the exit status, ``LENGTH`` the length of the payload in bytes, ``CRC`` its checksum
+``STATUS`` is the exit status, or more than 255 where the output is lost
+(:mod:`harness.console.driver`), ``LENGTH`` the length of the payload in bytes, ``CRC`` its checksum
 by ``cksum``. Noise only adds bytes. Wherever it adds them, header and trailer differ or the length
 is wrong, and the parser rejects the frame; the console then requests the result again. Output
 cannot forge a frame, because no program knows the tag. For the same reason, a header or a trailer

@@ -21,13 +21,13 @@ import re
 import time
 from typing import Final
 
-from harness.console.driver import BOOTSTRAP, driver_script
+from harness.console.driver import BOOTSTRAP, FULL, NO_FILE, driver_script
 from harness.console.expect import timeout_error
 from harness.console.frame import Frame, FrameParser, Header, new_tag
 from harness.console.stream import Stream
 from harness.console.text import strip_escapes
 from harness.deadline import Deadline
-from harness.errors import HarnessError, LoginError, UsageError
+from harness.errors import HarnessError, LoginError, OutputLostError, UsageError
 from harness.result import Result
 
 _LINE: Final = 1000
@@ -186,6 +186,7 @@ class Driver:
             UsageError: The command contains a NUL or a Ctrl-C byte.
             LoginError: No user is logged in, or the session has ended.
             WaitTimeoutError: The deadline passed; the command was interrupted.
+            OutputLostError: The guest had no room for the output.
             HarnessError: The console has failed.
         """
         if not self.active:
@@ -223,6 +224,8 @@ class Driver:
                 # The guest may no longer read, so this send must not wait.
                 self._stream.outbox.send(_INTERRUPT, Deadline(0, time.monotonic()))
             raise
+        if frame.status >= FULL:
+            raise self._output_lost(shown, frame)
         return Result(
             stdout=frame.payload.decode("utf-8", "replace"),
             stderr="",
@@ -230,6 +233,26 @@ class Driver:
             seconds=time.monotonic() - started,
             command=command,
             machine=self._stream.name,
+        )
+
+    def _output_lost(self, command: str, frame: Frame) -> OutputLostError:
+        # The tag of the driver is in the line that it prints when it restarts.
+        folder = f".harness-{self._up[1:-4].decode()}"
+        if frame.status == NO_FILE:
+            cause = (
+                f"the file for it in the folder {folder} of /run, /dev/shm, /tmp or the home could"
+                " not be created, or is gone; if it could not, the command did not run"
+            )
+        else:
+            cause = (
+                f"no space is left on the file system of the folder {folder}, which is in /run,"
+                f" /dev/shm, /tmp or the home; the command ended with status {frame.status - FULL}"
+            )
+        return OutputLostError(
+            f"the output of `{command}` on the console of {self._stream.name} is incomplete: {cause}",
+            evidence=frame.payload.decode("utf-8", "replace"),
+            hint="free space there; or run the command over SSH; or leave() and log in again, which"
+            " chooses a folder that has room",
         )
 
     def send(self, data: bytes, deadline: Deadline, awaited: str, *, own_line: bool = True) -> None:
