@@ -77,13 +77,12 @@ def boot_installed(
         network: Whether the machine has a network interface.
     """
     image = lab.image
-    login = image.login
     return lab.boot(
         name=name,
         medium=False,
         disks=[disk],
         authorize=network and not installs(image),
-        account=USER if installs(image) else Account(login.user, login.password),
+        account=USER if installs(image) else image.login.account,
         nics=(Nic(),) if network else (),
     )
 

@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 from harness import arch as arches
 from harness.arch import ARCHES
 from harness.errors import UnknownNameError, UsageError
-from harness.spec import MIB, ConsoleDevice, FirmwareKind, parse_size
+from harness.spec import MIB, Account, ConsoleDevice, FirmwareKind, parse_size
 
 CAPABILITIES: Final = {
     "ssh": "runs an SSH server that accepts the run's key",
@@ -241,19 +241,68 @@ class ConsoleSettings(_Model):
     device: ConsoleDevice = ConsoleDevice.SERIAL
 
 
+def _pattern(text: str) -> str:
+    try:
+        empty = re.search(text, "")
+    except re.error as error:
+        raise problem(f"must be a regular expression, not {text!r}: {error}") from error
+    if empty:
+        raise problem(f"must not match an empty text, as {text!r} does")
+    return text
+
+
+def _user(name: object) -> object:
+    if name is None:
+        raise problem("must be a user's name, or 'none' if the console asks for no user")
+    return None if name == NOBODY else name
+
+
+NOBODY: Final = "none"
+"""The user of a console that gives a shell without a login."""
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+"""A regular expression, which is searched in the output of the console."""
+
+WakeKey = Literal["Enter", "Space", "Escape"]
+
+
 class LoginSettings(_Model):
     """How to log in on the console.
 
+    The patterns are regular expressions, and replace Harness' own.
+
     Attributes:
-        user: The account's name.
+        user: The account's name; ``None`` if the console gives a shell without a login, for which
+            the file says ``none``.
         password: The password; empty if the login asks for none.
-        shell_prompt: A regular expression for the end of the shell's prompt; ``None`` matches ``#``,
-            ``$``, ``%`` and ``>``.
+        wake: The key that the console waits for before it shows a prompt.
+        login_prompt: The prompt for the user; ``None`` for that of getty in English.
+        password_prompt: The prompt for the password; ``None`` for that of ``login`` in English.
+        refusal: What a refused login prints; ``None`` for the messages of ``login`` in English.
+        shell_prompt: The end of the shell's prompt; ``None`` matches ``#``, ``$``, ``%`` and ``>``
+            with blanks, colours and other control sequences behind.
     """
 
-    user: str = "root"
+    user: Annotated[Annotated[str, Field(min_length=1)] | None, BeforeValidator(_user)] = "root"
     password: str = ""
-    shell_prompt: Annotated[str, Field(min_length=1)] | None = None
+    wake: WakeKey | None = None
+    login_prompt: Pattern | None = None
+    password_prompt: Pattern | None = None
+    refusal: Pattern | None = None
+    shell_prompt: Pattern | None = None
+
+    @property
+    def account(self) -> Account:
+        """The account that logs in; root where the console asks for no user."""
+        return Account(self.user or "root", self.password)
+
+    @model_validator(mode="after")
+    def _needs_a_user(self) -> Self:
+        if self.user is None:
+            for key in ("password", "login_prompt", "password_prompt", "refusal"):
+                if getattr(self, key):
+                    raise problem(f"{key!r} has no meaning where 'user' is {NOBODY!r}", key)
+        return self
 
 
 class Image(_Model):
@@ -433,7 +482,7 @@ class Selection:
 
     @property
     def login(self) -> LoginSettings:
-        """How to log in on the console: ``user``, ``password``, ``shell_prompt``."""
+        """How to log in on the console: ``user``, ``password``, the prompts, the key to wake it."""
         return self.definition.login
 
     @property

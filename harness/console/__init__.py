@@ -7,6 +7,7 @@ connected socket.
 from __future__ import annotations
 
 from harness.console.console import Console
+from harness.console.dialogue import Dialogue
 from harness.console.expect import Match
 from harness.console.failures import Expected
 from harness.console.keys import KEY_NAMES
@@ -17,6 +18,7 @@ __all__ = [
     "DEFAULT_WATCHERS",
     "KEY_NAMES",
     "Console",
+    "Dialogue",
     "Expected",
     "Match",
     "Screen",

@@ -20,6 +20,7 @@ from typing import Final, Self
 
 from harness.console.attach import attach
 from harness.console.conversation import Conversation
+from harness.console.dialogue import Dialogue
 from harness.console.expect import (
     WINDOW,
     Match,
@@ -220,7 +221,8 @@ class Console:
                 for a reader without flow control. The reader must echo.
 
         Raises:
-            WaitTimeoutError: The deadline passed before the guest accepted all bytes.
+            WaitTimeoutError: The deadline passed before the guest accepted all bytes, or echoed
+                them.
             HarnessError: The console has failed.
         """
         raw = data.encode() if isinstance(data, str) else data
@@ -256,24 +258,33 @@ class Console:
         user: str | None = "root",
         password: str | None = None,
         deadline: Limit = None,
-        *,
-        prompt: str | None = None,
     ) -> None:
         """Wait for the login prompt, log in, and start the shell that :meth:`run` uses.
 
+        :attr:`dialogue` says what the prompts look like. A prompt that the kernel has printed
+        behind is asked for again once the console is quiet.
+
         Args:
-            user: The user; ``None`` if the console already shows a shell's prompt.
+            user: The user; ``None`` if the console shows a shell's prompt without a login.
             password: The password; ``None`` if the guest asks for none.
             deadline: 120 s on a good host by default.
-            prompt: A regular expression for the end of the shell's prompt, if the prompt does not
-                end in ``#``, ``$``, ``%`` or ``>``.
 
         Raises:
-            LoginError: The guest refused the login, or the session ended at once.
-            WaitTimeoutError: The deadline passed.
+            LoginError: The guest refused the login, the session ended at once, or the guest asks
+                for a user or a password that the call lacks.
+            WaitTimeoutError: The deadline passed; its hint says what the console shows.
             HarnessError: The console has failed.
         """
-        self._talk.log_in(user, password, prompt, self._scale.limit(deadline, LOGIN_SECONDS))
+        self._talk.log_in(user, password, self._scale.limit(deadline, LOGIN_SECONDS))
+
+    @property
+    def dialogue(self) -> Dialogue:
+        """How the console gives a shell: its prompts, and the key that it waits for."""
+        return self._talk.driver.dialogue
+
+    @dialogue.setter
+    def dialogue(self, dialogue: Dialogue) -> None:
+        self._talk.driver.dialogue = dialogue
 
     def run(self, command: str, deadline: Limit = None, *, check: bool = False) -> Result:
         """Run a command in the guest's shell and return its result.

@@ -35,7 +35,7 @@ class Conversation:
         self._position = 0
         self._typed_at = 0
         self._reset_at = 0
-        self._prompt: str | None = None
+        self._at_shell = False
 
     def search(
         self, searcher: object, description: str, deadline: Deadline, since: int | None, window: int
@@ -81,7 +81,7 @@ class Conversation:
             paced: Whether to wait for the echo of each piece; see :mod:`harness.console.pace`.
 
         Raises:
-            WaitTimeoutError: The deadline passed before the guest accepted all bytes.
+            WaitTimeoutError: The deadline passed before the guest accepted or echoed all bytes.
             HarnessError: The console has failed.
         """
         self._stream.check()
@@ -94,9 +94,7 @@ class Conversation:
                 self._stream, f"the guest to take {left} of {len(raw)} bytes of input", limit
             )
 
-    def log_in(
-        self, user: str | None, password: str | None, prompt: str | None, limit: Deadline
-    ) -> None:
+    def log_in(self, user: str | None, password: str | None, limit: Deadline) -> None:
         """Log in and start the driver.
 
         Raises:
@@ -106,12 +104,13 @@ class Conversation:
         """
         with self._talking:
             self.driver.active = False
-            self._prompt = prompt
             # A login prompt stays valid until it is answered, even if the kernel printed after it
             # or a search has gone past it.
             unanswered = min(self.driver.position, self._line_start())
-            start = max(self._typed_at, unanswered, self._reset_at)
-            log_in(self._stream, self.driver, start, user, password, prompt, limit)
+            answered = max(self._typed_at, self.driver.answered_at)
+            start = max(answered, unanswered, self._reset_at)
+            at_shell, self._at_shell = self._at_shell, False
+            log_in(self._stream, self.driver, start, user, password, limit, at_shell=at_shell)
             self._position = max(self._position, self.driver.position)
 
     def _line_start(self) -> int:
@@ -162,8 +161,9 @@ class Conversation:
             if self.driver.active:
                 mark = self._stream.total
                 self.driver.leave(limit)
-                match = wait_for_prompt(self._stream, mark, self._prompt, limit)
-                self._position = max(self._position, match.end)
+                end = wait_for_prompt(self._stream, self.driver, mark, limit)
+                self._position = max(self._position, end)
+                self._at_shell = True
 
     def forget_login(self) -> None:
         """Record that the guest was reset.
@@ -171,6 +171,7 @@ class Conversation:
         It takes no turn: the caller must not block while another thread waits on the console.
         """
         self._reset_at = self._stream.total
+        self._at_shell = False
         self.driver.active = False
 
     @contextlib.contextmanager

@@ -8,8 +8,10 @@ searched again, so a longer match may be missed.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,6 +28,8 @@ BEFORE: Final = 1024 * 1024
 _CONTEXT: Final = 256
 _STEP: Final = 128 * 1024
 """Bytes per search. A search holds the interpreter lock, and the drain thread waits for it."""
+
+_NOISY: Final = 10
 
 Pattern = str | bytes | re.Pattern[str] | re.Pattern[bytes]
 
@@ -144,6 +148,7 @@ def search(
     timed_out: Callable[[], Exception],
     *,
     window: int = WINDOW,
+    asking: Iterator[float] | None = None,
 ) -> Match:
     """Wait until a searcher finds a match in the output.
 
@@ -154,16 +159,26 @@ def search(
         deadline: When to give up.
         timed_out: Returns the error to raise at the deadline.
         window: The length in bytes up to which a match is certain to be found.
+        asking: Yields seconds, and is resumed when the console was silent for as long; it asks the
+            guest for output then. Steady output postpones that to :data:`_NOISY` times as long.
 
     Raises:
         HarnessError: The deadline passed, or the console failed and no earlier output matches.
     """
     position = start
     held = b""
+    pause = math.inf if asking is None else next(asking, math.inf)
+    resumed = time.monotonic()
     while True:
-        end = stream.wait_past(position, deadline.timeout())
+        quiet = max(0.0, min(pause, resumed + _NOISY * pause - time.monotonic()))
+        timeout = min(quiet, deadline.remaining())
+        end = stream.wait_past(position, None if math.isinf(timeout) else timeout)
         if end <= position:
-            raise timed_out()
+            if asking is None or deadline.expired:
+                raise timed_out()
+            pause = next(asking, math.inf)
+            resumed = time.monotonic()
+            continue
         while position < end:
             fresh = stream.read(position, min(end, position + _STEP))
             position += len(fresh)

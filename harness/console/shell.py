@@ -21,11 +21,11 @@ import re
 import time
 from typing import Final
 
+from harness.console.dialogue import Dialogue
 from harness.console.driver import BOOTSTRAP, FULL, NO_FILE, driver_script
 from harness.console.expect import timeout_error
 from harness.console.frame import Frame, FrameParser, Header, new_tag
 from harness.console.stream import Stream
-from harness.console.text import strip_escapes
 from harness.deadline import Deadline
 from harness.errors import HarnessError, LoginError, OutputLostError, UsageError
 from harness.result import Result
@@ -43,11 +43,7 @@ _ASK_FIRST: Final = 1.0
 _ASK_QUIET: Final = 30.0
 """Seconds before the result is requested again: after noise, and without any noise."""
 
-_GONE: Final = re.compile(
-    rb"(?:^|[\r\n])(?!\$ )[^\r\n]*(?<!Last )\blogin: ?\Z|\[ *0\.000000\][^\r\n]* Linux version \d"
-)
-
-_PROMPT: Final = re.compile(rb"[#$%>] ?\Z")
+_REBOOTED: Final = re.compile(rb"\[ *0\.000000\][^\r\n]* Linux version \d")
 
 _INTERRUPT: Final = b"\x03"
 
@@ -108,8 +104,10 @@ class Driver:
         stream: The stream of the console.
 
     Attributes:
+        dialogue: How the console gives a shell.
         active: Whether the driver runs, as far as the host can see.
         position: The offset in the output after the last result.
+        answered_at: The offset in the output at which a login last answered a prompt.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -117,8 +115,10 @@ class Driver:
         self._up = b""  # the line that the driver prints when it restarts
         self._count = 0
         self._hung = ""  # the command that was interrupted at its deadline
+        self.dialogue = Dialogue()
         self.active = False
         self.position = 0
+        self.answered_at = 0
 
     def enter(self, deadline: Deadline) -> None:
         """Start the driver at a shell's prompt.
@@ -411,7 +411,10 @@ class Driver:
 
     def _check_gone(self, parser: FrameParser, tag: str, echo: bytes) -> None:
         tail = parser.tail
-        if _GONE.search(tail):
+        last = tail[max(tail.rfind(b"\n"), tail.rfind(b"\r")) + 1 :]
+        # The driver's echo of a command may end in the words of a prompt.
+        logged_out = not last.startswith(b"$ ") and self.dialogue.shows_login(last)
+        if logged_out or _REBOOTED.search(tail):
             self.active = False
             raise LoginError(
                 f"the shell on the console of {self._stream.name} is gone: the guest rebooted or"
@@ -420,7 +423,8 @@ class Driver:
                 hint="console.login() again after a reboot",
             )
         # The driver has no echo and no prompt, so an echoed request before a prompt is the shell's.
-        if self.active and b" %s ." % tag.encode() in tail and _PROMPT.search(strip_escapes(tail)):
+        asked = b" %s ." % tag.encode() in tail
+        if self.active and asked and self.dialogue.shows_shell(tail):
             started = echo and echo[:40] in tail
             raise _DriverGoneError(not started and b"x %s ." % tag.encode() in tail)
 

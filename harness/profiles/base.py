@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from harness.catalog import Phase, Selection
+from harness.console import Dialogue
 from harness.deadline import Deadline
 from harness.errors import UsageError
 from harness.machine.system import Identity, System
@@ -79,7 +80,15 @@ class Profile(metaclass=_Words):
         self.machine = machine
         self.selection = selection
         login = selection.login
-        self._account = account or Account(login.user, login.password)
+        self._account = account or login.account
+        machine.console.dialogue = Dialogue(
+            login_prompt=login.login_prompt,
+            password_prompt=login.password_prompt,
+            refusal=login.refusal,
+            shell_prompt=login.shell_prompt,
+            wake=login.wake,
+            setting=f"`login` of {selection.path}",
+        )
 
     def __repr__(self) -> str:
         return f"<profile {self.name} of machine {self.machine.name}>"
@@ -193,16 +202,16 @@ class Profile(metaclass=_Words):
         return self.machine.scale.limit(deadline, self.selection.deadlines.get(phase, default))
 
     def login(self, deadline: Deadline | float | None = None) -> None:
-        """Wait for the login prompt on the console and log in.
+        """Wait for the login prompt on the console and log in, as ``login`` in image.yaml says.
 
         Args:
             deadline: The image's own, or 120 s on a good host, by default.
         """
+        asks_for_user = self.selection.login.user is not None
         with self.machine.coming_up():
             self.machine.console.login(
-                self.account.user,
+                self.account.user if asks_for_user else None,
                 self.account.password or None,
-                prompt=self.selection.login.shell_prompt,
                 deadline=self.limit("login", deadline, 120),
             )
 

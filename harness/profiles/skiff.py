@@ -420,8 +420,7 @@ class Skiff(Profile):
             self.machine.ssh.disconnect()
         if prompt.index == 0:
             self._installed = self._installed or self.account
-            login = self.selection.login
-            self.account = Account(login.user, login.password)
+            self.account = self.selection.login.account
             # Recovery has another /var: another host key, and no account of the user.
             self.machine.use_console_shell = True
         self.login(limit)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from harness.catalog import Catalog, load
+from harness.catalog.model import WakeKey
+from harness.console import KEY_NAMES
 from harness.errors import CatalogError, UnknownNameError, UsageError
 from harness.paths import bundled
-from harness.spec import GIB, MIB, ConsoleDevice, FirmwareKind
+from harness.spec import GIB, MIB, Account, ConsoleDevice, FirmwareKind
 
 GOOD = """\
 name: skiff
@@ -87,6 +90,50 @@ def test_omitted_keys_have_defaults(write: Write) -> None:
     assert image.login.user == "root"
     assert image.console.device is ConsoleDevice.SERIAL
     assert image.select().version == "1"
+
+
+LOGIN = 'login: {user: admin, password: secret, shell_prompt: "=> $"}'
+
+
+def test_a_console_without_a_login(write: Write) -> None:
+    login = load(write(GOOD.replace(LOGIN, "login: {user: none, wake: Enter}"))).get("skiff").login
+    assert (login.user, login.wake, login.account) == (None, "Enter", Account("root"))
+
+
+def test_a_console_in_another_language(write: Write) -> None:
+    login = "{login_prompt: 'Anmeldung: ', password_prompt: 'Kennwort: ', refusal: abgewiesen}"
+    settings = load(write(GOOD.replace(LOGIN, f"login: {login}"))).get("skiff").login
+    prompts = (settings.login_prompt, settings.password_prompt, settings.refusal)
+    assert prompts == ("Anmeldung: ", "Kennwort: ", "abgewiesen")
+
+
+@pytest.mark.parametrize(
+    ("login", "message"),
+    [
+        (
+            "user: none\n  password: x",
+            "22: login.password: 'password' has no meaning where 'user' is",
+        ),
+        ("user: none\n  refusal: x", "22: login.refusal: 'refusal' has no meaning where 'user' is"),
+        ("user:", "21: login.user: must be a user's name, or 'none' if the console asks"),
+        ('user: ""', "21: login.user: string should have at least 1 character"),
+        (
+            "wake: Enter\n  login_prompt: '('",
+            "22: login.login_prompt: must be a regular expression",
+        ),
+        ("refusal: 'x*'", "21: login.refusal: must not match an empty text, as 'x*' does"),
+        ("wake: Return", "21: login.wake: input should be 'Enter', 'Space' or 'Escape'"),
+        ("logn_prompt: x", "21: login: unknown key 'logn_prompt'; did you mean login_prompt"),
+    ],
+)
+def test_a_wrong_login_is_refused_with_its_line(write: Write, login: str, message: str) -> None:
+    (line, *_) = refused(write(GOOD.replace(LOGIN, f"login:\n  {login}")))
+    assert line.startswith(f"skiff/image.yaml:{message}")
+
+
+def test_each_key_that_wakes_a_console_is_a_key_of_the_console() -> None:
+    for key in get_args(WakeKey):
+        assert key in KEY_NAMES
 
 
 def test_models_are_frozen(write: Write) -> None:

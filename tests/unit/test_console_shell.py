@@ -13,7 +13,13 @@ import pytest
 from harness.console import Console
 from harness.console.driver import BOOTSTRAP, driver_script
 from harness.deadline import UNSCALED
-from harness.errors import CommandError, LoginError, UsageError, WaitTimeoutError
+from harness.errors import (
+    CommandError,
+    LoginError,
+    OutputLostError,
+    UsageError,
+    WaitTimeoutError,
+)
 from tests.programs import need
 from tests.unit.test_console_support import SHELLS, SOON, ShellGuest, open_shell, results_of
 
@@ -170,6 +176,60 @@ def test_leave_restores_a_prompt_with_echo_and_login_restores_the_shell(shell: S
     console.expect(r"echo still\$.*still2\r\n.*guest# ", deadline=SOON)
     console.login(None, deadline=SOON)
     assert console.run("echo again", deadline=SOON).stdout == "again\n"
+
+
+def test_a_line_behind_the_prompt_does_not_hide_it(shell: Shell) -> None:
+    console, guest = shell
+    noise = b"[   12.345678] vdb: detected capacity change\r\n"
+    with console.interactive(deadline=SOON):
+        guest.inject(noise)
+        console.expect("change\r\n", deadline=SOON)
+    guest.tamper = lambda data: data.replace(b"guest# ", b"guest# " + noise)
+    console.leave(deadline=SOON)
+    mark = console.mark()
+    console.send_line("echo still$((1+1))")
+    console.expect("still2", deadline=SOON)
+    assert re.search(r"h[0-9a-f]{12}\r\n", console.since(mark)) is None, "a probe came late"
+    guest.tamper = lambda data: data
+    console.login(None, deadline=SOON)
+    assert console.run("echo again", deadline=SOON).stdout == "again\n"
+
+
+def test_an_unknown_prompt_is_left_to_and_returned_from(shell: Shell) -> None:
+    console, guest = shell
+    guest.tamper = lambda data: data.replace(b"guest# ", b"guest=] ")
+    with console.interactive(deadline=SOON):
+        pass
+    assert console.run("echo again", deadline=SOON).stdout == "again\n"
+
+
+def test_no_room_for_the_output_is_an_error_that_says_so(shell: Shell) -> None:
+    console, _ = shell
+    # A limit of the size of files has the same effect as a full file system, and needs no root.
+    console.run("trap '' XFSZ", deadline=SOON)
+    for command in ["ulimit -S -f 0", "echo hello", "echo hello; (exit 3)"]:
+        with pytest.raises(OutputLostError, match=r"no space is left.* status") as raised:
+            console.run(command, deadline=SOON)
+        assert f"`{command}`" in raised.value.what
+    short = "ulimit -S -f unlimited; echo hello; ulimit -S -f 0"
+    assert console.run(short, deadline=SOON).stdout == "hello\n"
+    console.run("ulimit -S -f unlimited", deadline=SOON)
+    assert console.run("echo hello", deadline=SOON).stdout == "hello\n"
+
+
+def test_a_removed_folder_of_results_is_an_error_once(shell: Shell) -> None:
+    console, _ = shell
+    folder = results_of(console._talk.driver._up[1:-4].decode())
+    with pytest.raises(OutputLostError, match="is gone"):
+        console.run(f"rm -r {folder}", deadline=SOON)
+    assert console.run("echo hello", deadline=SOON).stdout == "hello\n"
+    with pytest.raises(OutputLostError):
+        console.run(f"rm -r {folder}; : >{folder}", deadline=SOON)
+    with pytest.raises(OutputLostError, match="the command did not run"):
+        console.run("echo x >>count", deadline=SOON)
+    console.leave(deadline=SOON)
+    console.login(None, deadline=SOON)
+    assert console.run("cat count", deadline=SOON).status != 0
 
 
 def test_expect_starts_after_the_result_but_may_look_back(shell: Shell) -> None:

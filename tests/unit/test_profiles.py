@@ -86,7 +86,7 @@ def test_a_file_without_exactly_one_profile_is_refused(
 
 def test_a_new_account_also_logs_in_over_ssh() -> None:
     users: list[str] = []
-    machine = SimpleNamespace(log_in_as=users.append)
+    machine = SimpleNamespace(console=SimpleNamespace(), log_in_as=users.append)
     selection = image("micro").select()
     words = Micro(cast(Any, machine), selection, Account("mate"))
     words.account = Account("root", "secret")
@@ -152,6 +152,7 @@ def test_each_ability_belongs_to_capabilities_that_exist_and_adds_words() -> Non
 
 def micro(**attributes: object) -> Any:
     """The words of micro on a machine that is not there."""
+    attributes.setdefault("console", SimpleNamespace())
     machine = SimpleNamespace(name="m", log_in_as=lambda user: None, **attributes)
     return Micro(cast(Any, machine), image("micro").select())
 
@@ -198,7 +199,7 @@ def test_an_error_inside_a_property_is_not_a_missing_word() -> None:
         def flavour(self) -> object:
             return self.machine.nothing_like_it  # type: ignore[attr-defined]
 
-    words = Broken(cast(Any, SimpleNamespace()), image("micro").select())
+    words = Broken(cast(Any, SimpleNamespace(console=SimpleNamespace())), image("micro").select())
     with pytest.raises(AttributeError, match="nothing_like_it") as caught:
         _ = words.flavour
     assert not isinstance(caught.value, UsageError)
