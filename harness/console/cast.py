@@ -4,8 +4,9 @@ Format: asciicast v2 (docs.asciinema.org/manual/asciicast/v2): a header line, th
 per event, ``[seconds, code, data]``. Code ``o`` is output, ``m`` is a marker.
 
 The recording is for people; the raw log is the evidence. So the recording drops output that is too
-fast to watch: after a burst of 8 MiB, output above 8 MiB/s. A marker counts the dropped bytes. Their
-last 16 KiB are recorded, so that the screen is correct afterwards. A serial port is never that fast.
+fast to watch: after a burst of 8 MiB, all but four glimpses of 256 KiB a second. A marker counts the
+dropped bytes. Their last 16 KiB are recorded, so that the screen is correct afterwards. A serial port
+is never that fast.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ COALESCE: Final = 0.02
 
 _EVENT: Final = 256 * 1024
 _BURST: Final = 8 * 1024 * 1024
-_RATE: Final = 8 * 1024 * 1024
+_RATE: Final = 1024 * 1024
+_GLIMPSE: Final = _RATE // 4
 _KEPT: Final = 16 * 1024
 
 
@@ -67,7 +69,8 @@ class CastWriter:
         """Record output that arrived at ``now``, in monotonic seconds."""
         self._credit = min(_BURST, self._credit + (now - self._credit_at) * _RATE)
         self._credit_at = now
-        if len(data) > self._credit:
+        # A marker and the end of what was dropped cost more than a small piece: resume for a glimpse.
+        if len(data) > self._credit or (self._dropped and self._credit < _GLIMPSE):
             if not self._dropped:
                 self._emit()
             self._dropped += len(data)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+from harness.console.batch import Batching
 from harness.console.cast import COALESCE, CastWriter
 from harness.console.failures import Failure, Failures
 from harness.console.outbox import Outbox, Signal
@@ -78,7 +79,7 @@ class Stream:
         self._sock = sock
         self._on_eof = on_eof
         self._on_failure = on_failure
-        self._closing = False
+        self._closing = threading.Event()
         self._unreported = False
         self._sent_before = 0
         self._listeners: list[Signal] = []
@@ -205,9 +206,9 @@ class Stream:
 
     def close(self) -> None:
         """Stop the drain thread, close the files and the socket, and end all waits."""
-        if self._closing:
+        if self._closing.is_set():
             return
-        self._closing = True
+        self._closing.set()
         self._poke.set()
         self._thread.join()
         closed = HarnessError(f"the console of {self.name} is closed", evidence=str(self.log))
@@ -229,7 +230,11 @@ class Stream:
         view = memoryview(self._buffer)
         space = view[self._head :]
         writing = False
-        while not self._closing:
+        batching = Batching()
+        pause = 0.0
+        # Each pause is bounded, and the end of the console ends it.
+        while not self._closing.wait(pause) if pause else not self._closing.is_set():
+            pause = 0.0
             due = self._due()
             events = poller.poll(None if due is None else due * 1000 + 1)
             now = time.monotonic()
@@ -250,6 +255,7 @@ class Stream:
                         self._ended()
                         return
                     self._take(view, count, now)
+                    pause = batching.pause(count, now)
                     self._report_failure()
             if self.outbox.waiting:
                 self.outbox.write_replies()

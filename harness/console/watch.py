@@ -1,10 +1,11 @@
 """Watchers, which detect a guest's failures in its output, and the scanner that runs them.
 
 A watcher has *needles* and a *pattern*. Each matching line contains one of the needles, which are
-byte strings; the pattern, a regular expression, then decides. The scanner searches for needles
-only, at the speed of ``memmem``, and tries a pattern only on a line that contains a needle. It sees
-whole lines without escape sequences, however the output was split into chunks. It reports a line as
-soon as the pattern matches, even before the newline, because a prompt has none.
+byte strings; the pattern, a regular expression, then decides. The scanner searches for the needles
+of all watchers in one pass (:mod:`~harness.console.literals`), and tries a pattern only on a line
+that contains a needle of its watcher, so a line without one costs next to nothing. It sees whole
+lines without escape sequences, however the output was split into chunks. It reports a line as soon
+as the pattern matches, even before the newline, because a prompt has none.
 
 A pattern is anchored: ``{k}`` stands for the start of a kernel line, which is a timestamp
 (``[   12.345678] ``, with ``CONFIG_PRINTK_CALLER`` also ``[T1]``) or, without one, the start of a
@@ -25,6 +26,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from harness.console.literals import Literals
 from harness.console.text import cut_sequence, strip_escapes
 from harness.errors import (
     EmergencyModeError,
@@ -63,8 +65,8 @@ class Watcher:
         name: A short name, unique among the watchers of a console.
         what: A clause for the message that says what the guest did.
         error: The class of the error that ends the waits.
-        needles: Byte strings, one of which is in every line that ``pattern`` matches. Long and
-            rare needles cost least.
+        needles: Byte strings, one of which is in every line that ``pattern`` matches. Rare ones
+            cost least.
         pattern: Searched for in the line without escape sequences; ``^`` is the line's start.
         hint: What to try next, for the message.
     """
@@ -84,12 +86,14 @@ class Sighting:
     Attributes:
         watcher: The watcher.
         line: The line without escape sequences; at most 300 characters.
+        words: The part of it that the pattern matched.
         offset: The offset of the match in the output, in bytes; approximate in output with escape
             sequences.
     """
 
     watcher: Watcher
     line: str
+    words: bytes
     offset: int
 
 
@@ -215,18 +219,8 @@ DEFAULT_WATCHERS: Final = (
 """The default watchers of a console."""
 
 
-_SIEVE: Final = 4096
-"""Bytes of output above which the sieve is worth its cost."""
-
 _LATE: Final = 256
 """Bytes without a line break that are held back at most: a serial port delivers single bytes."""
-
-_SIEVED: Final = tuple(bytes([byte]) for byte in b" :!(BGIKNOPSUgky")
-"""The bytes of the sieve. Output that lacks one of them has no needle that contains it."""
-
-
-def _rare_bytes(needle: bytes) -> frozenset[bytes]:
-    return frozenset(byte for byte in _SIEVED if byte in needle)
 
 
 class Scanner:
@@ -243,9 +237,17 @@ class Scanner:
     """Bytes before the chunk that :meth:`feed` may overwrite in the caller's buffer."""
 
     def __init__(self, watchers: Iterable[Watcher]) -> None:
-        self._watchers = tuple(watchers)
-        self._needles = [
-            (needle, _rare_bytes(needle), w) for w in self._watchers for needle in w.needles
+        owned = [(needle, w) for w in watchers for needle in w.needles]
+        self._needles = [needle for needle, _ in owned]
+        self._literals = Literals(self._needles)
+        # By the index of a needle: the watchers that a line with it may concern.
+        self._concerned = [
+            tuple(
+                {
+                    owned[other][1].name: owned[other][1] for other in self._literals.within(index)
+                }.values()
+            )
+            for index in range(len(owned))
         ]
         self._carry = b""  # the incomplete line, without escape sequences
         self._whole = True  # whether the carry starts at the start of its line
@@ -318,37 +320,38 @@ class Scanner:
     ) -> list[Sighting]:
         sightings: list[Sighting] = []
         seen: set[str] = set()
-        done: set[tuple[str, int]] = set()  # a line may contain several needles of one watcher
-        find = text.find
-        # The search for a byte is ten times as fast as for a word, and most floods lack some bytes.
-        absent = set()
-        if end - low > _SIEVE:
-            absent = {byte for byte in _SIEVED if find(byte, low, end) < 0}
-        for needle, rare, w in self._needles:
-            if absent and not absent.isdisjoint(rare):
-                continue
-            at = find(needle, low, end)
-            while at >= 0:
+        done: set[tuple[str, int]] = set()  # a part of an endless line may be looked at twice
+        tried: set[str] = set()  # the watchers that the current line was shown to
+        first = last = known = -1
+        for at, index in self._literals.find(text, low, end):
+            if at >= known:
                 first, last, whole = self._line(text, low, at, end)
-                old = (first <= start and w.name in self._seen) or (w.name, first) in done
-                if not old:
-                    # The NUL keeps ^ from matching in the middle of a line.
-                    line = bytes(text[first:last]) if whole else b"\0" + bytes(text[first:last])
-                    if b"\x1b" in line:
-                        parts = strip_escapes(line).split(b"\n")
-                        line = next((part for part in parts if needle in part), line)
-                    match = w.pattern.search(line)
-                    if match:
-                        done.add((w.name, first))
+                # An endless line is seen in parts, which overlap.
+                known = last if last < at + _LINE else last - _BEFORE
+                # The NUL keeps ^ from matching in the middle of a line.
+                line = bytes(text[first:last]) if whole else b"\0" + bytes(text[first:last])
+                parts = strip_escapes(line).split(b"\n") if b"\x1b" in line else [line]
+                tried = self._seen.copy() if first <= start else set()
+            for w in self._concerned[index]:
+                if w.name in tried:
+                    continue
+                tried.add(w.name)
+                for part in parts:
+                    match = w.pattern.search(part)
+                    if match is None:
+                        continue
+                    began = first + match.start() - (not whole)
+                    if (w.name, began) not in done:
+                        done.add((w.name, began))
                         if last == end:
                             seen.add(w.name)
                         if raw is None:
-                            where = offset + first - start + match.start()
+                            where = offset + began - start
                         else:
-                            where = offset + max(0, raw.find(needle))
-                        shown = line.lstrip(b"\0").decode("utf-8", "replace").strip()
-                        sightings.append(Sighting(w, shown[:_SHOWN], where))
-                at = find(needle, max(last, at + 1), end)
+                            where = offset + max(0, raw.find(self._needles[index]))
+                        shown = part.lstrip(b"\0").decode("utf-8", "replace").strip()
+                        sightings.append(Sighting(w, shown[:_SHOWN], match.group(), where))
+                        break
         self._keep(text, low, start, end, seen)
         if len(sightings) > 1:
             sightings.sort(key=lambda sighting: sighting.offset)
