@@ -164,6 +164,7 @@ class Conversation:
                 end = wait_for_prompt(self._stream, self.driver, mark, limit)
                 self._position = max(self._position, end)
                 self._at_shell = True
+            self._stream.suspects.forget()
 
     def forget_login(self) -> None:
         """Record that the guest was reset.
@@ -173,6 +174,7 @@ class Conversation:
         self._reset_at = self._stream.total
         self._at_shell = False
         self.driver.active = False
+        self._stream.suspects.reset()
 
     @contextlib.contextmanager
     def handed_over(self, seconds: float) -> Iterator[None]:

@@ -128,6 +128,11 @@ class FrameParser:
         return self._head.length if self._head else None
 
     @property
+    def rest(self) -> int:
+        """The number of bytes behind the frame that :meth:`feed` returned."""
+        return len(self._buffer)
+
+    @property
     def tail(self) -> bytes:
         """The last bytes outside a frame; empty inside one."""
         return b"" if self._head else bytes(self._noise[-512:] + self._buffer)

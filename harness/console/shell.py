@@ -27,7 +27,13 @@ from harness.console.expect import timeout_error
 from harness.console.frame import Frame, FrameParser, Header, new_tag
 from harness.console.stream import Stream
 from harness.deadline import Deadline
-from harness.errors import HarnessError, LoginError, OutputLostError, UsageError
+from harness.errors import (
+    HarnessError,
+    LoginError,
+    OutputLostError,
+    UsageError,
+    WaitTimeoutError,
+)
 from harness.result import Result
 
 _LINE: Final = 1000
@@ -129,6 +135,7 @@ class Driver:
             HarnessError: The console has failed.
         """
         awaited = "a shell to take commands"
+        self._stream.suspects.forget()
         first, second = new_tag(), new_tag()
         self._up = b"<%s up>" % second.encode()
         for tag, script, again in (
@@ -206,7 +213,7 @@ class Driver:
             try:
                 if self._hung:
                     self._recover(deadline)
-                frame = self._exchange(lines, tag, deadline, awaited, echo)
+                frame = self._exchange(command, lines, tag, deadline, awaited, echo)
             except _DriverGoneError as gone:
                 if not gone.untouched:
                     self.active = False
@@ -217,13 +224,19 @@ class Driver:
                         hint="console.login(None) starts a new one at the prompt",
                     ) from None
                 self.enter(deadline)
-                frame = self._exchange(lines, tag, deadline, awaited, echo)
-        except HarnessError:
+                frame = self._exchange(command, lines, tag, deadline, awaited, echo)
+            self._judge(frame, deadline)
+        except HarnessError as error:
             if deadline.expired:
                 self._hung = shown
                 # The guest may no longer read, so this send must not wait.
                 self._stream.outbox.send(_INTERRUPT, Deadline(0, time.monotonic()))
-            raise
+            if isinstance(error, LoginError):
+                self._stream.suspects.gone()
+            elif isinstance(error, WaitTimeoutError):
+                self._stream.suspects.timed_out(self._stream.silent_for())
+            crash = self._stream.failures.current
+            raise error if crash is None else crash.build() from None
         if frame.status >= FULL:
             raise self._output_lost(shown, frame)
         return Result(
@@ -279,10 +292,33 @@ class Driver:
                 deadline,
             )
 
+    def _judge(self, frame: Frame, deadline: Deadline) -> None:
+        """Raise the crash that came before the end of a frame, if there was one."""
+        end = self.position
+        if self._stream.suspects.answered(frame.payload, end):
+            self._ping(deadline, "the guest to answer after words of a kernel panic")
+            self._stream.suspects.alive()
+        if self._stream.readable < end:
+            self._stream.check()
+
+    def _ping(self, deadline: Deadline, awaited: str) -> None:
+        """Wait until the driver answers."""
+        tag = new_tag()
+        position = self._stream.total
+        self.send(b"\n" + _ASK.replace(b"TAG", tag.encode()), deadline, awaited)
+        self._collect(tag, position, deadline, awaited, again=_ASK, broken_ok=True)
+
     def _exchange(
-        self, lines: list[bytes], tag: str, deadline: Deadline, awaited: str, echo: bytes
+        self,
+        command: str,
+        lines: list[bytes],
+        tag: str,
+        deadline: Deadline,
+        awaited: str,
+        echo: bytes,
     ) -> Frame:
         position = self._stream.total
+        self._stream.suspects.begin(tag, command, position)
         self._send_paced(lines, deadline, awaited)
         while True:
             frame, parser = self._collect(
@@ -362,6 +398,8 @@ class Driver:
             if end > position:
                 frame = parser.feed(self._stream.read(position, end))
                 self.position = position = end
+                if frame is not None:
+                    self.position -= parser.rest
                 if frame is not None or parser.unknown:
                     return frame, parser
                 self._check_gone(parser, tag, echo)
@@ -369,7 +407,7 @@ class Driver:
                     # The command ended its shell; the file holds its output.
                     restarted = True
                     if again:
-                        self.send(again, deadline, awaited)
+                        self._ask(again, deadline, awaited)
                 elif parser.length is not None:
                     asked_at = time.monotonic()  # a long result is arriving
             elif deadline.expired:
@@ -388,8 +426,13 @@ class Driver:
                 if broken_ok and not again and self._stream.silent_for() > _SETTLED:
                     return None, parser
             if again:
-                self.send(again, deadline, awaited)
+                self._ask(again, deadline, awaited)
             asked_at = time.monotonic()
+
+    def _ask(self, again: bytes, deadline: Deadline, awaited: str) -> None:
+        """Request a result once more."""
+        self._stream.suspects.asked_again()
+        self.send(again, deadline, awaited)
 
     def _pieces(self, tag: str, lost: Header, deadline: Deadline, awaited: str) -> Frame:
         """Request a long result in pieces, each of which is likelier to arrive intact."""
@@ -430,9 +473,5 @@ class Driver:
 
     def _recover(self, deadline: Deadline) -> None:
         """Wait until the driver has finished a command that was interrupted."""
-        awaited = f"the shell, after `{self._hung}` was interrupted"
-        tag = new_tag()
-        position = self._stream.total
-        self.send(b"\n" + _ASK.replace(b"TAG", tag.encode()), deadline, awaited)
-        self._collect(tag, position, deadline, awaited, again=_ASK, broken_ok=True)
+        self._ping(deadline, f"the shell, after `{self._hung}` was interrupted")
         self._hung = ""

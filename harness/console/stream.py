@@ -23,6 +23,7 @@ from harness.console.cast import COALESCE, CastWriter
 from harness.console.failures import Failure, Failures
 from harness.console.outbox import Outbox, Signal
 from harness.console.query import QueryResponder
+from harness.console.suspects import Suspects
 from harness.console.text import last_lines
 from harness.console.watch import Scanner, Sighting, Watcher
 from harness.deadline import UNSCALED, Scale
@@ -53,6 +54,7 @@ class Stream:
         last_at: The time of the last output, in monotonic seconds.
         condition: Notified of output and of failures.
         failures: The failure that ends waits.
+        suspects: The words of a crash that a command may have printed.
         outbox: The writing side.
         queries: Answers the queries of the guest.
 
@@ -100,6 +102,7 @@ class Stream:
         self.last_at = time.monotonic()
         self.condition = threading.Condition()
         self.failures = Failures(self.condition, self._explain, scale)
+        self.suspects = Suspects(self.condition, self.read, self._fail, scale)
         self._aborted = Signal()
         self._poke = Signal()
         self.outbox = Outbox(sock, self._aborted, self._poke)
@@ -240,7 +243,6 @@ class Stream:
             now = time.monotonic()
             if not events:
                 self._settle(now)
-                self._report_failure()
             for fd, event in events:
                 if fd != sock_fd:
                     self._poke.clear()
@@ -256,7 +258,8 @@ class Stream:
                         return
                     self._take(view, count, now)
                     pause = batching.pause(count, now)
-                    self._report_failure()
+            if self._unreported:
+                self._report_failure()
             if self.outbox.waiting:
                 self.outbox.write_replies()
             if writing != self.outbox.waiting:
@@ -268,6 +271,9 @@ class Stream:
         due = self._cast.due(time.monotonic()) if self._cast is not None else None
         if self._scanner.late:
             due = COALESCE if due is None else min(due, COALESCE)
+        quiet = self.suspects.due(self.silent_for())
+        if quiet is not None:
+            due = quiet if due is None else min(due, quiet)
         return due
 
     def _settle(self, now: float) -> None:
@@ -275,17 +281,21 @@ class Stream:
         if self._cast is not None:
             self._cast.flush(now)
         self._record(self._scanner.flush())
+        self.suspects.settle(self.silent_for())
 
     def _record(self, sightings: list[Sighting]) -> None:
-        if not sightings:
-            return
-        failed = False
+        if sightings:
+            with self.condition:
+                self._fail([one for one in sightings if not self.suspects.hold(one, self.total)])
+
+    def _fail(self, sightings: list[Sighting]) -> None:
+        """Record the sightings of crashes, and let the drain thread report the failure."""
         with self.condition:
-            for sighting in sightings:
-                failed |= self.failures.add(sighting)
-            if failed:
+            # A list, not any(): each of them is recorded.
+            if True in [self.failures.add(sighting) for sighting in sightings]:
                 self._aborted.set()
                 self._unreported = True
+                self._poke.set()
 
     def _report_failure(self) -> None:
         """Call ``on_failure`` if a watcher saw a new failure; holds no lock."""
@@ -312,6 +322,7 @@ class Stream:
             self.total = offset + count
             self.last_at = now
             self._record(sightings)
+            self.suspects.seen(self._tail, count)
             self.condition.notify_all()
             for signal in self._listeners:
                 signal.set()
@@ -340,6 +351,7 @@ class Stream:
 
     def _ended(self) -> None:
         self._settle(time.monotonic())
+        self.suspects.closed()
         error = self._on_eof() if self._on_eof is not None else None
         if error is None:
             error = QemuExitedError(
@@ -365,6 +377,9 @@ class Stream:
 
     def _explain(self, sighting: Sighting) -> BaseException:
         w = sighting.watcher
+        allow = f"`with machine.expecting({w.error.__name__})`"
         return w.error(
-            f"{self.name}: {w.what}: {sighting.line}", evidence=self.evidence(), hint=w.hint
+            f"{self.name}: {w.what}: {sighting.line}{sighting.note}",
+            evidence=self.evidence(),
+            hint=f"{w.hint}; where the test causes it on purpose: {allow}",
         )

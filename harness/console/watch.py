@@ -87,6 +87,7 @@ class Sighting:
         watcher: The watcher.
         line: The line without escape sequences; at most 300 characters.
         words: The part of it that the pattern matched.
+        note: A clause for the message that says why it counts as a crash; often empty.
         offset: The offset of the match in the output, in bytes; approximate in output with escape
             sequences.
     """
@@ -95,6 +96,7 @@ class Sighting:
     line: str
     words: bytes
     offset: int
+    note: str = ""
 
 
 def watcher(
@@ -125,9 +127,7 @@ def watcher(
     return Watcher(name, what, error, encoded, re.compile(source), hint)
 
 
-_TRACE_HINT: Final = (
-    "read the trace in the log; if the test causes it on purpose, use `with machine.expecting(...)`"
-)
+_TRACE_HINT: Final = "read the trace in the log"
 
 DEFAULT_WATCHERS: Final = (
     watcher(
