@@ -3,14 +3,20 @@
 Every wait of Harness takes a deadline. A caller writes the seconds that a good host under KVM needs; the
 *scale* of a machine stretches them: emulation is slower by an order of magnitude, and a loaded host by
 more. A deadline is created once and handed down, so that the parts of a wait share one budget.
+
+In every public word, ``deadline`` is the last argument that may be given by position; a word that takes
+any number of arguments takes it by name alone.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from harness.errors import UsageError
 
 TCG_SCALE: Final = 8.0
 """Emulation against KVM: the boot of skiff takes about 8 s under KVM and 70 s under TCG."""
@@ -88,6 +94,24 @@ class Scale:
         if isinstance(limit, Deadline):
             return limit
         return self.after(default if limit is None else limit)
+
+
+def by_name(word: str, texts: Sequence[object]) -> None:
+    """Check the arguments of a word that takes any number of texts, and a deadline by name.
+
+    Args:
+        word: The word, for the message.
+        texts: Its arguments.
+
+    Raises:
+        UsageError: One of them is no text: a deadline by position.
+    """
+    for text in texts:
+        if not isinstance(text, str):
+            raise UsageError(
+                f"{word} takes texts, and not {text!r}",
+                hint="this word takes any number of texts, so its deadline needs its name: deadline=30",
+            )
 
 
 UNSCALED: Final = Scale()

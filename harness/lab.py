@@ -259,7 +259,7 @@ class _Parts:
         if not step.machine:
             return
         if step.seconds is None:
-            self.progress.begin(step.machine, step.name)
+            self.progress.begin(step.machine, step.name, step.data.get("limit", math.inf))
         else:
             self.progress.end(step.machine)
 

@@ -7,6 +7,7 @@ line now and then. One thread wakes when a step begins or ends, or when a line i
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ FIRST_LINE: Final = 5.0
 @dataclass(slots=True)
 class _Activity:
     owner: str
-    stack: list[str] = field(default_factory=list)
+    stack: list[tuple[str, float]] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     due: float = field(default_factory=lambda: FIRST_LINE)
 
@@ -55,11 +56,17 @@ class Progress:
         finally:
             self.end(owner)
 
-    def begin(self, owner: str, activity: str) -> None:
-        """Show a step of ``owner``; a step inside another one is shown in its place."""
+    def begin(self, owner: str, activity: str, seconds: float = math.inf) -> None:
+        """Show a step of ``owner``; a step inside another one is shown in its place.
+
+        Args:
+            owner: The machine, or whatever else takes the step.
+            activity: The step.
+            seconds: How long it takes at most: until its deadline.
+        """
         with self._changed:
             steps = self._activities.setdefault(owner, _Activity(owner))
-            steps.stack.append(activity)
+            steps.stack.append((activity, time.monotonic() + seconds))
             if len(steps.stack) == 1:
                 steps.started = time.monotonic()
             if self._thread is None and not self._closed:
@@ -133,5 +140,7 @@ class Progress:
 
     @staticmethod
     def _line(activity: _Activity) -> str:
-        seconds = time.monotonic() - activity.started
-        return f"  {activity.owner}: {activity.stack[-1]} ({seconds:.0f} s)"
+        now = time.monotonic()
+        step, end = activity.stack[-1]
+        left = "" if math.isinf(end) else f", {max(0.0, end - now):.0f} s to its deadline"
+        return f"  {activity.owner}: {step} ({now - activity.started:.0f} s{left})"

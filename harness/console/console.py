@@ -35,7 +35,7 @@ from harness.console.stream import Stream
 from harness.console.terminal import Screen
 from harness.console.view import View
 from harness.console.watch import DEFAULT_WATCHERS, Sighting, Watcher
-from harness.deadline import UNSCALED, Limit, Scale
+from harness.deadline import UNSCALED, Deadline, Limit, Scale, by_name
 from harness.errors import GuestError, HarnessError, WaitTimeoutError
 from harness.result import Result
 
@@ -73,6 +73,7 @@ class Console:
         on_failure: Called in the drain thread with the error of a watcher that ends the waits, so
             that the failure can reach the rest of the failure scope.
         scale: The scale of the machine's deadlines.
+        waiting: Called with what a wait waits for and its deadline; returns the context of the wait.
 
     Raises:
         OSError: The log or the recording cannot be created.
@@ -91,8 +92,10 @@ class Console:
         on_eof: Callable[[], BaseException] | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
         scale: Scale = UNSCALED,
+        waiting: Callable[[str, Deadline], AbstractContextManager[None]] | None = None,
     ) -> None:
         self._scale = scale
+        self._waiting = waiting or (lambda awaited, limit: contextlib.nullcontext())
         self._stream = Stream(
             sock,
             log=log,
@@ -147,10 +150,11 @@ class Console:
     ) -> Match:
         """Wait until the output matches a regular expression, by the rules of pexpect.
 
-        The search starts where the last match ended. Of several patterns, the one whose match
-        starts first in the output wins; of those, the first in the list. The dot matches newlines,
-        unless a compiled pattern says otherwise. As in pexpect, a pattern that ends in ``.*``
-        matches only the output that has arrived by then.
+        A ``str`` is a regular expression here, unlike in :meth:`wait_for_screen`; :meth:`expect_exact`
+        takes plain texts. The search starts where the last match ended. Of several patterns, the one
+        whose match starts first in the output wins; of those, the first in the list. The dot matches
+        newlines, unless a compiled pattern says otherwise. As in pexpect, a pattern that ends in
+        ``.*`` matches only the output that has arrived by then.
 
         Args:
             patterns: One or several regular expressions; ``str`` is matched as UTF-8.
@@ -165,7 +169,9 @@ class Console:
         """
         listed = _listed(patterns)
         limit = self._scale.limit(deadline, EXPECT_SECONDS)
-        return self._talk.search(regex_searcher(listed), describe(listed), limit, since, window)
+        awaited = describe(listed)
+        with self._waiting(f"wait for {awaited}", limit):
+            return self._talk.search(regex_searcher(listed), awaited, limit, since, window)
 
     def expect_exact(
         self,
@@ -178,7 +184,9 @@ class Console:
         listed = [texts] if isinstance(texts, (str, bytes)) else list(texts)
         window = max(len(text) * 4 for text in listed)
         limit = self._scale.limit(deadline, EXPECT_SECONDS)
-        return self._talk.search(text_searcher(listed), describe(listed), limit, since, window)
+        awaited = describe(listed)
+        with self._waiting(f"wait for {awaited}", limit):
+            return self._talk.search(text_searcher(listed), awaited, limit, since, window)
 
     def mark(self) -> int:
         """Return the current end of the output, for :meth:`since` and :meth:`expect`."""
@@ -247,6 +255,7 @@ class Console:
             WaitTimeoutError: The deadline passed before the guest accepted all bytes.
             HarnessError: The console has failed.
         """
+        by_name("console.press", keys)
         application = self._view.application_keys
         data = b"".join(key_bytes(key, application=application) for key in keys)
         self.send(data, deadline)
@@ -275,7 +284,9 @@ class Console:
             WaitTimeoutError: The deadline passed; its hint says what the console shows.
             HarnessError: The console has failed.
         """
-        self._talk.log_in(user, password, self._scale.limit(deadline, LOGIN_SECONDS))
+        limit = self._scale.limit(deadline, LOGIN_SECONDS)
+        with self._waiting("log in on the console", limit):
+            self._talk.log_in(user, password, limit)
 
     @property
     def dialogue(self) -> Dialogue:
@@ -307,7 +318,9 @@ class Console:
             OutputLostError: The guest had no room for the output.
             HarnessError: The console has failed.
         """
-        result = self._talk.run(command, self._scale.limit(deadline, RUN_SECONDS))
+        limit = self._scale.limit(deadline, RUN_SECONDS)
+        with self._waiting(f"run on the console: {command[:200]}", limit):
+            result = self._talk.run(command, limit)
         return result.check() if check else result
 
     def export_shell(self) -> tuple[int, str] | None:
@@ -381,15 +394,24 @@ class Console:
     def wait_for_screen(self, pattern: str | re.Pattern[str], deadline: Limit = None) -> Screen:
         """Wait until the screen contains a text, or a match of a compiled regular expression.
 
+        A text is literal here, unlike in :meth:`expect`: ``"a *"`` is a letter, a blank and a star.
+
+        The screen is looked at while the guest draws it. So wait for what the program draws last, or
+        for all that the test needs at once, by one expression.
+
         Args:
-            pattern: A plain text or a compiled regular expression.
+            pattern: A plain text, or ``re.compile(...)`` for a regular expression, in which ``^`` and
+                ``$`` match at lines with ``re.MULTILINE`` only.
             deadline: 60 s on a good host by default.
 
         Raises:
             WaitTimeoutError: The deadline passed; its note shows the screen.
             HarnessError: The console has failed.
         """
-        return self._view.wait_for(pattern, self._scale.limit(deadline, EXPECT_SECONDS))
+        limit = self._scale.limit(deadline, EXPECT_SECONDS)
+        shown = pattern if isinstance(pattern, str) else pattern.pattern
+        with self._waiting(f"wait for {shown!r} on the screen", limit):
+            return self._view.wait_for(pattern, limit)
 
     # Failure.
 

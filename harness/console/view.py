@@ -53,7 +53,8 @@ class View:
                 return screen
             if self._stream.wait_past(end, limit.timeout()) <= end:
                 shown = pattern if isinstance(pattern, str) else pattern.pattern
-                error = timeout_error(self._stream, f"{shown!r} on the screen", limit)
+                hint = _hint(pattern, self.screen)
+                error = timeout_error(self._stream, f"{shown!r} on the screen", limit, hint)
                 error.add_note(f"on the screen:\n{self.screen.text}")
                 raise error
 
@@ -80,3 +81,24 @@ class View:
             self._terminal.feed(self._stream.read(self._shown, end))
             self._shown = end
         return self._terminal
+
+
+def _hint(pattern: str | re.Pattern[str], screen: Screen) -> str:
+    """Return what may be wrong with a pattern that was not on the screen; often empty."""
+    if isinstance(pattern, re.Pattern):
+        if not pattern.flags & re.MULTILINE and re.search(r"[$^]", pattern.pattern):
+            lines = re.compile(pattern.pattern, pattern.flags | re.MULTILINE)
+            if screen.contains(lines):
+                return "it matches with re.MULTILINE, with which ^ and $ stand at each line"
+        return ""
+    if re.search(r"[\\*+?\[\](){}|^$.]", pattern):
+        try:
+            found = screen.contains(re.compile(pattern, re.MULTILINE))
+        except re.error:
+            return ""
+        if found:
+            return (
+                "a text is literal here; as a regular expression it would match: "
+                f"wait_for_screen(re.compile({pattern!r}))"
+            )
+    return ""

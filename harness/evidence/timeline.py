@@ -90,6 +90,24 @@ class Timeline:
             step.seconds = round(self._now() - step.start, 4)
             self._changed(step)
 
+    @contextlib.contextmanager
+    def waiting(self, name: str, *, machine: str, limit: float) -> Iterator[None]:
+        """Show the block as a step while it lasts, without a record.
+
+        Args:
+            name: What is waited for.
+            machine: The name of the machine.
+            limit: The seconds until the deadline.
+        """
+        step = Step(name, machine, 0, round(self._now(), 4), data={"limit": limit})
+        listener = self._listener or (lambda step: None)
+        listener(step)
+        try:
+            yield
+        finally:
+            step.seconds = round(self._now() - step.start, 4)
+            listener(step)
+
     def note(self, name: str, *, machine: str = "", **data: Any) -> None:
         """Record an event that takes no time."""
         with self.step(name, machine=machine, **data):

@@ -38,7 +38,7 @@ class Commands:
         """Wait until commands can be run."""
         parts = self._parts
         with (
-            parts.timeline.step("wait until ready", machine=parts.name),
+            parts.timeline.step("wait until ready", machine=parts.name, limit=limit.seconds),
             self._power.watchdog.watching(self._os.idle_seconds),
         ):
             if self.on_console:
@@ -49,7 +49,9 @@ class Commands:
     def execute(self, command: str, limit: Deadline) -> Result:
         """Run a command and return its result."""
         parts = self._parts
-        with parts.timeline.step(f"run: {command[:200]}", machine=parts.name) as step:
+        with parts.timeline.step(
+            f"run: {command[:200]}", machine=parts.name, limit=limit.seconds
+        ) as step:
             if self.on_console:
                 result = parts.console.run(command, limit)
             else:
@@ -77,7 +79,9 @@ class Commands:
         # A guest has no event for an arbitrary condition. So the guest itself repeats the command: for
         # the host it is one command, and the pauses between the tries are the guest's.
         loop = f"until ( {command}\n); do sleep 0.2 2>/dev/null || sleep 1; done"
-        with parts.timeline.step(f"wait until succeeds: {command[:200]}", machine=parts.name):
+        with parts.timeline.step(
+            f"wait until succeeds: {command[:200]}", machine=parts.name, limit=limit.seconds
+        ):
             try:
                 return self.execute(loop, limit).stdout
             except WaitTimeoutError as error:
@@ -118,7 +122,7 @@ class Commands:
     def reboot(self, limit: Deadline) -> None:
         """Reboot in order and wait until the machine is ready with a new boot id."""
         parts = self._parts
-        with parts.timeline.step("reboot", machine=parts.name):
+        with parts.timeline.step("reboot", machine=parts.name, limit=limit.seconds):
             before = self.boot_id()
             mark = parts.qmp.mark()
             command = self._os.request_reboot()

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self
 
-from harness.deadline import Deadline, Scale
+from harness.deadline import Deadline, Scale, by_name
 from harness.errors import GuestError, HarnessError, UsageError
 from harness.evidence.timeline import Timeline
 from harness.host.scheduler import Turn
@@ -258,7 +258,7 @@ class Machine(Generic[OS_co]):
         self._commands.wait_ready(self._os.limit("ready", deadline, 60))
         return self
 
-    def execute(self, command: str, *, deadline: Limit = None) -> Result:
+    def execute(self, command: str, deadline: Limit = None) -> Result:
         """Run a command and return its result.
 
         It runs over SSH; on the console where the machine has no SSH, or where
@@ -285,9 +285,8 @@ class Machine(Generic[OS_co]):
             CommandError: A command ended with a status other than 0.
             WaitTimeoutError: The deadline passed.
         """
-        return "".join(
-            self.execute(command, deadline=deadline).check().stdout for command in commands
-        )
+        by_name("machine.succeed", commands)
+        return "".join(self.execute(command, deadline).check().stdout for command in commands)
 
     def fail(self, *commands: str, deadline: Limit = None) -> str:
         """Run commands that must fail and return their output.
@@ -300,6 +299,7 @@ class Machine(Generic[OS_co]):
             CommandError: A command succeeded.
             WaitTimeoutError: The deadline passed.
         """
+        by_name("machine.fail", commands)
         return "".join(self._commands.fail(command, self._limit(deadline)) for command in commands)
 
     def wait_until_succeeds(self, command: str, deadline: Limit = None) -> str:

@@ -33,7 +33,7 @@ class Power:
         """Wait until the guest has powered off by itself, then stop the machine."""
         parts = self._parts
         parts.ending.intend()
-        with parts.timeline.step("wait for power-off", machine=parts.name):
+        with parts.timeline.step("wait for power-off", machine=parts.name, limit=limit.seconds):
             parts.wait_for_event("the guest to power off", ("SHUTDOWN",), limit, since=0)
         parts.stop()
 
@@ -41,7 +41,7 @@ class Power:
         """Press the power button, wait until the guest has powered off, then stop the machine."""
         parts = self._parts
         parts.ending.intend()
-        with parts.timeline.step("shut down by ACPI", machine=parts.name):
+        with parts.timeline.step("shut down by ACPI", machine=parts.name, limit=limit.seconds):
             mark = parts.qmp.mark()
             parts.qmp.execute("system_powerdown")
             parts.wait_for_event("the guest to power off", ("SHUTDOWN",), limit, since=mark)
@@ -50,7 +50,7 @@ class Power:
     def wait_for_reset(self, limit: Deadline, *, since: int) -> None:
         """Wait until the guest resets, or return if it has since a mark."""
         parts = self._parts
-        with parts.timeline.step("wait for reset", machine=parts.name):
+        with parts.timeline.step("wait for reset", machine=parts.name, limit=limit.seconds):
             parts.wait_for_event("the guest to reset", ("RESET",), limit, since=since)
 
     @contextlib.contextmanager

@@ -179,6 +179,9 @@ class _Starting:
             on_eof=functools.partial(self._ending.explain_console_end, process),
             on_failure=self._ending.on_console_failure,
             scale=scale,
+            waiting=lambda awaited, limit: self._setup.timeline.waiting(
+                awaited, machine=spec.name, limit=limit.remaining()
+            ),
         )
         stack.callback(console.close)
         self._scope.add(console)

@@ -106,9 +106,9 @@ class Installable(Versioned, Slotted, Refuser, Protocol):
     def install(
         self,
         answers: Install,
+        deadline: Deadline | float | None = None,
         *,
         confirm: bool = True,
-        deadline: Deadline | float | None = None,
     ) -> None:
         """Install over the console, answering the installer's questions as a person would.
 
@@ -189,9 +189,9 @@ class Upgradable(Versioned, SlotLister, Refuser, Protocol):
     def upgrade(
         self,
         source: str,
+        deadline: Deadline | float | None = None,
         *,
         allow_downgrade: bool = False,
-        deadline: Deadline | float | None = None,
     ) -> str:
         """Install the version that ``source`` offers into the other slot; the next boot runs it.
 

@@ -140,9 +140,9 @@ class Skiff(Profile):
     def upgrade(
         self,
         source: str,
+        deadline: Deadline | float | None = None,
         *,
         allow_downgrade: bool = False,
-        deadline: Deadline | float | None = None,
     ) -> str:
         """Run ``skiff-upgrade``."""
         words = ["skiff-upgrade", *(["--allow-downgrade"] if allow_downgrade else []), source]
@@ -307,9 +307,9 @@ class Skiff(Profile):
     def install(
         self,
         answers: Install,
+        deadline: Deadline | float | None = None,
         *,
         confirm: bool = True,
-        deadline: Deadline | float | None = None,
     ) -> None:
         """Install over the console, answering the installer's questions as a person would.
 

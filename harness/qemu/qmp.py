@@ -159,7 +159,6 @@ class Qmp:
         self,
         command: str,
         arguments: dict[str, Any] | None = None,
-        *,
         deadline: Deadline | None = None,
     ) -> Any:
         """Run a command and return its result.
