@@ -261,7 +261,6 @@ class Ssh(Connection):
         target: str,
         deadline: Limit = None,
         *,
-        *,
         mode: int | None = None,
     ) -> None:
         """Copy a file, bytes or text into the guest: over SFTP, or by ``cat`` where that is missing.
