@@ -230,6 +230,9 @@ class Suspects:
                 and (sighting.offset < previous.ended or self._repeats(previous, end))
             ):
                 return True
+            # The request comes before the answer, and may come in one piece with it.
+            if command is not None and self._is_echo(sighting, command):
+                return True
             if command is not None and self._answers(command, end):
                 self._keep(sighting, command, True)
                 return True
@@ -238,8 +241,6 @@ class Suspects:
                 return True
             if command is None:
                 return False
-            if self._is_echo(sighting, command):
-                return True
             if issubclass(sighting.watcher.error, PanicError):
                 self._keep(sighting, command, False)
                 return True

@@ -74,6 +74,7 @@ def healthy(console: Console) -> None:
     [
         ("printf 'BUG: 42 fixed the thing\\n'", "BUG: 42 fixed the thing\n"),
         ("grep -c '[    1.234567] Kernel panic - not syncing' /dev/null || true", "0\n"),
+        ("grep -c '[    1.234567] BUG: x' /dev/null || true", "0\n"),
         ("echo 'Welcome to emergency mode!'", "Welcome to emergency mode!\n"),
         ("printf 'BUG: without a newline'", "BUG: without a newline"),
         ("printf '\\033[31mBUG: red\\033[0m\\n'", "\x1b[31mBUG: red\x1b[0m\n"),
@@ -221,6 +222,15 @@ def test_a_guest_that_answers_after_a_broken_answer_has_not_panicked(one: Shell)
     guest.tamper = tamper
     assert console.run(LONG, SOON).stdout.count("\n") == 9
     assert inserted
+    with pytest.raises(WaitTimeoutError):
+        console.expect("never printed", 3.0)  # longer than the silence that confirms a suspect
+    healthy(console)
+
+
+def test_a_silent_command_that_contains_such_words_is_no_crash(one: Shell) -> None:
+    console, _ = one
+    command = ": '[    1.234567] Kernel panic - not syncing'; sleep 4; echo on"
+    assert console.run(command, SOON).stdout == "on\n"
     healthy(console)
 
 
