@@ -144,7 +144,8 @@ def _panic_printed(folder: Path) -> float:
 
 def _killed(here: Lab) -> float:
     at: list[float] = []
-    with here.boot(name="killed") as machine:
+    # A failed machine fails its scope, and nothing boots in a scope that has failed.
+    with here.child("killed") as child, child.boot(name="killed") as machine:
         machine.console.expect_exact("login: ")
 
         def kill() -> None:
