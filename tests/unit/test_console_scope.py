@@ -62,7 +62,7 @@ class Pair:
         return console, far
 
     def panic_b(self) -> None:
-        """Let machine b panic, and return when the test's scope has failed."""
+        """Let machine b panic, and return when machine a's console has failed."""
         self.guest_b.sendall(PANIC)
         with pytest.raises(PanicError):
             self.b.expect("never", LONG)
@@ -70,6 +70,9 @@ class Pair:
             poller = select.poll()
             poller.register(alarm, 0)
             assert poller.poll(SOON * 1000)
+        # The scope has failed; its leaves are told one after the other.
+        with pytest.raises(PanicError):
+            self.a.expect("never", LONG)
 
 
 @pytest.fixture
