@@ -13,10 +13,12 @@ line. With a timestamp, a kernel line may start anywhere: printk does not wait f
 its line, and a panic is often printed after a prompt.
 
 Sources of the texts: Linux ``kernel/panic.c``, ``arch/*/mm/fault.c``, ``mm/oom_kill.c``,
-``lib/bug.c``; systemd ``units/emergency.service``, ``units/rescue.service``,
-``src/firstboot/firstboot.c``, ``src/core/crash-handler.c``; util-linux ``sulogin.c``; dracut
-``dracut-emergency.sh``; initramfs-tools ``scripts/functions``; EDK2 ``BdsEntry.c``, ``Shell.uni``;
-SeaBIOS ``src/boot.c``.
+``lib/bug.c``; systemd ``src/sulogin-shell/sulogin-shell.c``, ``src/firstboot/firstboot.c``,
+``src/core/crash-handler.c``; util-linux ``login-utils/sulogin.c``; EDK2 ``BdsEntry.c``,
+``Shell.uni``; SeaBIOS ``src/boot.c``. Of the initramfs generators: dracut ``dracut-emergency.sh``
+and ``dracut-lib.sh`` (``emergency_shell``); initramfs-tools ``scripts/functions`` (``panic``, which
+the scripts of mdadm and cryptsetup call as well) and ``scripts/local``; mkinitcpio ``init`` and
+``init_functions``; Alpine's mkinitfs ``initramfs-init.in``; NixOS ``stage-1-init.sh``.
 """
 
 from __future__ import annotations
@@ -168,20 +170,43 @@ DEFAULT_WATCHERS: Final = (
         "emergency",
         "the guest is in emergency mode",
         EmergencyModeError,
-        ["emergency mode", "rescue mode", "the root account is locked", "emergency shell"],
+        ["emergency mode", "rescue mode", "the root account is locked", "for maintenance"],
         r"^(?:(?:You are in|Welcome to|Entering) (?:emergency|rescue) mode"
         r"|Cannot open access to console, the root account is locked"
-        r"|You are now being dropped into an emergency shell"
-        r"|initramfs emergency recovery shell launched)",
+        r"|(?:Give root password|Press Enter) for maintenance)",
         "the log shows which unit failed before",
     ),
     watcher(
         "initramfs",
-        "the guest's initramfs gave up and started a shell",
+        "the guest's initramfs gave up",
         EmergencyModeError,
-        ["(initramfs)", "Dropping to a shell", "dracut:/#"],
-        r"^(?:\(initramfs\)|ALERT! .*Dropping to a shell!|dracut:/# ?$)",
-        "the initramfs did not find the root file system: see root= and the disks in the log",
+        [
+            "(initramfs)",
+            "Dropping to a shell",
+            "due to panic= boot argument",
+            "dracut:/#",
+            "Dropping to debug shell",
+            "To debug this issue add",
+            "emergency shell",
+            "dropped to a recovery shell",
+            "recovery shell launched",
+            "Launching initramfs emergency",
+            "Launching emergency recovery",
+            "in stage 1 of the boot process",
+        ],
+        r"^(?:\(initramfs\)|ALERT! .*Dropping to a shell!"  # initramfs-tools
+        r"|(?:Rebooting|Halting) automatically due to panic= boot argument"
+        r"|dracut:/# ?$|Dropping to debug shell\.$"  # dracut
+        r"|You are (?:now being dropped into an emergency|being dropped to a recovery) shell"
+        r"|initramfs emergency recovery shell launched"  # Alpine, old and new
+        r"|Launching initramfs emergency recovery shell"
+        r"|An error occurr?ed in stage 1 of the boot process)"  # NixOS
+        # On the same line as what has failed: dracut's warning and Alpine's.
+        r"|: (?:Boot|Shutdown) has failed\. To debug this issue add "
+        r"| failed\. initramfs emergency recovery shell launched"
+        r"|/init not found in new root\. Launching emergency recovery shell",
+        "the initramfs did not find the root file system, or could not use it: see root= and the disks"
+        " in the log",
     ),
     watcher(
         "init-crash",
