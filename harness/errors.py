@@ -280,6 +280,7 @@ class WaitTimeoutError(HarnessError):
         seconds: The length of the wait.
         last_output: The end of the guest's output.
         silent: For how many seconds the guest had printed nothing; ``None`` if unknown.
+        remarks: What else is known of the guest: a boot loader's screen, its kernel's complaints.
         evidence: The path of the whole log.
         hint: The next thing to try.
     """
@@ -293,6 +294,7 @@ class WaitTimeoutError(HarnessError):
         *,
         last_output: str = "",
         silent: float | None = None,
+        remarks: str = "",
         evidence: str = "",
         hint: str = "",
     ) -> None:
@@ -303,15 +305,18 @@ class WaitTimeoutError(HarnessError):
         what = f"waited {seconds:.1f} s for {waited_for}"
         if silent is not None:
             what += f"; the guest has been silent for {silent:.1f} s"
+        if remarks:
+            what += f"; {remarks}"
         if last_output:
             what += "\n" + _indent("last output", last_output)
         super().__init__(what, evidence=evidence, hint=hint)
 
 
 class GuestIdleError(WaitTimeoutError):
-    """A guest hangs while it comes up: it neither printed nor computed for minutes.
+    """A guest hangs while it comes up: it made no progress for minutes.
 
-    The cause is unclear: an image may wait for a key, an emulator may have lost an interrupt.
+    Its kernel may have complained all the time. The cause is unclear: an image may wait for a key, an
+    emulator may have lost an interrupt.
     """
 
 

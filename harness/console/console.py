@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from harness.console.attach import attach
+from harness.console.complaints import COMPLAINTS
 from harness.console.conversation import Conversation
 from harness.console.dialogue import Dialogue
 from harness.console.expect import (
@@ -31,12 +32,15 @@ from harness.console.expect import (
 )
 from harness.console.failures import Expected
 from harness.console.keys import key_bytes
+from harness.console.known import remarks
 from harness.console.stream import Stream
 from harness.console.terminal import Screen
 from harness.console.view import View
 from harness.console.watch import DEFAULT_WATCHERS, Sighting, Watcher
 from harness.deadline import UNSCALED, Deadline, Limit, Scale, by_name
 from harness.errors import GuestError, HarnessError, WaitTimeoutError
+from harness.evidence.findings import Findings
+from harness.evidence.timeline import Timeline
 from harness.result import Result
 
 EXPECT_SECONDS: Final = 60.0
@@ -66,6 +70,7 @@ class Console:
         cast: The file of the asciicast recording; ``None`` records nothing.
         name: The name of the machine, for messages.
         watchers: The watchers whose errors end waits.
+        findings: Records what the guest's kernel complains of; in memory by default.
         columns: The width of the terminal in characters.
         rows: The height of the terminal in characters.
         on_eof: Returns the error for a connection that the guest's side closed. It is called in
@@ -87,6 +92,7 @@ class Console:
         cast: Path | None,
         name: str,
         watchers: Iterable[Watcher] = DEFAULT_WATCHERS,
+        findings: Findings | None = None,
         columns: int = 80,
         rows: int = 24,
         on_eof: Callable[[], BaseException] | None = None,
@@ -101,8 +107,9 @@ class Console:
             log=log,
             cast=cast,
             name=name,
-            watchers=watchers,
+            watchers=(*watchers, *COMPLAINTS),
             size=(columns, rows),
+            findings=findings or Findings(Timeline(), name),
             on_eof=on_eof,
             on_failure=on_failure,
             scale=scale,
@@ -212,6 +219,15 @@ class Console:
     def silent_for(self) -> float:
         """Return the seconds since the last output."""
         return self._stream.silent_for()
+
+    @property
+    def findings(self) -> Findings:
+        """What the guest's kernel complained of, such as RCU stalls; ``str()`` puts it in words."""
+        return self._stream.findings
+
+    def remarks(self) -> str:
+        """Return the known boot loader's screen, if one is shown, and the findings, for messages."""
+        return remarks(self._stream)
 
     # Typing.
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from harness.console.known import remarks
 from harness.console.stream import Stream
 from harness.deadline import Deadline
 from harness.errors import UsageError, WaitTimeoutError
@@ -121,6 +122,7 @@ def timeout_error(stream: Stream, waited_for: str, deadline: Deadline, hint: str
         deadline.elapsed,
         last_output=stream.tail(),
         silent=stream.silent_for(),
+        remarks=remarks(stream),
         evidence=str(stream.log),
         hint=hint,
     )

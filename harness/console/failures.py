@@ -61,7 +61,8 @@ class Expected:
         return bool(self.sightings)
 
     def _offer(self, sighting: Sighting) -> bool:
-        if not issubclass(sighting.watcher.error, self._kinds):
+        error = sighting.watcher.error
+        if error is None or not issubclass(error, self._kinds):
             return False
         if len(self.sightings) < _KEPT:
             self.sightings.append(sighting)
@@ -119,12 +120,17 @@ class Failures:
         self.sightings: list[Sighting] = []
 
     def add(self, sighting: Sighting) -> bool:
-        """Record a sighting of a watcher; return whether it became the failure."""
+        """Record a sighting of a watcher; return whether it became the failure.
+
+        A complaint is no failure, and is not recorded here.
+        """
+        kind = sighting.watcher.error
+        if kind is None:
+            return False
         with self.condition:
             if len(self.sightings) < _KEPT:
                 self.sightings.append(sighting)
             self.condition.notify_all()
-            kind = sighting.watcher.error
             # A list, not any(): every open block records the sighting.
             if [block for block in self._expected if block._offer(sighting)]:
                 return False

@@ -28,6 +28,7 @@ from harness.console.text import last_lines
 from harness.console.watch import Scanner, Sighting, Watcher
 from harness.deadline import UNSCALED, Scale
 from harness.errors import DiskFullError, HarnessError, QemuExitedError, StoreError
+from harness.evidence.findings import Findings
 
 _CHUNK: Final = 1024 * 1024
 _TAIL: Final = 64 * 1024
@@ -44,6 +45,7 @@ class Stream:
         name: The name of the machine, for messages.
         watchers: The watchers whose errors end waits.
         size: The columns and rows of the terminal.
+        findings: Records what the guest's kernel complains of.
         on_eof: Returns the error for a connection that the guest's side closed; called in the
             drain thread.
         on_failure: Called with the error of a watcher that ends the waits; in the drain thread.
@@ -55,6 +57,7 @@ class Stream:
         condition: Notified of output and of failures.
         failures: The failure that ends waits.
         suspects: The words of a crash that a command may have printed.
+        findings: What the guest's kernel complained of.
         outbox: The writing side.
         queries: Answers the queries of the guest.
 
@@ -71,6 +74,7 @@ class Stream:
         name: str,
         watchers: Iterable[Watcher],
         size: tuple[int, int],
+        findings: Findings,
         on_eof: Callable[[], BaseException] | None,
         on_failure: Callable[[BaseException], None] | None = None,
         scale: Scale = UNSCALED,
@@ -78,6 +82,7 @@ class Stream:
         self.name = name
         self.log = log
         self.scale = scale
+        self.findings = findings
         self._sock = sock
         self._on_eof = on_eof
         self._on_failure = on_failure
@@ -179,9 +184,10 @@ class Stream:
         return max(0.0, time.monotonic() - self.last_at)
 
     def evidence(self) -> str:
-        """Return the path of the log and its last lines, for an error."""
-        tail = self.tail()
-        return f"{self.log}\n{tail}" if tail else str(self.log)
+        """Return the path of the log, the findings and the last lines, for an error."""
+        found = str(self.findings)
+        parts = [str(self.log), f"its kernel complained: {found}" if found else "", self.tail()]
+        return "\n".join(filter(None, parts))
 
     def fail(self, error: BaseException) -> None:
         """End every wait with ``error``, at the current end of the output; never blocks."""
@@ -280,8 +286,16 @@ class Stream:
         """Process the output that was held back while it arrived in small pieces."""
         if self._cast is not None:
             self._cast.flush(now)
-        self._record(self._scanner.flush())
+        sightings = self._scanner.flush()
+        self._hear(sightings)
+        self._record(sightings)
         self.suspects.settle(self.silent_for())
+
+    def _hear(self, sightings: list[Sighting]) -> None:
+        """Record the complaints among the sightings; holds no lock, because it writes a file."""
+        for sighting in sightings:
+            if sighting.watcher.error is None:
+                self.findings.hear(sighting.watcher.name, sighting.watcher.what, sighting.line)
 
     def _record(self, sightings: list[Sighting]) -> None:
         if sightings:
@@ -313,6 +327,7 @@ class Stream:
         if self._cast is not None:
             self._cast.feed(chunk, now)
         sightings = self._scanner.feed(self._buffer, start, end, offset)
+        self._hear(sightings)
         if self.queries.concerns(self._buffer, start, end):
             self.queries.feed(bytes(chunk), bytes(self._tail[-8192:]), offset, now)
         with self.condition:
@@ -377,8 +392,9 @@ class Stream:
 
     def _explain(self, sighting: Sighting) -> BaseException:
         w = sighting.watcher
-        allow = f"`with machine.expecting({w.error.__name__})`"
-        return w.error(
+        kind = w.error or HarnessError
+        allow = f"`with machine.expecting({kind.__name__})`"
+        return kind(
             f"{self.name}: {w.what}: {sighting.line}{sighting.note}",
             evidence=self.evidence(),
             hint=f"{w.hint}; where the test causes it on purpose: {allow}",

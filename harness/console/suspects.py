@@ -217,6 +217,8 @@ class Suspects:
             sighting: The sighting.
             end: The end of the output.
         """
+        if (error := sighting.watcher.error) is None:
+            return False  # a complaint of the kernel ends no wait
         with self._condition:
             words = sighting.words
             previous, command = self._previous, self._current
@@ -241,7 +243,7 @@ class Suspects:
                 return True
             if command is None:
                 return False
-            if issubclass(sighting.watcher.error, PanicError):
+            if issubclass(error, PanicError):
                 self._keep(sighting, command, False)
                 return True
             return False

@@ -66,7 +66,8 @@ class Watcher:
     Attributes:
         name: A short name, unique among the watchers of a console.
         what: A clause for the message that says what the guest did.
-        error: The class of the error that ends the waits.
+        error: The class of the error that ends the waits. ``None`` for a complaint of
+            :mod:`harness.console.complaints`, which ends none.
         needles: Byte strings, one of which is in every line that ``pattern`` matches. Rare ones
             cost least.
         pattern: Searched for in the line without escape sequences; ``^`` is the line's start.
@@ -75,7 +76,7 @@ class Watcher:
 
     name: str
     what: str
-    error: type[GuestError]
+    error: type[GuestError] | None
     needles: tuple[bytes, ...]
     pattern: re.Pattern[bytes]
     hint: str
@@ -104,10 +105,10 @@ class Sighting:
 def watcher(
     name: str,
     what: str,
-    error: type[GuestError],
+    error: type[GuestError] | None,
     needles: Iterable[str],
     pattern: str,
-    hint: str,
+    hint: str = "",
 ) -> Watcher:
     """Return a watcher, whose attributes :class:`Watcher` documents.
 

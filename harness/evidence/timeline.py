@@ -1,7 +1,8 @@
 """The timeline of a test: nested steps with their times, written to disk as they happen.
 
 A step is written when it begins and again when it ends, so that a killed run still shows its last
-step. ``timeline.json`` holds all steps, in the order in which they began.
+step. ``timeline.json`` holds all steps, in the order in which they began. Beside them are the
+findings: what the kernels of the machines complained of meanwhile.
 """
 
 from __future__ import annotations
@@ -43,6 +44,34 @@ class Step:
     data: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Finding:
+    """Something that a machine's kernel said of itself; it ends no wait and fails no test.
+
+    Attributes:
+        kind: Its kind, such as ``rcu-stall``: a name of :mod:`harness.console.complaints`.
+        what: The kind in words: ``RCU stall``.
+        machine: The name of the machine.
+        text: The first line of its kind.
+        start: Seconds from the beginning of the timeline to the first.
+        last: Seconds from the beginning of the timeline to the last.
+        count: How often the kernel said it.
+    """
+
+    kind: str
+    what: str
+    machine: str
+    text: str
+    start: float
+    last: float
+    count: int = 1
+
+    def __str__(self) -> str:
+        if self.count == 1:
+            return f"{self.what} at {self.start:.1f} s"
+        return f"{self.what} {self.count} times, {self.start:.1f} to {self.last:.1f} s"
+
+
 class Timeline:
     """The steps of one test.
 
@@ -61,6 +90,7 @@ class Timeline:
         self.path = path
         self.title = title
         self.steps: list[Step] = []
+        self.findings: list[Finding] = []
         self._listener = listener
         self._lock = threading.Lock()
         self._depth = threading.local()
@@ -113,6 +143,24 @@ class Timeline:
         with self.step(name, machine=machine, **data):
             pass
 
+    def find(self, kind: str, what: str, machine: str, text: str) -> Finding:
+        """Record a finding; one of the same kind and machine is counted instead.
+
+        A guest may complain a million times: the file is written at the first of a kind, and with
+        the next step. The later ones cost an addition.
+        """
+        now = round(self._now(), 4)
+        with self._lock:
+            for finding in self.findings:
+                if finding.kind == kind and finding.machine == machine:
+                    finding.count += 1
+                    finding.last = now
+                    return finding
+            finding = Finding(kind, what, machine, text, now, now)
+            self.findings.append(finding)
+        self._write()
+        return finding
+
     def running(self) -> Step | None:
         """Return the innermost step that has not ended."""
         with self._lock:
@@ -122,12 +170,18 @@ class Timeline:
         return time.monotonic() - self._zero
 
     def _changed(self, step: Step) -> None:
+        self._write()
+        if self._listener is not None:
+            self._listener(step)
+
+    def _write(self) -> None:
         if self.path is not None:
             with self._lock:
                 record = {
                     "title": self.title,
                     "began": self._began,
                     "steps": [asdict(step) for step in self.steps],
+                    "findings": [asdict(finding) for finding in self.findings],
                 }
                 # Write, then rename: neither a reader nor a killed run leaves half a file.
                 part = self.path.with_suffix(".part")
@@ -136,5 +190,3 @@ class Timeline:
                 with contextlib.suppress(OSError):
                     part.write_text(json.dumps(record, indent=1, default=str))
                     part.replace(self.path)
-        if self._listener is not None:
-            self._listener(step)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, cast
 
+from harness.console.complaints import DISK
 from harness.errors import QmpError, UnknownNameError, UsageError
 from harness.machine.parts import Parts
 from harness.machine.recording import Recording
@@ -112,6 +113,8 @@ class Disks:
         """Let a disk fail from now on."""
         parts = self._parts
         self.file(name)
+        # Also after heal(): a file system that has lost a write complains for a long time.
+        parts.console.findings.expect(DISK)
         with parts.timeline.step("disk fault", machine=parts.name, disk=name, fault=str(fault)):
             self._filters.insert(name, _FAULT, filters.faulty(self._filters.top(name), fault))
 

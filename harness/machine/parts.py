@@ -123,5 +123,6 @@ class Parts:
                 limit.seconds,
                 last_output=self.console.last_output(),
                 silent=self.console.silent_for(),
+                remarks=self.console.remarks(),
                 evidence=str(self.log),
             ) from error

@@ -22,6 +22,7 @@ from harness.console import Console
 from harness.credentials import passage
 from harness.deadline import UNSCALED, Deadline
 from harness.errors import QemuExitedError, QemuStartError, QmpError, UsageError
+from harness.evidence.findings import Findings
 from harness.host.accel import cpu_model
 from harness.host.scheduler import Turn
 from harness.machine.ending import Ending
@@ -176,6 +177,7 @@ class _Starting:
             log=self._evidence / "serial.log",
             cast=self._evidence / "serial.cast",
             name=spec.name,
+            findings=Findings(self._setup.timeline, spec.name),
             on_eof=functools.partial(self._ending.explain_console_end, process),
             on_failure=self._ending.on_console_failure,
             scale=scale,
@@ -335,7 +337,7 @@ class _Starting:
             log=self._evidence / "ssh.jsonl",
             name=self._spec.name,
             host_key=self._hot.host_key if self._hot is not None else None,
-            guest=lambda: (console.last_output(), console.silent_for()),
+            guest=lambda: (console.last_output(), console.silent_for(), console.remarks()),
             scale=self._turn.scale,
         )
         self._stack.callback(ssh.close)

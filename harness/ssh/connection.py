@@ -50,7 +50,7 @@ class Connection:
         log: Path,
         name: str = "",
         host_key: str | None = None,
-        guest: Callable[[], tuple[str, float]] | None = None,
+        guest: Callable[[], tuple[str, float, str]] | None = None,
         scale: Scale = UNSCALED,
     ) -> None:
         self._scale = scale
@@ -117,12 +117,13 @@ class Connection:
             if limit.expired:
                 self._raise_failure()
                 self._write_log({"connect": self.user, "tries": tries, "error": reason})
-                last_output, silent = self._guest() if self._guest is not None else ("", None)
+                last_output, silent, remarks = self._guest() if self._guest else ("", None, "")
                 raise WaitTimeoutError(
                     f"an SSH login of {self.user} ({tries} tries, the last: {reason})",
                     limit.seconds,
                     last_output=last_output,
                     silent=silent,
+                    remarks=remarks,
                     evidence=str(self.log_path),
                     hint="serial.log may show why sshd or the network of the guest did not start",
                 )

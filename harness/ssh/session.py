@@ -70,7 +70,8 @@ class Ssh(Connection):
         log: The file of the JSON-lines log.
         name: The name of the machine, for results and messages.
         host_key: The pinned host key as ``type base64``; ``None`` pins the first one.
-        guest: Returns the last output of the guest's console, and the seconds since; for messages.
+        guest: Returns the last output of the guest's console, the seconds since, and remarks about
+            it; for messages.
         scale: The scale of the machine's deadlines.
     """
 

@@ -1,0 +1,52 @@
+"""The findings of one machine, for its console to record and its errors to show."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+
+from harness.evidence.timeline import Finding, Timeline
+
+
+class Findings:
+    """What one machine's kernel said of itself; safe from any thread.
+
+    Args:
+        timeline: Gets the findings, and gives them their times.
+        machine: The name of the machine.
+    """
+
+    def __init__(self, timeline: Timeline, machine: str) -> None:
+        self._timeline = timeline
+        self._machine = machine
+        self._found: dict[str, Finding] = {}
+        self._expected: set[str] = set()
+        self._lock = threading.Lock()
+
+    def hear(self, kind: str, what: str, text: str) -> None:
+        """Record a complaint, unless a test provokes complaints of its kind.
+
+        Args:
+            kind: The kind.
+            what: The kind in words.
+            text: The line.
+        """
+        with self._lock:
+            if kind not in self._expected:
+                self._found[kind] = self._timeline.find(kind, what, self._machine, text)
+
+    def expect(self, kind: str) -> None:
+        """From now on, take complaints of a kind as provoked by the test: they are no findings."""
+        with self._lock:
+            self._expected.add(kind)
+
+    def count(self, kinds: Collection[str]) -> int:
+        """Return how many complaints of some kinds there were."""
+        with self._lock:
+            return sum(found.count for kind, found in self._found.items() if kind in kinds)
+
+    def __str__(self) -> str:
+        """Return the findings in words; empty if there are none."""
+        with self._lock:
+            found = sorted(self._found.values(), key=lambda finding: finding.start)
+            return ", ".join(map(str, found))
