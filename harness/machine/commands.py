@@ -39,7 +39,7 @@ class Commands:
         parts = self._parts
         with (
             parts.timeline.step("wait until ready", machine=parts.name, limit=limit.seconds),
-            self._power.watchdog.watching(self._os.idle_seconds),
+            self._power.coming_up(self._os.idle_seconds, self._os.most_restarts),
         ):
             if self.on_console:
                 self._os.login(limit)

@@ -437,14 +437,18 @@ class Machine(Generic[OS_co]):
         return self._power.restarting_at_most(times, since=since)
 
     def coming_up(self) -> AbstractContextManager[None]:
-        """Fail the machine in the block once its guest has been silent and idle for minutes.
+        """Fail the machine in the block once its guest hangs, or restarts over and over.
 
-        For waits until a guest has booted; the profile's ``idle_seconds`` is the time limit.
+        For waits until a guest has booted. It hangs if it makes no progress for the profile's
+        ``idle_seconds``: it prints nothing but repetitions and complaints, reads nothing and computes
+        nothing. It may restart ``most_restarts`` times, or as often as a block of
+        :meth:`restarting_at_most` around this one allows.
 
         Raises:
             GuestIdleError: The guest hangs; raised by every wait on the machine.
+            GuestStoppedError: It was reset too often; raised by every wait on the machine.
         """
-        return self._power.watchdog.watching(self._os.idle_seconds)
+        return self._power.coming_up(self._os.idle_seconds, self._os.most_restarts)
 
     # --- display ------------------------------------------------------------------------------
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from harness.deadline import Deadline
-from harness.errors import GuestIdleError, GuestStoppedError, HarnessError
+from harness.errors import GuestIdleError, GuestStoppedError, HarnessError, WaitTimeoutError
 from harness.machine.parts import Parts
-from harness.machine.watchdog import HangWatchdog
+from harness.machine.vitals import Vitals
+from harness.machine.watchdog import Hang, HangWatchdog
 
 _ONE_RESET: Final = 1.0
 """Seconds; no guest boots and restarts within them, firmware alone takes longer."""
@@ -25,9 +26,8 @@ class Power:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self.watchdog = HangWatchdog(
-            parts.process.activity, parts.console.silent_for, self._report_hang
-        )
+        self._watchdog = HangWatchdog(lambda: Vitals(parts).look, self._report_hang)
+        self._bounds = 0  # the blocks of restarting_at_most() that are open
 
     def wait_for_shutdown(self, limit: Deadline) -> None:
         """Wait until the guest has powered off by itself, then stop the machine."""
@@ -54,6 +54,21 @@ class Power:
             parts.wait_for_event("the guest to reset", ("RESET",), limit, since=since)
 
     @contextlib.contextmanager
+    def coming_up(self, idle_seconds: float, restarts: int) -> Iterator[None]:
+        """Fail the machine in the block once its guest hangs, or restarts over and over.
+
+        Args:
+            idle_seconds: For how long the guest may make no progress.
+            restarts: How often it may be reset. A block of :meth:`restarting_at_most` around this one
+                sets the bound instead.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._watchdog.watching(idle_seconds))
+            if not self._bounds:
+                stack.enter_context(self.restarting_at_most(restarts, since=None))
+            yield
+
+    @contextlib.contextmanager
     def restarting_at_most(self, times: int, *, since: int | None) -> Iterator[None]:
         """Fail the machine in the block as soon as it has been reset more often than ``times``."""
         parts = self._parts
@@ -67,47 +82,76 @@ class Power:
                 if times == 0
                 else f"machine {parts.name} was restarted more often than {times} times",
                 evidence=f"{parts.log}\n{parts.console.last_output()}",
+                hint="see the end of each boot in the log; a scenario in which a system tries more often"
+                " sets its own bound: machine.restarting_at_most(n)",
             )
 
         def check() -> None:
             if (error := too_often()) is not None:
                 raise error
 
-        with parts.ending.checking(too_often):
+        self._bounds += 1
+        try:
+            with parts.ending.checking(too_often):
+                check()
+                yield
             check()
-            yield
-        check()
+        finally:
+            self._bounds -= 1
 
     def restarts(self, since: int = 0) -> int:
-        """Return how often the guest was reset after a mark, since the start by default.
-
-        A reset right after another counts as one with it: SeaBIOS resets the machine once more when it
-        detects that it has run before (its ``src/romlayout.S``, ``entry_post``, and ``src/resume.c``).
-        """
+        """Return how often the guest was reset after a mark, since the start by default."""
         qmp = self._parts.qmp
         times = [event.seconds for event in qmp.seen(("RESET",))]
-        after = len(qmp.seen(("RESET",), since))
-        pairs = list(zip([-math.inf, *times], times, strict=False))
-        return sum(now - before > _ONE_RESET for before, now in pairs[len(times) - after :])
+        return count_restarts(times, len(qmp.seen(("RESET",), since)))
 
-    def _report_hang(self, seconds: float) -> None:
-        """Fail the machine: its guest was silent and idle for ``seconds`` while it came up."""
+    def _report_hang(self, hang: Hang) -> bool:
+        """Fail the machine, whose guest hangs while it comes up; return whether it was running."""
         parts = self._parts
         registers = parts.evidence / "cpus.txt"
         try:
             if not parts.qmp.execute("query-status")["running"]:
-                return  # The test has paused it.
+                return False  # The test has paused it.
             registers.write_text(parts.qmp.human("info registers -a"))
-        except (HarnessError, OSError):
-            return  # It has just ended, and that ends the waits.
+            where = f"the registers of its CPUs are in {registers}"
+        except (WaitTimeoutError, OSError) as error:
+            where = f"the registers of its CPUs are unknown: {error}"
+        except HarnessError:
+            return True  # It has just ended, and that ends the waits.
+        remarks = [
+            f"QEMU took {hang.cpu:.1f} s of CPU meanwhile and waited {hang.starved:.1f} s for more",
+            parts.console.remarks(),
+        ]
         parts.ending.fail(
             GuestIdleError(
-                f"{parts.name} to come up, and it did nothing",
-                seconds,
+                f"{parts.name} to come up, and it made no progress",
+                hang.seconds,
                 last_output=parts.console.last_output(),
                 silent=parts.console.silent_for(),
+                remarks="; ".join(filter(None, remarks)),
                 evidence=str(parts.log),
-                hint=f"the registers of its CPUs are in {registers}; does it wait for a key? If not,"
-                " run it again: emulation loses an interrupt now and then",
+                hint=f"{where}; does it wait for a key? If not, run it again: emulation loses an"
+                " interrupt now and then",
             )
         )
+        return True
+
+
+def count_restarts(times: Sequence[float], last: int) -> int:
+    """Return how many restarts the last resets are.
+
+    A reset right after another is one restart with it: SeaBIOS resets the machine once more when it
+    detects that it has run before (its ``src/romlayout.S``, ``entry_post``, and ``src/resume.c``). It
+    does so once, so a third one begins the next pair: a guest that resets in a loop is not one restart.
+
+    Args:
+        times: The times of all resets in seconds, oldest first.
+        last: How many of them count, from the end.
+    """
+    begins: list[bool] = []
+    first = -math.inf
+    for now in times:
+        second = now - first <= _ONE_RESET
+        begins.append(not second)
+        first = -math.inf if second else now
+    return sum(begins[len(begins) - last :])

@@ -45,7 +45,9 @@ class System(Protocol):
     state_folder: ClassVar[str]
     """A folder below which root can write; it survives reboots and upgrades, but no reset."""
     idle_seconds: ClassVar[float]
-    """How long a booting guest may neither print nor compute, in seconds of its own clock."""
+    """How long a booting guest may make no progress, in seconds of its own clock."""
+    most_restarts: ClassVar[int]
+    """How often a guest may restart while something waits for it to come up."""
 
     @property
     def selection(self) -> Selection:

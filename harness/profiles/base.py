@@ -71,8 +71,12 @@ class Profile(metaclass=_Words):
     """Regular expressions for the system's message, by the reason of a refusal. Any message matches a
     reason that is left out."""
     idle_seconds: ClassVar[float] = 300.0
-    """How long a booting guest may neither print nor compute, in seconds of its own clock. No healthy
-    boot does so for this long: systemd gives up a device after 90 s, and DHCP clients print or retry."""
+    """How long a booting guest may make no progress, in seconds of its own clock: it prints nothing but
+    repetitions and its kernel's complaints, reads nothing and computes nothing. No healthy boot does so
+    for this long: systemd gives up a device after 90 s, and then prints."""
+    most_restarts: ClassVar[int] = 10
+    """How often a guest may restart while something waits for it to come up. Boot counting needs less:
+    three tries for each of two slots, and the reboot that begins it."""
 
     def __init__(
         self, machine: Machine, selection: Selection, account: Account | None = None

@@ -13,7 +13,8 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,26 @@ STDERR_KEPT: Final = 8192
 
 # setpriv requests the signal, then the shell checks that the runner has not died before that.
 _GUARD: Final = '[ "$PPID" = "$0" ] && exec "$@"; exit 125'
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What the threads of a process have done so far.
+
+    Attributes:
+        cpu: The CPU seconds that they took.
+        waits: The seconds for which each was ready to run and waited for a CPU, by thread id.
+    """
+
+    cpu: float
+    waits: Mapping[int, float]
+
+    def starved_since(self, before: Activity) -> float:
+        """Return the longest time that a thread waited for a CPU since an earlier activity."""
+        return max(
+            (wait - before.waits.get(thread, 0.0) for thread, wait in self.waits.items()),
+            default=0.0,
+        )
 
 
 class OwnedProcess:
@@ -96,20 +117,21 @@ class OwnedProcess:
         """The process id."""
         return self._popen.pid
 
-    def activity(self) -> tuple[float, bool]:
-        """Return the CPU seconds used so far, and whether one of the threads is ready to run.
+    def activity(self) -> Activity:
+        """Return what its threads have done so far.
 
-        A process that starves on a crowded host uses little CPU and is always ready
-        (``proc_pid_stat(5)``: ``utime``, ``stime``, ``state``).
+        The kernel counts for each thread how long it was ready to run and waited for a CPU
+        (``Documentation/scheduler/sched-stats.rst``: ``/proc/<pid>/schedstat``); one that was built
+        without that count (``CONFIG_SCHED_INFO``) shows no waiting.
         """
-        ticks, ready = 0, False
-        for path in Path(f"/proc/{self.pid}/task").glob("*/stat"):
+        ticks, waits = 0, {}
+        for task in Path(f"/proc/{self.pid}/task").glob("*"):
             with contextlib.suppress(OSError):
-                # Skip the name, which may contain anything; the state is field 3.
-                fields = path.read_text().rpartition(")")[2].split()
+                # Skip the name, which may contain anything (proc_pid_stat(5)); the state is field 3.
+                fields = (task / "stat").read_text().rpartition(")")[2].split()
                 ticks += int(fields[14 - 3]) + int(fields[15 - 3])
-                ready = ready or fields[0] in "RD"
-        return ticks / os.sysconf("SC_CLK_TCK"), ready
+                waits[int(task.name)] = int((task / "schedstat").read_text().split()[1]) / 1e9
+        return Activity(ticks / os.sysconf("SC_CLK_TCK"), waits)
 
     @property
     def running(self) -> bool:

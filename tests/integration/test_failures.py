@@ -208,7 +208,7 @@ def test_a_guest_that_hangs_while_it_boots_ends_the_wait_for_it(
     machine = lab.boot("micro", cmdline="rdinit=/bin/busybox -- sleep 100000")
     monkeypatch.setattr(type(machine.os), "idle_seconds", 10.0)
     wait = machine.os.login if over == "console" else machine.wait_ready
-    with pytest.raises(GuestIdleError, match="to come up, and it did nothing") as caught:
+    with pytest.raises(GuestIdleError, match="to come up, and it made no progress") as caught:
         wait(UNSCALED.after(FOREVER))
     assert caught.value.verdict is Verdict.TIMEOUT
     assert "RIP=" in (machine.evidence / "cpus.txt").read_text()

@@ -1,0 +1,191 @@
+"""What a guest's kernel says of itself is a finding, and a guest that only complains ends its wait."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import Lab
+from harness.catalog import Selection
+from harness.console.complaints import DISK
+from harness.deadline import UNSCALED
+from harness.errors import (
+    EmergencyModeError,
+    FirmwareShellError,
+    GuestIdleError,
+    GuestStoppedError,
+    Verdict,
+    WaitTimeoutError,
+)
+from harness.machine import Machine
+from harness.qemu.filter import Fault, Filters, faulty
+from harness.spec import MIB, Disk, Firmware, FirmwareKind, MachineSpec
+
+FOREVER = 100_000.0
+MODERATE = 60.0
+"""Seconds, for what takes some on a quiet host."""
+
+
+def kinds(machine: Machine) -> dict[str, int]:
+    """Return the counts of the findings by kind, without those that a busy host provokes."""
+    return {
+        finding.kind: finding.count
+        for finding in machine.timeline.findings
+        if finding.machine == machine.name and finding.kind not in ("clock", "rcu-starved")
+    }
+
+
+def test_a_guest_that_only_complains_ends_its_wait(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = lab.boot("micro", disks=[Disk("data", size=64 * MIB)], cmdline="loglevel=7")
+    machine.os.login()
+    # Two seconds, for ever; a disk that writes a kilobyte a second.
+    machine.console.run(
+        "cd /proc/sys/kernel; echo 2 > hung_task_timeout_secs; echo -1 > hung_task_warnings"
+    )
+    device = "/machine/peripheral/data/virtio-backend"
+    nothing = dict.fromkeys(("bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
+    machine.qmp.execute("block_set_io_throttle", {"id": device, "bps": 1000, **nothing})
+    machine.console.leave()
+    machine.console.send_line("dd if=/dev/zero of=/dev/vda bs=1M count=4 conv=fsync; echo written")
+    machine.console.expect("blocked for more than", MODERATE)
+    # It complains five times as often as it would have to for a sign of life.
+    monkeypatch.setattr(type(machine.os), "idle_seconds", 10.0)
+    with pytest.raises(GuestIdleError) as caught, machine.coming_up():
+        machine.console.expect(r"\r\nwritten", UNSCALED.after(FOREVER))
+    assert caught.value.verdict is Verdict.TIMEOUT
+    said = str(caught.value).splitlines()[0]
+    assert "to come up, and it made no progress" in said
+    assert "its kernel complained: " in said
+    assert "hung task " in said
+    assert "RIP=" in (machine.evidence / "cpus.txt").read_text()
+    (finding,) = [each for each in machine.timeline.findings if each.kind == "hung-task"]
+    assert finding.count > 2
+    assert "INFO: task dd:" in finding.text
+    assert finding.last > finding.start
+
+
+@contextlib.contextmanager
+def standing_still(machine: Machine, cpu: int) -> Iterator[None]:
+    """Stop the thread of one virtual CPU in the block, as an emulator does that loses it: ptrace(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+
+    def ptrace(request: int) -> None:
+        if libc.ptrace(request, thread, None, None):
+            if ctypes.get_errno() in (errno.EPERM, errno.ENOSYS):
+                pytest.skip("ptrace is forbidden here: allow it, kernel.yama.ptrace_scope")
+            raise OSError(ctypes.get_errno(), "ptrace")
+
+    (thread,) = [
+        int(task.name)
+        for task in Path(f"/proc/{machine.pid}/task").iterdir()
+        if (task / "comm").read_text().startswith(f"CPU {cpu}/")
+    ]
+    seize, interrupt, detach = 0x4206, 0x4207, 17
+    ptrace(seize)
+    ptrace(interrupt)
+    os.waitpid(thread, 0x40000000)  # __WALL: threads too.
+    try:
+        yield
+    finally:
+        ptrace(detach)
+
+
+def test_a_cpu_that_stood_still_is_a_finding_and_no_failure(lab: Lab) -> None:
+    machine = lab.boot("micro", cpus=2)
+    machine.os.login()
+    machine.console.run("echo 1 > /proc/sys/kernel/watchdog_thresh")
+    with standing_still(machine, 1), pytest.raises(WaitTimeoutError):
+        machine.console.expect("never", UNSCALED.after(8))
+    machine.console.expect(r"BUG: soft lockup - CPU#\d", MODERATE)
+    assert machine.console.run("echo fine").stdout == "fine\n"
+    assert "soft-lockup" in kinds(machine)
+    assert machine.failure is None
+    assert machine.console.sightings == []
+
+
+def test_a_cpu_that_stands_still_for_ever_ends_the_wait(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = lab.boot("micro", cpus=2)
+    machine.os.login()
+    monkeypatch.setattr(type(machine.os), "idle_seconds", 10.0)
+    with standing_still(machine, 1), pytest.raises(GuestIdleError), machine.coming_up():
+        machine.console.expect("never", UNSCALED.after(FOREVER))
+
+
+def test_an_nmi_and_a_line_of_the_kernels_log_are_findings(lab: Lab) -> None:
+    machine = lab.boot("micro")
+    machine.os.login()
+    machine.qmp.execute("inject-nmi")
+    machine.console.run("echo '<3>irq 16: nobody cared (try booting with' > /dev/kmsg")
+    machine.console.run("true")
+    assert kinds(machine) == {"nmi": 1, "spurious-irq": 1}
+
+
+def test_the_errors_of_a_disk_are_findings_unless_a_test_provokes_them(lab: Lab) -> None:
+    machine = lab.boot("micro", disks=[Disk("data", size=8 * MIB), Disk("other", size=8 * MIB)])
+    machine.os.login()
+    read = "dd if=/dev/vd{} of=/dev/null bs=4k count=1 iflag=direct"
+    # A fault that Harness does not know of.
+    filters = Filters(machine.qmp)
+    filters.insert("data", "broken", faulty(filters.top("data"), Fault(on=("read",))))
+    assert machine.console.run(read.format("a")).status
+    assert machine.console.findings.count({DISK}) > 0
+    before = machine.console.findings.count({DISK})
+    machine.disk_fault("other")
+    assert machine.console.run(read.format("b")).status
+    assert "dev vdb" in machine.console.last_output()
+    assert machine.console.findings.count({DISK}) == before
+
+
+def test_a_guest_that_restarts_in_a_loop_ends_its_wait(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = lab.boot("micro", cmdline="rdinit=/bin/busybox -- reboot -f")
+    monkeypatch.setattr(type(machine.os), "most_restarts", 2)
+    with pytest.raises(GuestStoppedError, match="was restarted more often than 2 times"):
+        machine.os.login(UNSCALED.after(FOREVER))
+    assert machine.restarts == 3
+
+
+def test_a_bound_of_the_test_is_the_one_that_counts(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = lab.boot("micro", cmdline="rdinit=/bin/busybox -- reboot -f")
+    monkeypatch.setattr(type(machine.os), "most_restarts", 0)
+    with (
+        pytest.raises(GuestStoppedError, match="was restarted more often than 2 times"),
+        machine.restarting_at_most(2),
+    ):
+        machine.wait_ready(UNSCALED.after(FOREVER))
+
+
+def test_an_initramfs_that_gives_up_ends_the_wait(lab: Lab) -> None:
+    # As Alpine's does, which has no disk here to mount.
+    script = "busybox echo Launching initramfs emergency recovery shell.; exec busybox sleep 100000"
+    machine = lab.boot("micro", cmdline=f'rdinit=/bin/busybox -- sh -c "{script}"')
+    with pytest.raises(EmergencyModeError, match="initramfs gave up"):
+        machine.os.login(UNSCALED.after(FOREVER))
+
+
+def test_a_wait_for_a_login_names_the_firmwares_setup(lab: Lab, image: Selection) -> None:
+    spec = MachineSpec(
+        "setup", "x86_64", Firmware(FirmwareKind.UEFI), cpus=1, memory=256 * MIB, nics=()
+    )
+    machine = lab.launch(spec, image)
+    # The firmware takes a key for its setup for a moment only; whoever leaves its shell gets there.
+    with machine.expecting(FirmwareShellError):
+        machine.console.expect("Shell> ", MODERATE)
+    machine.console.send_line("exit")
+    machine.console.wait_for_screen("Boot Maintenance Manager", MODERATE)
+    with pytest.raises(WaitTimeoutError, match="its console shows the firmware's setup"):
+        machine.os.login(UNSCALED.after(1))
