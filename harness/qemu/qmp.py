@@ -181,8 +181,9 @@ class Qmp:
         if client is None:
             raise QmpError(f"monitor command {command}: not connected")
         limit = deadline or self._scale.after(30)
-        answer = loop.submit(client.execute(command, arguments))
         with self._changed:
+            # Together, or a failure that comes between them would not end this command.
+            answer = loop.submit(client.execute(command, arguments))
             self._pending.add(answer)
         try:
             return loop.result(answer, limit)
