@@ -77,7 +77,8 @@ class _Suspect:
 
     @property
     def panic(self) -> bool:
-        return issubclass(self.sighting.watcher.error, PanicError)
+        error = self.sighting.watcher.error
+        return error is not None and issubclass(error, PanicError)
 
 
 class Suspects:
