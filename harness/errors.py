@@ -2,28 +2,31 @@
 
 The verdict names the cause, so that a red run can be read without opening a log: ``product`` is the
 image, ``test`` the scenario or its options, ``infra`` the host or Harness itself; with ``timeout`` the
-cause is still unclear. The tree::
+cause is still unclear.
+
+A test that fails by ``infra`` is tried once more, if the class of its error is ``transient``. ``flaky``
+is a test that failed and passed at a later try. The tree, with ``!`` where a second try is of no use::
 
     HarnessError                        infra
     ├── UsageError                      test     bad option, bad file; exit status 2
     │   ├── UnknownNameError                     image, arch, profile...: lists near names
     │   └── CatalogError                         image.yaml, with file:line
     ├── HostError                       infra    the host lacks or broke something
-    │   ├── QemuMissingError
-    │   ├── QemuTooOldError
+    │   ├── QemuMissingError !
+    │   ├── QemuTooOldError !
     │   ├── QemuStartError                       refused its arguments, or died at start
     │   ├── QemuExitedError                      died under a running guest
     │   ├── QmpError                             a command was refused
-    │   ├── FirmwareMissingError
+    │   ├── FirmwareMissingError !
     │   ├── TpmError                             a machine's TPM did not start, or ended
     │   ├── ServiceError                         a service for guests did not start, or ended
     │   ├── StateError                           a saved state is missing or damaged
-    │   │   └── SnapshotError                    a machine cannot be saved while it runs
+    │   │   └── SnapshotError !                  a machine cannot be saved while it runs
     │   ├── StoreError
-    │   │   ├── BuildError                       an image's build script failed
-    │   │   ├── ChecksumError                    both checksums
-    │   │   └── DiskFullError
-    │   └── CancelledError                       Ctrl-C
+    │   │   ├── BuildError !                     an image's build script failed
+    │   │   ├── ChecksumError !                  both checksums
+    │   │   └── DiskFullError !
+    │   └── CancelledError !                     Ctrl-C
     ├── GuestError                      product  the image did something it must not
     │   ├── PanicError
     │   ├── OopsError
@@ -50,9 +53,10 @@ cause is still unclear. The tree::
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class Verdict(StrEnum):
@@ -64,6 +68,7 @@ class Verdict(StrEnum):
     INFRA = "infra"
     TIMEOUT = "timeout"
     KNOWN = "known"
+    FLAKY = "flaky"
 
 
 class HarnessError(Exception):
@@ -73,9 +78,15 @@ class HarnessError(Exception):
         what: The event, in one sentence.
         evidence: The path of the evidence, or its text (a stderr, the last output).
         hint: The next thing to try.
+
+    Attributes:
+        verdict: The cause, by class.
+        transient: Whether the same steps may go well on a machine of their own; if so, a test that it
+            fails by ``infra`` is tried once more.
     """
 
     verdict: ClassVar[Verdict] = Verdict.INFRA
+    transient: ClassVar[bool] = True
 
     def __init__(self, what: str, *, evidence: str = "", hint: str = "") -> None:
         super().__init__(what)
@@ -135,9 +146,13 @@ class HostError(HarnessError):
 class QemuMissingError(HostError):
     """The QEMU binary for an arch is not installed."""
 
+    transient = False
+
 
 class QemuTooOldError(HostError):
     """QEMU is older than the version Harness needs."""
+
+    transient = False
 
 
 class QemuStartError(HostError):
@@ -163,6 +178,8 @@ class ServiceError(HostError):
 class FirmwareMissingError(HostError):
     """No firmware descriptor of QEMU fits; the hint names the package."""
 
+    transient = False
+
 
 class StateError(HostError):
     """A saved state is missing or damaged."""
@@ -170,6 +187,8 @@ class StateError(HostError):
 
 class SnapshotError(StateError):
     """A machine cannot be saved while it runs; names the device that forbids it."""
+
+    transient = False
 
 
 class StoreError(HostError):
@@ -179,17 +198,25 @@ class StoreError(HostError):
 class BuildError(StoreError):
     """An image's build script failed; carries the end of its log and the log's path."""
 
+    transient = False
+
 
 class ChecksumError(StoreError):
     """A fetched file is not the expected one; carries both checksums."""
+
+    transient = False
 
 
 class DiskFullError(StoreError):
     """No space is left where Harness writes."""
 
+    transient = False
+
 
 class CancelledError(HostError):
     """The user interrupted the run."""
+
+    transient = False
 
 
 class GuestError(HarnessError):
@@ -335,3 +362,22 @@ def verdict_of(error: BaseException | None) -> Verdict:
     if isinstance(error, (OSError, MemoryError)):
         return Verdict.INFRA
     return Verdict.TEST
+
+
+_LASTING: Final = (
+    *(FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError),
+    PermissionError,
+)
+"""Errors of the operating system that the same steps meet again."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether a failure by ``infra`` may not happen at a second try.
+
+    No missing file appears by itself, and no full disk gets empty: the first try's evidence stays on it.
+    """
+    if isinstance(error, HarnessError):
+        return error.transient
+    if isinstance(error, OSError):
+        return not isinstance(error, _LASTING) and error.errno not in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, MemoryError)

@@ -46,6 +46,7 @@ from harness.errors import (
     StateError,
     UsageError,
     Verdict,
+    verdict_of,
 )
 from harness.evidence.run import Run
 from harness.evidence.timeline import Step, Timeline
@@ -153,6 +154,7 @@ class _Parts:
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     leases: dict[State, Lease] = field(default_factory=dict)
     failed_states: dict[State, HarnessError] = field(default_factory=dict)
+    built: list[State] = field(default_factory=list)
     servers: dict[type[Server], Server] = field(default_factory=dict)
 
     @_part
@@ -726,7 +728,8 @@ class Lab:
                 say=self.progress.say,
             )
         except HarnessError as error:
-            if error.verdict in (Verdict.PRODUCT, Verdict.TIMEOUT):
+            # By its cause, not by its class: the next test may find a calmer host.
+            if verdict_of(error) in (Verdict.PRODUCT, Verdict.TIMEOUT):
                 error.add_note(f"while the state {state.name} was built, once in this run")
                 self._parts.failed_states[state] = error
             raise
@@ -759,9 +762,31 @@ class Lab:
             except SnapshotError as error:
                 shutil.rmtree(folder, ignore_errors=True)
                 saved = machine.save_disks(folder, error.what, inside=self._parts.cache)
+        self._parts.built.append(state)
         if not self.keep:
             self.run.drop(evidence)
         return saved
+
+    @property
+    def built(self) -> Sequence[State]:
+        """The states that this process has built, in their order; a state may be there twice."""
+        return tuple(self._parts.built)
+
+    def discard(self, states: Sequence[State], why: str) -> None:
+        """Give states back that may be damaged; they are built again when they are next needed.
+
+        Args:
+            states: The states, parents first.
+            why: The reason, for a line of progress: ``its test failed``.
+
+        Raises:
+            StoreError: A state cannot be marked as damaged.
+        """
+        for state in reversed(states):
+            with self._parts.lock:
+                lease = self._parts.leases.pop(state, None)
+            if lease is not None:
+                self.states.discard(lease, self.progress.say, why)
 
     # --- servers ------------------------------------------------------------------------------
 

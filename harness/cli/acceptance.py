@@ -9,7 +9,7 @@ The evidence of the run and its results.json are below .harness/runs (see --evid
 Exit status:
   0   all tests passed
   1   a test failed because of the image (verdict product)
-  2   the user interrupted the run
+  2   the run was interrupted, by the user or by SIGTERM
   3   pytest failed internally
   4   wrong usage: an unknown option, image or path
   5   no test was selected
@@ -17,12 +17,14 @@ Exit status:
   11  a test failed because of the host or of Harness (verdict infra)
   12  a deadline passed (verdict timeout)
 Where failed tests have several verdicts, the status is that of the first of product, test, timeout,
-infra. 0 to 5 are pytest's own.
+infra. 0 to 5 are pytest's own. A test that failed by infra and passed at its second try (verdict
+flaky) has passed; the summary names it.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -109,6 +111,8 @@ def main(options: argparse.Namespace) -> int:
     home = paths.bundled("suites").parent
     # pytest gets a process of its own: it changes signal handlers and output, and it may exit at once.
     with subprocess.Popen(command(options.arguments, home, Path.cwd())) as process:
+        # A supervisor signals this process alone. pytest ends its machines, and writes its results.
+        signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
         while True:
             try:
                 return process.wait()

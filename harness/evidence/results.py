@@ -12,7 +12,8 @@
      "tests": [{"id": "suites/boot/test_live.py::test_no_unit_has_failed", "outcome": "failed",
                 "verdict": "product", "reason": "unit foo.service failed on skiff",
                 "seconds": {"setup": 1.2, "call": 0.4, "teardown": 0.1},
-                "evidence": "boot-test_live-test_no_unit_has_failed", "worker": "gw0"}]}
+                "evidence": "boot-test_live-test_no_unit_has_failed-5d3c6f0a", "worker": "gw0",
+                "tries": []}]}
 
 The file is written whole and renamed: a reader never sees half of it. Paths of evidence are relative to
 the run's folder, so that the folder can be moved.
@@ -42,7 +43,7 @@ STATUS: Final[Mapping[Verdict, int]] = {
 """Exit statuses by verdict, the weightiest verdict first: a run with several has the first one's.
 
 pytest's own statuses, 0 to 5, keep their meaning; 1 says that tests failed, and here that the image is
-at fault.
+at fault. A flaky test has passed: alone, it makes no run fail.
 """
 
 
@@ -53,11 +54,17 @@ class TestResult:
     Attributes:
         id: pytest's node id.
         outcome: ``passed``, ``failed``, ``skipped``; or ``interrupted``, for a test that did not end.
-        verdict: The verdict; empty for a test that was skipped or interrupted.
-        reason: The first line of the failure, or the reason of the skip.
-        seconds: Durations by phase: ``setup``, ``call``, ``teardown``.
-        evidence: Its folder below the run's; empty if nothing was kept.
+        verdict: The verdict; empty for a test that was skipped or interrupted, unless the host
+            interrupted it (``infra``). ``flaky`` is a test that failed and passed at a later try.
+        reason: The first line of the failure, the reason of the skip or of the interruption; of a flaky
+            test, of its first failure.
+        seconds: Durations by phase: ``setup``, ``call``, ``teardown``; those of the last try.
+        evidence: Its folder below the run's; empty if nothing was kept. Of a flaky test, that of the
+            try that failed.
         worker: The worker that ran it; empty where there is one process only.
+        tries: All its tries in order, the last one included; empty for a test that was run once.
+        folder: The evidence of its last try while that goes on.
+        ended: Whether its last try has ended.
     """
 
     __test__ = False
@@ -69,6 +76,41 @@ class TestResult:
     seconds: dict[str, float] = field(default_factory=dict)
     evidence: str = ""
     worker: str = ""
+    tries: list[dict[str, Any]] = field(default_factory=list)
+    folder: str = ""
+    ended: bool = False
+
+    @property
+    def failed_try(self) -> dict[str, Any] | None:
+        """The first of the earlier tries that failed."""
+        return next((each for each in self.tries if each["verdict"] not in _FINE), None)
+
+    def try_again(self) -> None:
+        """Keep what is known as an earlier try, and begin another one."""
+        self.tries.append(self._record())
+        self.outcome, self.verdict, self.reason, self.evidence = "interrupted", "", "", ""
+        self.seconds, self.folder, self.ended = {}, "", False
+
+    def dump(self) -> dict[str, Any]:
+        """Return it as plain JSON."""
+        content = asdict(self)
+        del content["folder"], content["ended"]
+        if self.tries:
+            content["tries"].append(self._record())
+        return content
+
+    def _record(self) -> dict[str, Any]:
+        """Return the last try; of a test that is flaky, it passed."""
+        if self.verdict == Verdict.FLAKY.value:
+            verdict, reason, evidence = Verdict.PASSED.value, "", self.folder
+        else:
+            verdict, reason, evidence = self.verdict, self.reason, self.evidence
+        seconds = dict(self.seconds)
+        return {"verdict": verdict, "reason": reason, "evidence": evidence, "seconds": seconds}
+
+
+_FINE: Final = ("", Verdict.PASSED.value, Verdict.FLAKY.value)
+"""Verdicts of tries that did not fail."""
 
 
 @dataclass
@@ -76,16 +118,17 @@ class Results:
     """The results of a run, collected while it goes on.
 
     Attributes:
-        tests: The result of each test, by node id, in the order in which they began to report.
+        tests: The result of each test, by node id and worker, in the order in which they began. The
+            worker is empty, except where each worker runs all tests.
         began: The start of the run, in seconds of the epoch.
     """
 
-    tests: dict[str, TestResult] = field(default_factory=dict)
+    tests: dict[tuple[str, str], TestResult] = field(default_factory=dict)
     began: float = field(default_factory=time.time)
 
-    def test(self, node_id: str) -> TestResult:
+    def test(self, node_id: str, worker: str = "") -> TestResult:
         """Return the result of a test, made at the first call."""
-        return self.tests.setdefault(node_id, TestResult(node_id))
+        return self.tests.setdefault((node_id, worker), TestResult(node_id))
 
     @property
     def verdicts(self) -> Counter[str]:
@@ -100,8 +143,11 @@ class Results:
         """
         if status != 1:
             return status
-        present = self.verdicts
-        return next((code for verdict, code in STATUS.items() if present[verdict.value]), status)
+        tried = Counter(each["verdict"] for test in self.tests.values() for each in test.tries)
+        # Of a failure that counts, and yet was tried again with success, only the tries tell.
+        counts = (self.verdicts, tried)
+        known = (code for count in counts for name, code in STATUS.items() if count[name.value])
+        return next(known, status)
 
     def write(self, folder: Path, status: int, **facts: Any) -> Path:
         """Write ``results.json`` and return its path.
@@ -121,7 +167,7 @@ class Results:
             "status": status,
             **facts,
             "verdicts": dict(self.verdicts),
-            "tests": [asdict(each) for each in self.tests.values()],
+            "tests": [each.dump() for each in self.tests.values()],
         }
         path = folder / FILE
         jsonfile.write(path, content)

@@ -1,5 +1,8 @@
 """The folder of a run: one sub-folder per test, kept for failed tests or on request.
 
+A test that is tried again has a folder for each try: the first try's is the test's own, and holds those
+of the others, ``try-2`` and so on. No try finds a file of another one.
+
 A run that starts no machine leaves nothing. A run holds a lock on its folder while it is alive; by that
 lock a later run recognises the folder of a killed one and removes its disks. The rest of the evidence
 stays.
@@ -25,6 +28,7 @@ RUNS_KEPT: Final = 30
 """Number of runs whose evidence is kept; a new run removes older ones."""
 
 _NAME: Final = re.compile(r"\d{8}-\d{6}-\d+(-\d+)?")
+_TRY: Final = "try-"
 _LOCK: Final = "run.lock"
 _USED: Final = ".used"
 _NUMBERS: Final = itertools.count(1)
@@ -61,16 +65,57 @@ class Run:
             raise _unwritable(root, f"{existing} is not a folder that this user may write to")
         return cls(root / (stem if number == 1 else f"{stem}-{number}"), owner=True)
 
-    def folder(self, test: str) -> Path:
-        """Return the folder for a test, named after its node id; the run's own is made if need be.
+    def folder(self, name: str) -> Path:
+        """Return a folder of Harness' own: of a server, of a state that is built.
 
         Raises:
             StoreError: The folder cannot be made.
         """
         self.begin()
-        path = self.path / slug(test)
+        path = self.path / _readable(name)
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def test_folder(self, test: str, worker: str = "") -> Path:
+        """Return the folder of a test, or of a module whose tests share machines; it need not exist.
+
+        Args:
+            test: The node id.
+            worker: The worker, where several have such a test or module.
+        """
+        return self.path / (f"{slug(test)}-{_readable(worker)}" if worker else slug(test))
+
+    def new_try(self, test: str, worker: str = "", *, number: int = 1) -> Path:
+        """Return an empty folder for a try of a test.
+
+        Args:
+            test: The node id.
+            worker: As for :meth:`test_folder`.
+            number: The number of the try; a later one is taken if its folder exists. The worker of an
+                earlier try may have crashed.
+
+        Raises:
+            StoreError: The folder cannot be made.
+        """
+        self.begin()
+        first = self.test_folder(test, worker)
+        for count in itertools.count(number):
+            path = _try(first, count)
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise _unwritable(self.path, str(error)) from error
+            return path
+        raise AssertionError("unreachable")
+
+    def last_try(self, test: str, worker: str = "") -> Path | None:
+        """Return the folder of a test's last try that has one; ``None`` if none has."""
+        first = self.test_folder(test, worker)
+        names = [path.name.removeprefix(_TRY) for path in first.glob(f"{_TRY}*")]
+        path = _try(first, max((int(name) for name in names if name.isdecimal()), default=1))
+        return path if path.is_dir() else None
 
     def begin(self) -> None:
         """Make the run's folder, and tidy after dead runs; does nothing the second time.
@@ -129,17 +174,24 @@ def _unwritable(root: Path, why: str) -> StoreError:
     )
 
 
-def slug(test: str) -> str:
-    """Return a folder name for a node id: unique, and at most 120 characters.
+def _try(first: Path, number: int) -> Path:
+    return first if number == 1 else first / f"{_TRY}{number}"
 
-    ``suites/boot/test_boot.py::test_login[x]`` becomes ``boot-test_boot-test_login-x``. A node id with
-    characters that folder names lack gets a digest, because ``[a b]`` and ``[a-b]`` are two tests.
+
+def slug(test: str) -> str:
+    """Return a folder name for a node id: a readable part, and a digest that tells all ids apart.
+
+    ``suites/boot/test_live.py::test_login[x]`` is ``boot-test_live-test_login-x-DIGEST``, in each run.
+    The digest is always there: in the readable part, ``a/b`` and ``a-b`` look the same.
     """
+    digest = hashlib.sha256(test.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{_readable(test)}-{digest}".lstrip("-")
+
+
+def _readable(test: str) -> str:
+    """Return a folder name of at most 110 characters, which several node ids may have in common."""
     short = re.sub(r"^(suites|tests)/", "", test).replace(".py::", "-")
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", short).strip("-")
-    if len(name) > 120 or not re.fullmatch(r"[\w./-]+(::\w+)*(\[[\w.-]+\])?", test, re.ASCII):
-        name = f"{name[:110]}-{hashlib.sha256(test.encode()).hexdigest()[:9]}"
-    return name
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", short).strip("-.")[:110]
 
 
 def sweep(root: Path) -> None:

@@ -10,6 +10,8 @@ library imports pytest.
 ``selection``  which scenarios run: capabilities, workers
 ``tiers``      how much of the suites runs: ``--tier smoke|gate|nightly``
 ``ordering``   the longest tests first, for several workers
+``interrupts`` Ctrl-C and ``SIGTERM``: the end of a run before its time
+``tries``      the second try of a test that the host made fail
 ``verdicts``   whose fault a failure is: reports, summary, ``results.json``, exit status
 ``sweeps``     ``recorder`` and ``cut``: a test for each crash point
 =============  ==================================================================================
@@ -26,6 +28,8 @@ pytest_plugins = (
     "harness.pytest_plugin.selection",
     "harness.pytest_plugin.tiers",
     "harness.pytest_plugin.ordering",
+    "harness.pytest_plugin.interrupts",
+    "harness.pytest_plugin.tries",
     "harness.pytest_plugin.verdicts",
     "harness.pytest_plugin.sweeps",
 )
@@ -110,7 +114,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node: object) -> None:
     """Tell a worker of pytest-xdist which run it belongs to."""
     session = sessions.of(node.config)  # type: ignore[attr-defined]
-    node.workerinput["harness_run"] = str(session.run.path)  # type: ignore[attr-defined]
+    given = node.workerinput  # type: ignore[attr-defined]
+    given["harness_run"] = str(session.run.path)
+    given["harness_each"] = node.config.option.dist == "each"  # type: ignore[attr-defined]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 import pytest
 
 from harness.pytest_plugin import session as sessions
+from harness.pytest_plugin import tries
 
 if TYPE_CHECKING:
     from harness.catalog import Selection
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from harness.services import Registry, Server, UpdateServer
 
     ServerT = TypeVar("ServerT", bound=Server)
-
-OUTCOMES: Final = pytest.StashKey[list[pytest.TestReport]]()
-"""The reports of a test's phases: fixtures see by them whether it failed."""
 
 
 @pytest.fixture(scope="session")
@@ -36,11 +34,14 @@ def shared_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     Its evidence is kept if one of the tests fails.
     """
     session = sessions.of(request.config)
-    folder = session.run.folder(session.shared(request.node.nodeid))
-    failed_before = request.session.testsfailed
-    with session.lab.child(request.node.nodeid, folder=folder) as lab:
+    module = request.node.nodeid
+    # The tests of a module may be apart in a worker's order; it then has such a lab more than once.
+    folder = session.shared[module] = session.run.new_try(module, session.worker)
+    failed_before = session.failures
+    with session.lab.child(module, folder=folder) as lab:
         yield lab
-    if request.session.testsfailed == failed_before and not session.lab.keep:
+    failed = session.failures > failed_before or session.interruption
+    if not failed and not session.lab.keep:
         session.run.drop(folder)
 
 
@@ -51,7 +52,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     # When a shared machine fails, the waits of the test that uses it have become pointless as well.
     shared = "shared_lab" in request.fixturenames
     above = request.getfixturevalue("shared_lab") if shared else session.lab
-    folder = session.run.folder(request.node.nodeid)
+    folder = tries.folder(request.node)
     with above.child(request.node.nodeid, folder=folder) as lab:
         yield lab
 

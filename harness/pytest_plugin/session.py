@@ -22,11 +22,19 @@ class Session:
 
     Args:
         config: pytest's configuration.
+
+    Attributes:
+        failures: How many phases of tests have failed in this process, whether they count or not.
+        interruption: What ended the run before its end; empty if nothing has.
+        shared: The evidence of the machines that the tests of a module share, by the module's node id.
     """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._worker_input: dict[str, Any] | None = getattr(config, "workerinput", None)
+        self.failures = 0
+        self.interruption = ""
+        self.shared: dict[str, Path] = {}
         # Capturing has not begun: this descriptor stays the terminal, or the log, for progress.
         self._stream = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
 
@@ -129,14 +137,30 @@ class Session:
                 "  try: ./run pytest, which uses the checkout's own; or run outside the checkout"
             )
 
-    def shared(self, module: str) -> str:
-        """Return the name of the evidence of machines that a module's tests share; one per worker."""
-        return f"{module}-{self.worker}" if self.worker else module
+    @property
+    def apart(self) -> str:
+        """The worker in the names of tests' evidence where each runs all (``--dist each``)."""
+        return self.worker if self._worker_input and self._worker_input["harness_each"] else ""
+
+    @property
+    def has_lab(self) -> bool:
+        """Whether a test has asked for the lab."""
+        return "lab" in self.__dict__
+
+    def leave(self, why: str) -> None:
+        """Say why this process ends at once; callable in a signal handler.
+
+        It writes past the buffers, and shows the cursor that a line of progress has hidden.
+        """
+        if not self._stream.closed:
+            descriptor = self._stream.fileno()
+            erase = "\r\x1b[2K\x1b[?25h" if os.isatty(descriptor) else "\n"
+            os.write(descriptor, f"{erase}harness: {why}\n".encode())
 
     def close(self) -> None:
         """End the lab and the run's folder, as far as there are any."""
         try:
-            if "lab" in self.__dict__:
+            if self.has_lab:
                 self.lab.close()
         finally:
             # A lab ends only the run that a machine of its own began; a report begins one as well.

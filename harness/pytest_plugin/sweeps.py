@@ -294,7 +294,7 @@ def cut(
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Say of each sweep how much there was, how much was tried, and how to run a failure alone."""
     sweeps: dict[str, list[tuple[dict[str, Any], Any]]] = {}
-    for key in ("passed", "failed", "error"):
+    for key in ("passed", "flaky", "failed", "error"):
         for report in terminalreporter.stats.get(key, []):
             text = dict(getattr(report, "user_properties", ())).get("cut")
             if text is not None and (report.when == "call" or key == "error"):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import re
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -15,15 +16,20 @@ import pytest
 
 import harness
 from harness.pytest_plugin import session as sessions
-from harness.pytest_plugin.fixtures import OUTCOMES
+from harness.pytest_plugin import tries
+from harness.pytest_plugin.interrupts import SIGTERM
 
 if TYPE_CHECKING:
-    from harness.evidence.results import Results
+    from harness.errors import Verdict
+    from harness.evidence.results import Results, TestResult
 
 _LIBRARY: Final = Path(harness.__file__).parent
 _PYTHON: Final = Path(sysconfig.get_path("stdlib"))
 _SUITES: Final = _LIBRARY / "_bundled"
 """The suites that an installed Harness carries: their frames are a test's own."""
+
+_LIMIT: Final = re.compile(r"^Timeout \(?>.* from pytest-timeout")
+"""The words with which pytest-timeout fails a test (its ``PYTEST_FAILURE_MESSAGE``)."""
 
 RESULTS: Final = pytest.StashKey["Results"]()
 
@@ -95,36 +101,56 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     session = sessions.of(item.config)
     if not session.engaged:
         return (yield)
-    from harness.errors import HarnessError, verdict_of
-    from harness.evidence.run import slug
+    from harness.errors import HarnessError
 
+    error = call.excinfo.value if call.excinfo is not None else None
     if call.excinfo is not None and not item.config.option.fulltrace:
-        if isinstance(call.excinfo.value, HarnessError):
+        if isinstance(error, HarnessError):
             # Its text says everything; the error that it was raised from is the library's business.
-            call.excinfo.value.__cause__ = None
-            call.excinfo.value.__suppress_context__ = True
+            error.__cause__ = None
+            error.__suppress_context__ = True
         _hide_library(call.excinfo.value)
         call.excinfo = pytest.ExceptionInfo.from_exception(call.excinfo.value)
-    folder = session.run.path / slug(item.nodeid)
-    verdict = None
-    if call.excinfo is not None and not call.excinfo.errisinstance(pytest.skip.Exception):
-        verdict = verdict_of(call.excinfo.value)
-        # On the item, because junit.xml takes them from the last of its reports.
-        item.user_properties.append(("verdict", verdict.value))
-        # Machines that a module's tests share have their evidence in the module's folder.
-        shared = session.run.path / slug(session.shared(item.nodeid.split("::")[0]))
-        if place := next((each for each in (folder, shared) if each.exists()), None):
-            item.user_properties.append(("evidence", str(place)))
     report: pytest.TestReport = yield  # type: ignore[assignment]
-    if verdict is not None:
-        where = dict(item.user_properties).get("evidence", "none")
-        report.sections.append(("Evidence", f"verdict {verdict.value}: {where}"))
-    reports = item.stash.setdefault(OUTCOMES, [])
-    reports.append(report)
-    failed = any(each.outcome == "failed" for each in reports)
-    if call.when == "teardown" and not failed and not item.config.option.keep:
-        session.run.drop(folder)
+    if tries.TRIES not in item.stash:
+        return report  # type: ignore[return-value]
+    if report.outcome == "failed":
+        properties = {"verdict": _verdict(error).value}
+        if place := _evidence(item):
+            properties["evidence"] = str(place)
+        # On the item as well, because junit.xml takes them from the last of its reports.
+        for properties_of in (item, report):
+            properties_of.user_properties += properties.items()
+        where = properties.get("evidence", "none")
+        report.sections.append(("Evidence", f"verdict {properties['verdict']}: {where}"))
+        report.sections += [
+            (f"Try {number}", f"verdict {before['verdict']}: {before['reason']}\n{where}")
+            for number, before in enumerate(item.stash[tries.TRIES].before, 1)
+            if (where := session.run.path / before["evidence"])
+        ]
+    tries.collect(item, report, error)
+    if call.when == "teardown" and not item.config.option.keep:
+        tries.drop(item)
     return report  # type: ignore[return-value]
+
+
+def _verdict(error: BaseException | None) -> Verdict:
+    """Return the verdict of a phase that failed; without an error a test passed that must not."""
+    from harness.errors import Verdict, verdict_of
+
+    if error is None:
+        return Verdict.TEST
+    limit = isinstance(error, pytest.fail.Exception) and _LIMIT.search(str(error))
+    return Verdict.TIMEOUT if limit else verdict_of(error)
+
+
+def _evidence(item: pytest.Item) -> Path | None:
+    """Return the evidence of a test's current try, or that of the machines which its module shares."""
+    shared = None
+    if "shared_lab" in getattr(item, "fixturenames", ()):
+        shared = sessions.of(item.config).shared.get(item.nodeid.split("::")[0])
+    places = (item.stash[tries.TRIES].current.folder, shared)
+    return next((each for each in places if each is not None and each.exists()), None)
 
 
 def _hide_library(error: BaseException) -> None:
@@ -176,26 +202,96 @@ class _Collector:
 
     def __init__(self, config: pytest.Config) -> None:
         self._results = _results(config)
-        self._run = sessions.of(config).run.path
+        self._config = config
+        self._run = sessions.of(config).run
+        self._last: dict[int, pytest.TestReport] = {}
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the report of one phase of a test."""
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Note that a test has begun: if nothing more is heard of it, it was interrupted."""
+        if getattr(self._config.option, "dist", "no") != "each":
+            self._results.test(nodeid)
+
+    @pytest.hookimpl(optionalhook=True, trylast=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport, sched: Any) -> None:
+        """Say of a test whose worker crashed that the host is at fault, and where its evidence is.
+
+        It is tried once more by another worker, unless the distribution of tests does not allow it.
+        """
+        from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
         from harness.errors import Verdict
 
-        result = self._results.test(report.nodeid)
-        result.seconds[report.when] = round(report.duration, 4)
-        node = getattr(report, "node", None)
-        result.worker = node.gateway.id if node is not None else ""
-        properties = dict(report.user_properties)
+        worker = self._worker(report)
+        each = self._config.option.dist == "each"
+        place = self._run.last_try(crashitem, worker if each else "")
+        properties = {"verdict": Verdict.INFRA.value}
+        if place is not None:
+            properties["evidence"] = str(place)
+        report.user_properties += properties.items()
+        # pytest-rerunfailures may have done so.
+        if report.outcome == "failed" and self._may_retry(crashitem, report):
+            with contextlib.suppress(NotImplementedError):
+                # The distribution by scope runs all tests of the crashed worker's scope that had not
+                # ended once more, also the one that crashed it.
+                if not isinstance(sched, LoadScopeScheduling):
+                    sched.mark_test_pending(crashitem)
+                report.outcome = tries.RETRIED  # type: ignore[assignment]
         if report.outcome == "failed":
+            from _pytest.junitxml import xml_key
+
+            # junit.xml takes properties from the report of a teardown, which this test has not got.
+            if (xml := self._config.stash.get(xml_key, None)) is not None:
+                for name, value in properties.items():
+                    xml.node_reporter(report).add_property(name, value)
+
+    def _may_retry(self, crashitem: str, report: pytest.TestReport) -> bool:
+        restarts = getattr(self._config.option, "maxworkerrestart", None)
+        return (
+            tries.retries(self._config)
+            and restarts != "0"
+            and not getattr(self._config.pluginmanager.get_plugin("dsession"), "shouldstop", False)
+            and not self._result(report).tries
+        )
+
+    def _worker(self, report: object) -> str:
+        node = getattr(report, "node", None)
+        return str(node.gateway.id) if node is not None else ""
+
+    def _result(self, report: pytest.TestReport) -> TestResult:
+        """Return the result of a test; where each worker runs all tests, of one worker's."""
+        worker = self._worker(report)
+        each = getattr(self._config.option, "dist", "no") == "each"
+        result = self._results.test(report.nodeid, worker if each else "")
+        result.worker = worker
+        return result
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take the report of one phase of a test; say in it if the test has passed at a later try."""
+        from harness.errors import Verdict
+
+        result = self._result(report)
+        self._last[id(result)] = report
+        if report.when == "setup" and result.ended:
+            result.try_again()
+        # What the worker knows of earlier tries is exact; it knows none of a worker that crashed.
+        before = getattr(report, "harness_before", [])
+        result.tries = result.tries[: max(0, len(result.tries) - len(before))] + before
+        crashed = report.when not in ("setup", "call", "teardown")
+        result.ended = report.when == "teardown" or report.outcome == tries.RETRIED or crashed
+        if not crashed:
+            result.seconds[report.when] = round(report.duration, 4)
+        result.folder = getattr(report, "harness_folder", "")
+        properties = dict(report.user_properties)
+        if report.outcome in ("failed", "rerun", tries.RETRIED):
             if result.outcome != "failed":
-                result.reason = _first_line(report)
+                result.reason = tries.reason(report)
+                result.verdict = str(properties.get("verdict", Verdict.TEST.value))
+                result.evidence = tries.relative(properties.get("evidence"), self._run.path)
             result.outcome = "failed"
-            result.verdict = str(properties.get("verdict", "test"))
-            if "evidence" in properties:
-                with contextlib.suppress(ValueError):
-                    evidence = Path(str(properties["evidence"]))
-                    result.evidence = str(evidence.relative_to(self._run))
+            vars(report)["harness_before"] = result.tries
+            if record := getattr(report, "harness_try", None):
+                result.seconds = record["seconds"]
         elif report.outcome == "skipped":
             result.outcome, result.verdict = "skipped", ""
             reason = report.longrepr
@@ -203,12 +299,50 @@ class _Collector:
         elif report.when == "call":
             # Only here: a test that was interrupted after its setup has not passed.
             result.outcome, result.verdict = "passed", Verdict.PASSED.value
+            if self._config.option.keep:
+                result.evidence = result.folder
+            if failed := result.failed_try:
+                result.verdict = Verdict.FLAKY.value
+                result.reason, result.evidence = failed["reason"], failed["evidence"]
+        if result.verdict == Verdict.FLAKY.value:
+            # In each later report: junit.xml takes them from the last one.
+            report.user_properties.append(("verdict", result.verdict))
+            if result.evidence:
+                report.user_properties.append(("evidence", str(self._run.path / result.evidence)))
 
+    def settle(self) -> None:
+        """Complete the results of tests that were interrupted, here and in ``junit.xml``."""
+        from _pytest.junitxml import xml_key
 
-def _first_line(report: pytest.TestReport) -> str:
-    crash = getattr(report.longrepr, "reprcrash", None)
-    text = crash.message if crash is not None else report.longreprtext
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+        from harness.errors import Verdict
+
+        session = sessions.of(self._config)
+        xml = self._config.stash.get(xml_key, None)
+        for (test, worker), result in self._results.tests.items():
+            if result.outcome != "interrupted":
+                continue
+            if place := self._run.last_try(test, worker):
+                result.evidence = str(place.relative_to(self._run.path))
+            result.reason = session.interruption
+            if session.interruption == SIGTERM:
+                result.verdict = Verdict.INFRA.value
+            if xml is None:
+                continue
+            report = self._last.get(id(result)) or pytest.TestReport(
+                test, (test.partition("::")[0], None, ""), {}, "skipped", None, "setup"
+            )
+            reporter = xml.node_reporter(report)
+            reporter.record_testreport(report)
+            kind = "error" if result.verdict else "skipped"
+            reporter._add_simple(kind, f"interrupted: {result.reason}")
+            for name, value in (("verdict", result.verdict), ("evidence", place)):
+                if value:
+                    reporter.add_property(name, str(value))
+        if xml is not None:
+            # What is nameless is a try in a worker that crashed; the next try has a name.
+            xml.node_reporters_ordered[:] = [
+                each for each in xml.node_reporters_ordered if getattr(each, "attrs", True)
+            ]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -220,6 +354,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     results = config.stash[RESULTS]
     mine = sessions.of(config)
     status = int(exitstatus)
+    if (collector := config.pluginmanager.get_plugin("harness-results")) is not None:
+        collector.settle()
+    if status == pytest.ExitCode.OK and any(
+        each.outcome == "failed" for each in results.tests.values()
+    ):
+        # A second try that no worker was left to run.
+        status = session.exitstatus = pytest.ExitCode.TESTS_FAILED
     if config.option.acceptance and not config.option.collectonly:
         from harness.errors import StoreError
 
@@ -236,13 +377,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             del config.stash[xml_key]
             config.pluginmanager.unregister(report)
         return
+    command = [str(word) for word in config.invocation_params.args]
     with contextlib.suppress(OSError):
-        results.write(
-            mine.run.path,
-            status,
-            command=[str(word) for word in config.invocation_params.args],
-            **_facts(mine),
-        )
+        if mine.interruption:
+            # The facts take their time, and there may be little left.
+            results.write(mine.run.path, status, command=command)
+        results.write(mine.run.path, status, command=command, **_facts(mine))
 
 
 def _facts(session: sessions.Session) -> dict[str, Any]:
@@ -282,6 +422,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     session = sessions.of(config)
     if not session.engaged:
         return
+    results = _results(config)
     failed = [
         report
         for key in ("failed", "error")
@@ -296,10 +437,29 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"{verdict:8} {report.nodeid}")
         if "evidence" in properties:
             terminalreporter.write_line(f"         {properties['evidence']}")
+        for line in _earlier(getattr(report, "harness_before", []), session.run.path):
+            terminalreporter.write_line(line)
+    flaky = [each for each in results.tests.values() if each.verdict == "flaky"]
+    if flaky:
+        terminalreporter.section("flaky", yellow=True)
+        count = f"{len(flaky)} of {len(results.tests)} tests" if len(flaky) > 1 else "1 test"
+        terminalreporter.write_line(f"{count} failed, and passed at a later try: no plain pass")
+    for result in flaky:
+        terminalreporter.write_line(f"flaky    {result.id}")
+        for line in _earlier(result.tries, session.run.path):
+            terminalreporter.write_line(line)
     for line in servers(session.run.path):
         terminalreporter.write_line(line)
     if session.run.used:
         terminalreporter.write_line(f"evidence: {session.run.path}")
+
+
+def _earlier(before: Sequence[Mapping[str, Any]], run: Path) -> Iterator[str]:
+    """Yield what the summary says of the tries before the last one."""
+    for number, each in enumerate(before, 1):
+        yield f"         try {number}: {each['verdict'] or 'interrupted'}: {each['reason']}"
+        if each["evidence"]:
+            yield f"         {run / each['evidence']}"
 
 
 def servers(run: Path) -> list[str]:

@@ -132,15 +132,17 @@ class StateCache(Cache[StateManifest, Lease]):
         with contextlib.suppress(StoreError):
             self.gc(keep={lease.entry, lease.manifest.parent}, say=say)
 
-    def discard(self, lease: Lease, say: Say = quiet) -> None:
-        """Mark a state that could not be restored as damaged, and end the lease.
+    def discard(
+        self, lease: Lease, say: Say = quiet, why: str = "it could not be restored"
+    ) -> None:
+        """Mark a state as damaged, and end the lease.
 
         Other processes may still use the state. The next :meth:`lease`, of any process, builds it
         again.
         """
         lease.close()
         name = lease.manifest.name
-        say(f"the state {name} could not be restored and will be built again")
+        say(f"the state {name} will be built again: {why}")
         with (
             explained(self.root, f"removing the state {name}"),
             lock(self._layout.make_lock(lease.entry)),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import Lab
+from harness.evidence.run import slug
 from harness.qemu.record import MachineRecord
 from harness.qemu.script import script
 
@@ -106,7 +107,7 @@ def test_evidence_is_kept_for_failed_tests_or_on_demand(tmp_path: Path) -> None:
         return ended.stdout, kept, folder
 
     output, kept, folder = run()
-    assert kept == ["test_it-test_it-False"]
+    assert kept == [slug("test_it.py::test_it[False]")]
     assert "product  test_it.py::test_it[False]" in output
     assert "image micro does not declare upgrade in" in output
     failed, passed = (
@@ -117,10 +118,10 @@ def test_evidence_is_kept_for_failed_tests_or_on_demand(tmp_path: Path) -> None:
     assert passed is not None
     properties = {item.get("name"): item.get("value") for item in failed.iter("property")}
     assert properties["verdict"] == "product"
-    assert properties["evidence"] == str(folder / "test_it-test_it-False")
+    assert properties["evidence"] == str(folder / kept[0])
     assert passed.find("failure") is None
     _, kept, _ = run("--keep", "-k", "True")
-    assert kept == ["test_it-test_it-True"]
+    assert kept == [slug("test_it.py::test_it[True]")]
 
 
 def test_workers_share_one_run(tmp_path: Path) -> None:
@@ -154,6 +155,6 @@ def test_workers_share_one_run(tmp_path: Path) -> None:
     kept = sorted(path.parent for path in run.glob("*/*/qemu.sh"))
     # Each worker has its own copy of the machines that a module shares, with its own evidence.
     assert [str(path.relative_to(run)) for path in kept] == [
-        *("test_it-test_it-1/micro", "test_it-test_it-2/micro"),
-        *("test_it.py-gw0/shared", "test_it.py-gw1/shared"),
+        *(f"{slug(f'test_it.py::test_it[{n}]')}/micro" for n in (1, 2)),
+        *(f"{slug('test_it.py')}-gw{n}/shared" for n in (0, 1)),
     ]

@@ -91,13 +91,32 @@ def test_ctrl_c_stops_in_order_and_keeps_the_evidence(run: Running) -> None:
     (results,) = (run.folder / ".harness" / "runs").glob("2*/results.json")
     (test,) = json.loads(results.read_text())["tests"]
     assert (test["outcome"], test["verdict"]) == ("interrupted", "")
+    assert results.parent / test["evidence"] == folder.parent
+
+
+def test_sigterm_ends_in_order_and_is_the_reason(run: Running) -> None:
+    """A pod that is evicted: results and reports are there, and no machine."""
+    run.runner.send_signal(signal.SIGTERM)
+    output, _ = run.runner.communicate(timeout=120)
+    assert run.runner.returncode == 2, output
+    assert run.qemu_ended()
+    assert "SIGTERM: the run was told to end" in output
+    (folder,) = run.evidence()
+    assert not (folder.parents[1] / "run.lock").exists(), "the run ended in order"
+    (results,) = (run.folder / ".harness" / "runs").glob("2*/results.json")
+    (test,) = json.loads(results.read_text())["tests"]
+    assert (test["outcome"], test["verdict"]) == ("interrupted", "infra")
+    assert test["reason"] == "SIGTERM: the run was told to end"
+    assert results.parent / test["evidence"] == folder.parent
+    assert "interrupted: SIGTERM" in (results.parent / "junit.xml").read_text()
 
 
 def test_ctrl_c_twice_leaves_no_machine(run: Running) -> None:
     run.runner.send_signal(signal.SIGINT)
     run.runner.send_signal(signal.SIGINT)
-    run.runner.communicate(timeout=120)
+    output, _ = run.runner.communicate(timeout=120)
     assert run.runner.returncode != 0
+    assert "Traceback" not in output
     assert run.qemu_ended()
     assert run.evidence()
 

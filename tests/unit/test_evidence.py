@@ -40,19 +40,47 @@ def test_a_step_is_on_the_timeline_while_it_runs(tmp_path: Path) -> None:
     assert timeline.running() is None
 
 
-def test_a_slug_is_a_folder_name_and_stays_unique_when_cut() -> None:
-    assert slug("suites/boot/test_boot.py::test_login[x-y]") == "boot-test_boot-test_login-x-y"
-    long = [slug("suites/a.py::test_" + "x" * 300 + end) for end in "ab"]
-    assert long[0] != long[1]
-    assert all(len(name) <= 120 for name in long)
-    ids = ["a b", "a-b", "a/b", "a_b", "\u00e4", "\u00f6", "a", "", " "]
-    assert len({slug(f"suites/t.py::test[{name}]") for name in ids}) == len(ids)
+def test_a_slug_is_readable_and_the_same_in_each_run() -> None:
+    name = slug("suites/boot/test_boot.py::test_login[x-y]")
+    assert name.startswith("boot-test_boot-test_login-x-y-")
+    assert name == slug("suites/boot/test_boot.py::test_login[x-y]")
+    assert slug("/").isalnum()
+
+
+def test_no_two_tests_have_one_folder() -> None:
+    ids = [
+        f"suites/t.py::test[{x}]" for x in ("a b", "a-b", "a/b", "a_b", "\u00e4", "\u00f6", "", " ")
+    ]
+    ids += ["net/dns/test_a.py::test_b", "net-dns/test_a.py::test_b"]
+    ids += ["test_x.py::TestA::test_b", "test_x-TestA.py::test_b", "test_x/TestA.py::test_b"]
+    ids += ["suites/a.py::t", "tests/a.py::t", "a.py::t", "\udcff", "lab", "services"]
+    ids += ["suites/a.py::test_" + "x" * 300 + end for end in "ab"]
+    assert len({slug(each) for each in ids}) == len(ids)
+    assert all(len(slug(each)) <= 120 for each in ids)
+
+
+def test_each_try_has_an_empty_folder_of_its_own(tmp_path: Path) -> None:
+    run = Run.reserve(tmp_path)
+    assert run.last_try("a.py::t") is None
+    first = run.new_try("a.py::t")
+    (first / "try-me").mkdir()
+    assert run.last_try("a.py::t") == first
+    second = run.new_try("a.py::t", number=2)
+    assert second == first / "try-2"
+    # A worker that has not seen the tries of one that crashed.
+    third = run.new_try("a.py::t")
+    assert (third, list(third.iterdir())) == (first / "try-3", [])
+    assert run.last_try("a.py::t") == third
+    other = run.new_try("a.py::t", "gw1")
+    assert other.parent == run.path
+    assert other != first
+    run.close()
 
 
 def test_a_run_has_a_folder_and_is_the_latest(tmp_path: Path) -> None:
     run = Run.reserve(tmp_path / ".harness" / "runs")
     assert not (tmp_path / ".harness").exists()
-    folder = run.folder("suites/a.py::test_b")
+    folder = run.new_try("suites/a.py::test_b")
     assert (tmp_path / ".harness" / ".gitignore").read_text() == "*\n"
     assert folder.parent == run.path
     assert (tmp_path / ".harness" / "runs" / "latest").resolve() == run.path

@@ -80,6 +80,8 @@ def test_auto_is_pytest_xdists_own_in_a_project_without_images(project: Project)
         (["infra", "timeout"], 1, 12),
         (["infra", "timeout", "test"], 1, 10),
         (["infra", "test", "product"], 1, 1),
+        (["flaky", "passed"], 0, 0),
+        (["infra", "flaky"], 1, 11),
         (["infra"], 2, 2),
         (["infra"], 3, 3),
         ([], 4, 4),
