@@ -77,3 +77,19 @@ def test_threads_that_ask_for_a_state_share_one_lease(
         assert isinstance(waited_for, State)
         assert len(set(map(id, at_once(lambda: lab.state(waited_for))))) == 1
     assert len(leased) == 1
+
+
+def test_a_discarded_state_is_not_lent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second try of a test gets no state that its first try built."""
+    discarded = []
+    monkeypatch.setattr(StateCache, "lease", lambda *_, **__: Lease.__new__(Lease))
+    monkeypatch.setattr(StateCache, "discard", lambda _, lease, *__: discarded.append(lease))
+    monkeypatch.setattr(Lease, "close", lambda _: None)
+    monkeypatch.setattr(Lab, "state_inputs", lambda *_: {})
+    with Lab("micro", evidence=tmp_path) as lab:
+        first = lab.state(waited_for)
+        lab.discard([waited_for], "its test failed")
+        assert lab.state(waited_for) is not first
+    assert discarded == [first]
