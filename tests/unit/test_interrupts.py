@@ -1,0 +1,172 @@
+"""A run that ends before its time leaves its results, its evidence and the reason."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fixtures.project import Project
+
+BEGUN = "begun"
+"""The pipe into which a test writes when it waits."""
+
+WAITS = """
+import os
+import threading
+
+import pytest
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_waits(lab, number):
+    (lab.folder / "log").write_text("")
+    with open("begun", "w") as pipe:
+        pipe.write("x")
+    threading.Event().wait()
+"""
+
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-p", "no:labgrid", "--acceptance")
+HARNESS = ("-m", "harness.cli", "acceptance")
+
+
+@dataclass
+class Run:
+    """A run in a process of its own, and the pipe into which it writes."""
+
+    process: subprocess.Popen[str]
+    pipe: int
+
+    def wait(self, count: int) -> None:
+        """Wait until the run has written so often; ends if the run does."""
+        ended = os.pidfd_open(self.process.pid)
+        try:
+            for _ in range(count):
+                ready, _, _ = select.select([self.pipe, ended], [], [], 120)
+                assert self.pipe in ready, "the run ended, or did not get there"
+                assert os.read(self.pipe, 1) == b"x"
+        finally:
+            os.close(ended)
+
+
+@contextmanager
+def waiting(project: Project, *command: str, tests: int) -> Iterator[Run]:
+    """Start a run and return it once so many tests wait."""
+    project.write("test_it.py", WAITS)
+    os.mkfifo(project.folder / BEGUN)
+    # Opened for writing as well, the pipe has no end of file between two tests.
+    pipe = os.open(project.folder / BEGUN, os.O_RDWR)
+    process = subprocess.Popen(
+        [project.python, *command, "--image", "micro", "-q", "test_it.py"],
+        cwd=project.folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        run = Run(process, pipe)
+        run.wait(tests)
+        yield run
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        os.close(pipe)
+
+
+def results(project: Project) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((latest(project) / "results.json").read_text())
+    return content
+
+
+def latest(project: Project) -> Path:
+    return project.folder / ".harness/runs/latest"
+
+
+@pytest.mark.parametrize(
+    ("command", "tests"),
+    [(PYTEST, 1), ((*PYTEST, "-n", "2"), 2), ((*HARNESS, "-n", "2"), 2)],
+    ids=["pytest", "workers", "harness acceptance"],
+)
+@pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
+def test_sigterm_leaves_results_evidence_and_the_reason(
+    project: Project, command: tuple[str, ...], tests: int, group: bool
+) -> None:
+    with waiting(project, *command, tests=tests) as run:
+        # A supervisor signals the process that it started; a shell or systemd, all of them.
+        if group:
+            os.killpg(run.process.pid, signal.SIGTERM)
+        else:
+            run.process.send_signal(signal.SIGTERM)
+        output, _ = run.process.communicate(timeout=120)
+    assert run.process.returncode == 2, output
+    content = results(project)
+    assert content["status"] == 2
+    assert len(content["tests"]) == tests
+    for test in content["tests"]:
+        assert (test["outcome"], test["verdict"]) == ("interrupted", "infra")
+        assert test["reason"].startswith("SIGTERM")
+        assert (latest(project) / test["evidence"] / "log").exists()
+    assert "SIGTERM" in output
+    cases = list(ET.parse(latest(project) / "junit.xml").getroot().iter("testcase"))
+    assert len(cases) == tests
+    for case in cases:
+        (error,) = case.iter("error")
+        assert "SIGTERM" in error.get("message", "")
+        (evidence,) = (each for each in case.iter("property") if each.get("name") == "evidence")
+        assert Path(evidence.get("value", "")).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("command", "tests"),
+    [(PYTEST, 1), ((*PYTEST, "-n", "2"), 2), ((*HARNESS, "-n", "2"), 2)],
+    ids=["pytest", "workers", "harness acceptance"],
+)
+def test_a_test_that_ctrl_c_interrupts_names_its_evidence(
+    project: Project, command: tuple[str, ...], tests: int
+) -> None:
+    with waiting(project, *command, tests=tests) as run:
+        os.killpg(run.process.pid, signal.SIGINT)  # As a terminal does.
+        output, _ = run.process.communicate(timeout=120)
+    assert run.process.returncode == 2, output
+    content = results(project)
+    assert len(content["tests"]) == tests
+    for test in content["tests"]:
+        assert (test["outcome"], test["verdict"]) == ("interrupted", "")
+        assert (latest(project) / test["evidence"] / "log").exists()
+
+
+ENDS_SLOWLY = """
+def pytest_sessionfinish():
+    with open("begun", "w") as pipe:
+        pipe.write("x")
+    import threading
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("command", [PYTEST, HARNESS], ids=["pytest", "harness acceptance"])
+def test_a_second_ctrl_c_ends_at_once_and_without_a_traceback(
+    project: Project, command: tuple[str, ...]
+) -> None:
+    project.write("conftest.py", ENDS_SLOWLY)
+    with waiting(project, *command, tests=1) as run:
+        os.killpg(run.process.pid, signal.SIGINT)
+        run.wait(1)  # The first one ends the run.
+        os.killpg(run.process.pid, signal.SIGINT)
+        output, _ = run.process.communicate(timeout=120)
+    assert run.process.returncode == 2, output
+    assert "Traceback" not in output
+    assert "this run ends at once" in output
