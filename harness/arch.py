@@ -60,6 +60,7 @@ class Arch:
         machine_tcg: Machine type and leading options under TCG.
         machine_kvm: The same under KVM.
         machine_options: Further options of the machine type.
+        uefi_tcg_options: Those that a machine with UEFI has besides under TCG.
         tcg_threads: Whether TCG gives each virtual CPU a thread of its own, ``multi``, or has all take
             turns in one, ``single``.
         has_smm: Whether the machine type has System Management Mode, and the option ``smm``.
@@ -86,6 +87,7 @@ class Arch:
     machine_tcg: str
     machine_kvm: str
     machine_options: tuple[str, ...]
+    uefi_tcg_options: tuple[str, ...]
     tcg_threads: str
     has_smm: bool
     smbios_needs_uefi: bool
@@ -138,6 +140,11 @@ _X86_64: Final = Arch(
     # Linux checks its TSC against the HPET. Where there is none, it takes the ACPI timer, finds the TSC
     # of a guest unstable that has to wait for the host's CPUs, and then reads the time from a device.
     machine_options=("vmport=off", "hpet=on"),
+    # Linux times its TSC against the PIT. Where the host takes the CPU away in the middle, the result is
+    # wrong, and Linux takes it although the HPET contradicts ("PIT calibration deviates from HPET",
+    # arch/x86/kernel/tsc.c): the guest's clock then runs many times too fast, and all that it waits for
+    # times out. Without a PIT it takes the HPET. A BIOS needs the PIT for its own timer.
+    uefi_tcg_options=("pit=off",),
     # Two threads wait for each other's locks: a boot of skiff takes a fifth more of the host's CPU time
     # with them, and no less time. See docs/reference/benchmarks.md.
     tcg_threads="single",
@@ -182,6 +189,7 @@ _AARCH64: Final = Arch(
     machine_tcg="virt,gic-version=3",
     machine_kvm="virt,gic-version=max",
     machine_options=(),
+    uefi_tcg_options=(),
     tcg_threads="multi",
     has_smm=False,
     smbios_needs_uefi=True,

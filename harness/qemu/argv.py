@@ -171,6 +171,8 @@ def _machine(spec: MachineSpec, allocations: Allocations) -> str:
         smm = spec.display or (allocations.firmware is not None and allocations.firmware.smm)
         options.append(f"smm={'on' if smm else 'off'}")
     options += row.machine_options
+    if allocations.accel == "tcg" and allocations.firmware is not None:
+        options += row.uefi_tcg_options
     bios = spec.firmware.kind is FirmwareKind.BIOS
     # Direct kernel boot on x86-64 begins in SeaBIOS, too.
     if (bios or (spec.firmware.kind is FirmwareKind.KERNEL and row.has_bios)) and not spec.display:
