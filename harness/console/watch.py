@@ -43,6 +43,11 @@ from harness.errors import (
 
 _KERNEL: Final = rb"(?:^(?:<\d+>)?|\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? )"
 
+_HANDOVER: Final = b"Booting from ROM.."
+"""What is seen of SeaBIOS' last line before a kernel that QEMU loaded. Its serial console sends the
+line's end with the next timer interrupt, which the kernel has masked: the guest's first line begins here.
+"""
+
 _LINE: Final = 1024
 """Bytes after a needle up to which its line is examined."""
 
@@ -357,6 +362,7 @@ class Scanner:
                 # The NUL keeps ^ from matching in the middle of a line.
                 line = bytes(text[first:last]) if whole else b"\0" + bytes(text[first:last])
                 parts = strip_escapes(line).split(b"\n") if b"\x1b" in line else [line]
+                parts[0] = parts[0].removeprefix(_HANDOVER)
                 tried = self._seen.copy() if first <= start else set()
             for w in self._concerned[index]:
                 if w.name in tried:

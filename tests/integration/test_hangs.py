@@ -74,7 +74,10 @@ def test_a_guest_that_only_complains_ends_its_wait(
 
 @contextlib.contextmanager
 def standing_still(machine: Machine, cpu: int) -> Iterator[None]:
-    """Stop the thread of one virtual CPU in the block, as an emulator does that loses it: ptrace(2)."""
+    """Stop the thread of one virtual CPU in the block, as an emulator does that loses it: ptrace(2).
+
+    All CPUs stand still where TCG has one thread for them.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 
@@ -87,7 +90,7 @@ def standing_still(machine: Machine, cpu: int) -> Iterator[None]:
     (thread,) = [
         int(task.name)
         for task in Path(f"/proc/{machine.pid}/task").iterdir()
-        if (task / "comm").read_text().startswith(f"CPU {cpu}/")
+        if (task / "comm").read_text().startswith((f"CPU {cpu}/", "ALL CPUs/"))
     ]
     seize, interrupt, detach = 0x4206, 0x4207, 17
     ptrace(seize)

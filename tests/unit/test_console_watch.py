@@ -36,6 +36,7 @@ GENUINE = [
     ("initramfs", b"You are now being dropped into an emergency shell."),
     ("initramfs", b"You are being dropped to a recovery shell"),
     ("initramfs", b"Launching initramfs emergency recovery shell."),
+    ("initramfs", b"Booting from ROM..Launching initramfs emergency recovery shell."),
     ("initramfs", b"initramfs emergency recovery shell launched. Type 'exit' to continue boot"),
     ("initramfs", b"Mounting root: failed. initramfs emergency recovery shell launched."),
     ("initramfs", b"/sbin/init not found in new root. Launching emergency recovery shell"),
