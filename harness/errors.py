@@ -2,7 +2,8 @@
 
 The verdict names the cause, so that a red run can be read without opening a log: ``product`` is the
 image, ``test`` the scenario or its options, ``infra`` the host or Harness itself; with ``timeout`` the
-cause is still unclear.
+cause is still unclear. An error that a host under pressure explains is ``infra``, whatever its class:
+:func:`verdict_of` decides.
 
 A test that fails by ``infra`` is tried once more, if the class of its error is ``transient``. ``flaky``
 is a test that failed and passed at a later try. The tree, with ``!`` where a second try is of no use::
@@ -46,7 +47,8 @@ is a test that failed and passed at a later try. The tree, with ``!`` where a se
     │   ├── SshKeyRefusedError
     │   ├── HostKeyChangedError
     │   └── ConnectionLostError                  in the middle of a command
-    └── WaitTimeoutError                timeout  names the event, the last output, the silence
+    └── WaitTimeoutError                timeout  names the event, the last output, the silence; infra
+        │                                        if the host was under pressure
         └── GuestIdleError                       hangs while it comes up: before the deadline
 """
 
@@ -56,7 +58,7 @@ import difflib
 import errno
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Protocol
 
 
 class Verdict(StrEnum):
@@ -78,9 +80,12 @@ class HarnessError(Exception):
         what: The event, in one sentence.
         evidence: The path of the evidence, or its text (a stderr, the last output).
         hint: The next thing to try.
+        pressure: Why the host, not the guest, may be the cause, with figures; empty if it is not. Only
+            the end of a wait, a stall or a hang has one, and a :attr:`GuestError.by_time` of a guest
+            that complained of its time in that boot: pressure explains no panic.
 
     Attributes:
-        verdict: The cause, by class.
+        verdict: The verdict of the class; :func:`verdict_of` returns that of an error.
         transient: Whether the same steps may go well on a machine of their own; if so, a test that it
             fails by ``infra`` is tried once more.
     """
@@ -88,9 +93,15 @@ class HarnessError(Exception):
     verdict: ClassVar[Verdict] = Verdict.INFRA
     transient: ClassVar[bool] = True
 
-    def __init__(self, what: str, *, evidence: str = "", hint: str = "") -> None:
+    def __init__(
+        self, what: str, *, evidence: str = "", hint: str = "", pressure: str = ""
+    ) -> None:
+        if pressure:
+            first, newline, rest = what.partition("\n")
+            what = f"{first}; the host is the likely cause: {pressure}{newline}{rest}"
         super().__init__(what)
         self.what = what
+        self.pressure = pressure
         self.evidence = evidence
         self.hint = hint
 
@@ -224,6 +235,9 @@ class GuestError(HarnessError):
 
     verdict = Verdict.PRODUCT
 
+    by_time: ClassVar[bool] = False
+    """Whether a guest may fail like this because it got too little time: a limit of its own passed."""
+
 
 class PanicError(GuestError):
     """The guest's kernel panicked."""
@@ -235,6 +249,8 @@ class OopsError(GuestError):
 
 class EmergencyModeError(GuestError):
     """The guest ended in systemd's emergency or rescue mode, or in an initramfs shell."""
+
+    by_time = True
 
 
 class FirmwareShellError(GuestError):
@@ -256,9 +272,13 @@ class FirstBootWizardError(GuestError):
 class GuestStoppedError(GuestError):
     """The guest powered off or rebooted without being asked to, or was stopped under a wait."""
 
+    by_time = True
+
 
 class LoginError(GuestError):
     """The login on the console was refused, or ended at once."""
+
+    by_time = True
 
 
 class CommandError(GuestError):
@@ -299,17 +319,32 @@ class ConnectionLostError(SshError):
     """The connection ended in the middle of a command."""
 
 
+class Waited(Protocol):
+    """What :class:`WaitTimeoutError` needs of a deadline."""
+
+    @property
+    def elapsed(self) -> float:
+        """The seconds since the wait began."""
+
+    def account(self) -> str:
+        """Return how the length of the wait came about; empty if there is nothing to say."""
+
+    def pressure(self) -> str:
+        """Return why the host may be the cause; empty if it is not."""
+
+
 class WaitTimeoutError(HarnessError):
     """A wait reached its deadline.
 
     Args:
         waited_for: The event that did not come.
-        seconds: The length of the wait.
+        wait: The deadline, or the seconds.
         last_output: The end of the guest's output.
         silent: For how many seconds the guest had printed nothing; ``None`` if unknown.
         remarks: What else is known of the guest: a boot loader's screen, its kernel's complaints.
         evidence: The path of the whole log.
         hint: The next thing to try.
+        pressure: As :class:`HarnessError` has it; the deadline's by default.
     """
 
     verdict = Verdict.TIMEOUT
@@ -317,26 +352,35 @@ class WaitTimeoutError(HarnessError):
     def __init__(
         self,
         waited_for: str,
-        seconds: float,
+        wait: float | Waited,
         *,
         last_output: str = "",
         silent: float | None = None,
         remarks: str = "",
         evidence: str = "",
         hint: str = "",
+        pressure: str = "",
     ) -> None:
+        account = ""
+        if isinstance(wait, (float, int)):
+            self.seconds = float(wait)
+        else:
+            self.seconds = wait.elapsed
+            account = wait.account()
+            pressure = pressure or wait.pressure()
         self.waited_for = waited_for
-        self.seconds = seconds
         self.last_output = last_output
         self.silent = silent
-        what = f"waited {seconds:.1f} s for {waited_for}"
+        what = f"waited {self.seconds:.1f} s for {waited_for}"
+        if account:
+            what += f" ({account})"
         if silent is not None:
             what += f"; the guest has been silent for {silent:.1f} s"
         if remarks:
             what += f"; {remarks}"
         if last_output:
             what += "\n" + _indent("last output", last_output)
-        super().__init__(what, evidence=evidence, hint=hint)
+        super().__init__(what, evidence=evidence, hint=hint, pressure=pressure)
 
 
 class GuestIdleError(WaitTimeoutError):
@@ -356,7 +400,7 @@ def verdict_of(error: BaseException | None) -> Verdict:
     if error is None:
         return Verdict.PASSED
     if isinstance(error, HarnessError):
-        return error.verdict
+        return Verdict.INFRA if error.pressure else error.verdict
     if isinstance(error, AssertionError):
         return Verdict.PRODUCT
     if isinstance(error, (OSError, MemoryError)):

@@ -51,6 +51,7 @@ from harness.errors import (
 from harness.evidence.run import Run
 from harness.evidence.timeline import Step, Timeline
 from harness.host.accel import Accel, probe
+from harness.host.pressure import Pressure
 from harness.host.scheduler import Scheduler
 from harness.machine import Machine, Setup, launch
 from harness.machine.system import OS
@@ -156,6 +157,7 @@ class _Parts:
     failed_states: dict[State, HarnessError] = field(default_factory=dict)
     built: list[State] = field(default_factory=list)
     servers: dict[type[Server], Server] = field(default_factory=dict)
+    doubts: set[str] = field(default_factory=set)
 
     @_part
     def run(self) -> Run:
@@ -229,10 +231,23 @@ class _Parts:
 
     @_part
     def scheduler(self) -> Scheduler:
-        return Scheduler(self.cache, self.accelerator, self.options.timeout_scale)
+        return Scheduler(
+            self.cache, self.accelerator, self.options.timeout_scale, pressure=self.pressure
+        )
+
+    @_part
+    def pressure(self) -> Pressure:
+        """Measures the host while machines run; their deadlines follow it."""
+        return Pressure((self.evidence, self.cache))
 
     def accelerator(self, arch: str) -> Accel:
-        return probe(self.options.accel, arch, qemu=binary.find(arch).path, cache_dir=self.cache)
+        accel = probe(self.options.accel, arch, qemu=binary.find(arch).path, cache_dir=self.cache)
+        with self.lock:
+            new = accel.doubt not in self.doubts
+            self.doubts.add(accel.doubt)
+        if accel.doubt and new:
+            self.progress.say(f"warning: {accel.doubt}. Guests may never come up: --accel auto")
+        return accel
 
     @_part
     def services_folder(self) -> Path:
@@ -432,8 +447,12 @@ class Lab:
         """The steps of this lab's machines, kept as ``timeline.json`` in its folder of evidence."""
         with self._parts.lock:
             if self._timeline is None:
-                self._timeline = Timeline(self.folder / "timeline.json", "lab", self._parts.show)
+                self._timeline = self._new_timeline(self.folder, "lab")
             return self._timeline
+
+    def _new_timeline(self, folder: Path, title: str) -> Timeline:
+        parts = self._parts
+        return Timeline(folder / "timeline.json", title, parts.show, parts.pressure.words)
 
     @property
     def keep(self) -> bool:
@@ -503,7 +522,7 @@ class Lab:
         else:
             child._folder = folder
             child._names = Counter()
-            child._timeline = Timeline(folder / "timeline.json", name, self._parts.show)
+            child._timeline = self._new_timeline(folder, name)
         try:
             with child._stack:
                 yield child

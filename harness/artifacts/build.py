@@ -87,7 +87,7 @@ def run_script(
                 os.close(fd)
     if not in_time:
         raise WaitTimeoutError(
-            f"the build of {name}", deadline.seconds, last_output=tail(log), evidence=str(log)
+            f"the build of {name}", deadline, last_output=tail(log), evidence=str(log)
         )
     if status:
         _fail(name, status, log)
@@ -99,7 +99,7 @@ def _wait(guard: subprocess.Popen[bytes], deadline: Deadline) -> bool:
     try:
         waiter = select.poll()
         waiter.register(process, select.POLLIN)
-        return bool(waiter.poll(deadline.poll_timeout()))
+        return deadline.wait(lambda _: bool(waiter.poll(deadline.poll_timeout())))
     finally:
         os.close(process)
 

@@ -178,7 +178,7 @@ def _wait(path: Path, *, shared: bool, deadline: Deadline) -> int:
 
     threading.Thread(target=take, name=f"flock {path.name}", daemon=True).start()
     try:
-        in_time = done.wait(deadline.timeout())
+        in_time = deadline.wait(done.wait)
     except BaseException:
         in_time = False
         raise
@@ -192,7 +192,7 @@ def _wait(path: Path, *, shared: bool, deadline: Deadline) -> int:
         pid = holder(path)
         raise WaitTimeoutError(
             f"the lock {path.name}" + (f", held by process {pid}" if pid else ""),
-            deadline.seconds,
+            deadline,
             evidence=str(path),
             hint="look at that process; kill it if it hangs",
         )

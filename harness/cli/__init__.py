@@ -26,7 +26,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from harness.errors import CancelledError, HarnessError, Verdict
+from harness.errors import CancelledError, HarnessError, Verdict, verdict_of
 
 COMMANDS: Final[Mapping[str, str]] = {
     "acceptance": "Judge an image: run the acceptance suites with pytest",
@@ -75,7 +75,7 @@ def report(error: HarnessError) -> int:
         print(f"harness: {error}", file=sys.stderr)
         return 130
     print(f"harness: error: {error}", file=sys.stderr)
-    return {Verdict.TEST: 2, Verdict.INFRA: 3}.get(error.verdict, 1)
+    return {Verdict.TEST: 2, Verdict.INFRA: 3}.get(verdict_of(error), 1)
 
 
 def version() -> str:

@@ -1,8 +1,9 @@
-"""What a kernel says of itself although it goes on: stalls, lockups, a clock that it distrusts.
+"""What a guest says of itself although it goes on: stalls, a clock that it distrusts, its own limits.
 
 A complaint ends no wait: under emulation, on a busy host, a kernel complains and still comes up. It
 is recorded as a :class:`finding <harness.evidence.timeline.Finding>`, and it is no sign of progress,
-see :mod:`harness.machine.watchdog`.
+see :mod:`harness.machine.watchdog`. Those of :data:`TIMING` tell that a guest may have failed because
+the host gave it too little time.
 
 The texts are those of Linux 6.12: each was compared with the strings of Debian's kernel. The sources
 are named at each pattern; ``pr_fmt`` adds a prefix such as ``rcu: `` to some.
@@ -88,6 +89,40 @@ COMPLAINTS: Final = (
         r"{k}(?:clocksource: timekeeping watchdog on CPU\d+: (?:Marking clocksource|\S+ excessive)"
         r"|tsc: Marking TSC unstable due to (?!clocksource watchdog))",
     ),
+    # arch/x86/kernel/tsc.c, pit_hpet_ptimer_calibrate_cpu(): it distrusts the measurement that it takes.
+    # With the CPU taken away in its middle, a guest's clock ran 19 times too fast.
+    watcher(
+        "clock-calibration",
+        "doubtful calibration of the clock",
+        None,
+        ["PIT calibration deviates from", "calibration failed"],
+        r"{k}tsc: (?:PIT calibration deviates from|HPET/PMTIMER calibration failed)",
+    ),
+    # A guest's own limits, which no scale stretches. systemd: src/core/device.c, service.c, mount.c
+    # (their messages for JOB_TIMEOUT) and job.c; initramfs-tools: scripts/local; dracut:
+    # dracut-initqueue.sh; util-linux and shadow: login.c.
+    watcher(
+        "guest-timeout",
+        "limit of the guest's own that passed",
+        None,
+        [
+            "Timed out waiting for device",
+            "Timed out starting ",
+            "Timed out mounting ",
+            "/start timed out.",
+            " operation timed out. ",
+            "Mounting timed out. ",
+            "Gave up waiting for root",
+            "timeout, still waiting for",
+            "Login timed out after",
+        ],
+        r"{k}(?:\[ TIME \] |systemd\[1\]: )Timed out (?:waiting for device|starting|mounting) "
+        r"|{k}systemd\[1\]: \S+: (?:Job \S+/start timed out\."
+        r"|(?:start(?:-pre|-post)? operation|Mounting) timed out\. )"
+        r"|^Gave up waiting for root (?:file system )?device"
+        r"|{k}(?:dracut-initqueue\[\d+\]: )?Warning: dracut-initqueue: timeout, still waiting for"
+        r"|^Login timed out after \d+ seconds",
+    ),
     # kernel/irq/spurious.c, __report_bad_irq().
     watcher(
         "spurious-irq",
@@ -124,6 +159,13 @@ STALLS: Final = frozenset(
     {"rcu-stall", "lost-timer", "soft-lockup", "hard-lockup", "hung-task", "workqueue-lockup"}
 )
 """The complaints of a kernel in which something stands still."""
+
+TIMING: Final = frozenset({"clock", "clock-calibration", "guest-timeout"})
+"""The complaints of a guest that had too little time, or was misled about the time.
+
+Beside pressure on the host in the same boot, they explain a failure: see :meth:`Stream.excuse
+<harness.console.stream.Stream.excuse>`.
+"""
 
 _PATTERNS: Final = tuple(complaint.pattern for complaint in COMPLAINTS)
 

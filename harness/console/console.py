@@ -229,6 +229,10 @@ class Console:
         """Return the known boot loader's screen, if one is shown, and the findings, for messages."""
         return remarks(self._stream)
 
+    def excuse(self) -> str:
+        """Return why the host may be the cause of a failure by time now; empty if it is not."""
+        return self._stream.excuse()
+
     # Typing.
 
     def send(self, data: str | bytes, deadline: Limit = None, *, paced: bool = False) -> None:
@@ -396,8 +400,11 @@ class Console:
     def forget_login(self) -> None:
         """Record that the guest was reset: the shell is gone, and earlier login prompts are stale.
 
+        Findings from now on belong to another boot.
+
         It never blocks, even while another thread waits on the console.
         """
+        self._stream.findings.begin_boot()
         self._talk.forget_login()
 
     # The screen.

@@ -119,7 +119,7 @@ def timeout_error(stream: Stream, waited_for: str, deadline: Deadline, hint: str
     """
     return WaitTimeoutError(
         f"{waited_for} on the console of {stream.name}",
-        deadline.elapsed,
+        deadline,
         last_output=stream.tail(),
         silent=stream.silent_for(),
         remarks=remarks(stream),
@@ -173,13 +173,16 @@ def search(
     resumed = time.monotonic()
     while True:
         quiet = max(0.0, min(pause, resumed + _NOISY * pause - time.monotonic()))
-        timeout = min(quiet, deadline.remaining())
+        left = deadline.timeout()
+        timeout = quiet if left is None else min(quiet, left)
         end = stream.wait_past(position, None if math.isinf(timeout) else timeout)
         if end <= position:
-            if asking is None or deadline.expired:
+            if deadline.expired:
                 raise timed_out()
-            pause = next(asking, math.inf)
-            resumed = time.monotonic()
+            # Otherwise the load has stretched the deadline, and the silence goes on.
+            if asking is not None and timeout == quiet:
+                pause = next(asking, math.inf)
+                resumed = time.monotonic()
             continue
         while position < end:
             fresh = stream.read(position, min(end, position + _STEP))

@@ -77,14 +77,13 @@ class Expected:
         Raises:
             HarnessError: The console failed in another way, and no expected error was seen.
         """
-        timeout = self._scale.limit(deadline, _EXPECTED_SECONDS).timeout()
-        if timeout is not None:
-            # Longer waits raise OverflowError (Python's documentation of threading.TIMEOUT_MAX).
-            timeout = min(timeout, threading.TIMEOUT_MAX)
+        limit = self._scale.limit(deadline, _EXPECTED_SECONDS)
         failures = self._failures
         with failures.condition:
-            failures.condition.wait_for(
-                lambda: self.sightings or failures.current is not None, timeout
+            limit.wait(
+                lambda left: failures.condition.wait_for(
+                    lambda: self.sightings or failures.current is not None, left
+                )
             )
             if self.sightings:
                 return self.sightings[0]
@@ -97,7 +96,8 @@ class Failures:
 
     Args:
         condition: Notified of each change; shared with the waits for output.
-        explain: Returns the exception for a sighting.
+        explain: Returns the exception for a sighting, and for the excuse that the host is.
+        excuse: Returns why the host may be the cause of a failure by time; empty if it is not.
         scale: The scale of the machine's deadlines.
 
     Attributes:
@@ -108,11 +108,13 @@ class Failures:
     def __init__(
         self,
         condition: threading.Condition,
-        explain: Callable[[Sighting], BaseException],
+        explain: Callable[[Sighting, str], BaseException],
+        excuse: Callable[[], str],
         scale: Scale = UNSCALED,
     ) -> None:
         self.condition = condition
         self._explain = explain
+        self._excuse = excuse
         self._scale = scale
         self._expected: list[Expected] = []
         self._ignored: set[type[GuestError]] = set()
@@ -136,7 +138,9 @@ class Failures:
                 return False
             if issubclass(kind, tuple(self._ignored)):
                 return False
-            return self.set(Failure(lambda: self._explain(sighting), sighting.offset, kind))
+            # Now, not when it is raised: by then the load may have come or gone.
+            excuse = self._excuse() if kind.by_time else ""
+            return self.set(Failure(lambda: self._explain(sighting, excuse), sighting.offset, kind))
 
     def set(self, failure: Failure) -> bool:
         """Set the failure; return whether it took effect.

@@ -395,4 +395,5 @@ class _Login:
             f"the login of {self._user} on {self._stream.name} was refused: {reason}",
             evidence=self._stream.evidence(),
             hint=_REFUSED_HINT,
+            pressure=self._stream.excuse(),
         )

@@ -87,8 +87,8 @@ class Outbox:
             after_replies: Bytes to write before ``data`` if replies were written since the last
                 send that had this argument.
         """
-        timeout = deadline.timeout()
-        if not self._writing.acquire(timeout=-1 if timeout is None else timeout):
+        writing = self._writing
+        if not deadline.wait(lambda left: writing.acquire(timeout=-1 if left is None else left)):
             return len(data)
         try:
             with self._guard:
@@ -123,7 +123,9 @@ class Outbox:
                 poller.register(self._sock, select.POLLOUT)
                 poller.register(self._aborted, select.POLLIN)
             ready = poller.poll(deadline.poll_timeout())
-            if not ready or any(fd == self._aborted.fileno() for fd, _ in ready):
+            if any(fd == self._aborted.fileno() for fd, _ in ready):
+                return len(view)
+            if not ready and deadline.expired:
                 return len(view)
         return 0
 

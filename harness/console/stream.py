@@ -20,6 +20,7 @@ from typing import Final
 
 from harness.console.batch import Batching
 from harness.console.cast import COALESCE, CastWriter
+from harness.console.complaints import TIMING
 from harness.console.failures import Failure, Failures
 from harness.console.outbox import Outbox, Signal
 from harness.console.query import QueryResponder
@@ -83,6 +84,7 @@ class Stream:
         self.log = log
         self.scale = scale
         self.findings = findings
+        self._scale = scale
         self._sock = sock
         self._on_eof = on_eof
         self._on_failure = on_failure
@@ -106,7 +108,7 @@ class Stream:
         self.total = 0
         self.last_at = time.monotonic()
         self.condition = threading.Condition()
-        self.failures = Failures(self.condition, self._explain, scale)
+        self.failures = Failures(self.condition, self._explain, self.excuse, scale)
         self.suspects = Suspects(self.condition, self.read, self._fail, scale)
         self._aborted = Signal()
         self._poke = Signal()
@@ -390,7 +392,17 @@ class Stream:
             # answer would arrive after it and be read as typed text, so the outbox drops it.
             self.outbox.reply(data, self._sent_before if data.endswith(b"R") else None)
 
-    def _explain(self, sighting: Sighting) -> BaseException:
+    def excuse(self) -> str:
+        """Return why the host may be the cause of a failure by time now; empty if it is not.
+
+        It is if the host was under pressure in this boot, and the guest complained of its clock or of
+        a limit of its own that passed. Either alone is no excuse.
+        """
+        found = self.findings.in_this_boot(TIMING)
+        pressure = self._scale.pressure(self.findings.boot_seconds) if found else ""
+        return f"{pressure}; in this boot: {', '.join(map(str, found))}" if pressure else ""
+
+    def _explain(self, sighting: Sighting, excuse: str) -> BaseException:
         w = sighting.watcher
         kind = w.error or HarnessError
         allow = f"`with machine.expecting({kind.__name__})`"
@@ -398,4 +410,5 @@ class Stream:
             f"{self.name}: {w.what}: {sighting.line}{sighting.note}",
             evidence=self.evidence(),
             hint=f"{w.hint}; where the test causes it on purpose: {allow}",
+            pressure=excuse,
         )

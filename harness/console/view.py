@@ -51,7 +51,7 @@ class View:
                 screen = self._look(end, pattern)
             if screen is not None:
                 return screen
-            if self._stream.wait_past(end, limit.timeout()) <= end:
+            if self._stream.wait_past(end, limit.timeout()) <= end and limit.expired:
                 shown = pattern if isinstance(pattern, str) else pattern.pattern
                 hint = _hint(pattern, self.screen)
                 error = timeout_error(self._stream, f"{shown!r} on the screen", limit, hint)

@@ -44,8 +44,8 @@ from harness.errors import (
 _KERNEL: Final = rb"(?:^(?:<\d+>)?|\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? )"
 
 _HANDOVER: Final = b"Booting from ROM.."
-"""What is seen of SeaBIOS' last line before a kernel that QEMU loaded. Its serial console sends the
-line's end with the next timer interrupt, which the kernel has masked: the guest's first line begins here.
+"""What is seen of SeaBIOS' last line before a kernel that QEMU loaded. Its serial console sends the end
+of the line with the next timer interrupt, which the kernel has masked: the guest's first line follows.
 """
 
 _LINE: Final = 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection
 
 from harness.evidence.timeline import Finding, Timeline
@@ -22,6 +23,8 @@ class Findings:
         self._found: dict[str, Finding] = {}
         self._expected: set[str] = set()
         self._lock = threading.Lock()
+        self._before: dict[str, int] = {}
+        self._booted = time.monotonic()
 
     def hear(self, kind: str, what: str, text: str) -> None:
         """Record a complaint, unless a test provokes complaints of its kind.
@@ -44,6 +47,26 @@ class Findings:
         """Return how many complaints of some kinds there were."""
         with self._lock:
             return sum(found.count for kind, found in self._found.items() if kind in kinds)
+
+    def begin_boot(self) -> None:
+        """Record that the guest was reset: what it says from now on belongs to another boot."""
+        with self._lock:
+            self._before = {kind: found.count for kind, found in self._found.items()}
+            self._booted = time.monotonic()
+
+    @property
+    def boot_seconds(self) -> float:
+        """The seconds since the guest was started or reset."""
+        return time.monotonic() - self._booted
+
+    def in_this_boot(self, kinds: Collection[str]) -> list[Finding]:
+        """Return the findings of some kinds to which this boot has added."""
+        with self._lock:
+            return [
+                found
+                for kind, found in self._found.items()
+                if kind in kinds and found.count > self._before.get(kind, 0)
+            ]
 
     def __str__(self) -> str:
         """Return the findings in words; empty if there are none."""

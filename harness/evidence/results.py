@@ -125,6 +125,8 @@ class Results:
 
     tests: dict[tuple[str, str], TestResult] = field(default_factory=dict)
     began: float = field(default_factory=time.time)
+    # The wall clock may be set during the run.
+    _zero: float = field(default_factory=time.monotonic, repr=False)
 
     def test(self, node_id: str, worker: str = "") -> TestResult:
         """Return the result of a test, made at the first call."""
@@ -163,7 +165,7 @@ class Results:
         content = {
             "format": FORMAT,
             "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
-            "seconds": round(time.time() - self.began, 3),
+            "seconds": round(time.monotonic() - self._zero, 3),
             "status": status,
             **facts,
             "verdicts": dict(self.verdicts),

@@ -79,6 +79,8 @@ class Timeline:
         path: The file, ``timeline.json``; ``None`` keeps the steps in memory.
         title: The title, usually the test's node id.
         listener: Called with each step when it begins and when it ends.
+        host: Returns a note on how the host was since a moment of the monotonic clock; may be empty.
+            A step that ends has it as ``host`` in its data.
     """
 
     def __init__(
@@ -86,12 +88,14 @@ class Timeline:
         path: Path | None = None,
         title: str = "",
         listener: Callable[[Step], None] | None = None,
+        host: Callable[[float], str] | None = None,
     ) -> None:
         self.path = path
         self.title = title
         self.steps: list[Step] = []
         self.findings: list[Finding] = []
         self._listener = listener
+        self._host = host
         self._lock = threading.Lock()
         self._depth = threading.local()
         self._zero = time.monotonic()
@@ -118,6 +122,8 @@ class Timeline:
         finally:
             self._depth.value = depth
             step.seconds = round(self._now() - step.start, 4)
+            if self._host is not None and (note := self._host(self._zero + step.start)):
+                step.data["host"] = note
             self._changed(step)
 
     @contextlib.contextmanager

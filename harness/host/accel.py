@@ -2,8 +2,8 @@
 
 ``auto`` uses KVM only if it proves itself: the guest code of :mod:`harness.host.probe`, 64-bit and
 paged, must run under KVM at least as fast as under TCG, QEMU's emulator. The measurement is stored and
-stays valid until the host reboots, or until QEMU, the processor or the guest code changes. Whether the
-KVM device exists and can be opened is checked each time, because that can change.
+stays valid until the host reboots, or until QEMU, the KVM device, the processor or the guest code
+changes. Whether the device exists and can be opened is checked each time, because that can change.
 """
 
 from __future__ import annotations
@@ -42,18 +42,20 @@ class Accel:
         name: ``kvm`` or ``tcg``, as QEMU's ``-accel`` takes it.
         reason: Why it was chosen; a clause for a person, without a full stop.
         cpu: The CPU model that the probe ran with under KVM; empty for TCG.
+        doubt: What the probe said against it, where it was requested all the same; else empty.
     """
 
     name: Literal["kvm", "tcg"]
     reason: str
     cpu: str = ""
+    doubt: str = ""
 
 
 def probe(choice: str, arch: str, *, qemu: Path, cache_dir: Path) -> Accel:
     """Return the accelerator for a guest, within 3 s, or at once if a measurement is stored.
 
     ``auto`` returns KVM if it proves itself and TCG otherwise. ``kvm`` returns KVM wherever QEMU can
-    start a guest with it; if that guest will be slow, the reason says so.
+    start a guest with it; if the probe speaks against it, ``doubt`` says so.
 
     Args:
         choice: ``auto``, ``kvm`` or ``tcg``.
@@ -79,7 +81,8 @@ def probe(choice: str, arch: str, *, qemu: Path, cache_dir: Path) -> Accel:
     if kvm.proven:
         return Accel("kvm", kvm.reason, kvm.cpu)
     if choice == "kvm" and kvm.cpu:
-        return Accel("kvm", f"it was requested, although {kvm.reason}", kvm.cpu)
+        doubt = f"KVM was requested, although {kvm.reason}"
+        return Accel("kvm", f"it was requested, although {kvm.reason}", kvm.cpu, doubt)
     return _without_kvm(choice, kvm.reason)
 
 
@@ -207,7 +210,7 @@ def _stored_or_measured(qemu: Path, arch: str, cache_dir: Path) -> _Kvm:
 
 
 def _key(qemu: Path, arch: str) -> dict[str, str]:
-    """Return the key of a measurement: this boot of this host, this QEMU, this guest code."""
+    """Return the key of a measurement: this boot of this host, its KVM, this QEMU, this guest code."""
     try:
         program = qemu.resolve()
         state = program.stat()
@@ -219,10 +222,26 @@ def _key(qemu: Path, arch: str) -> dict[str, str]:
     )
     return {
         "boot": measured.boot_id(),
+        "device": _identity(_DEVICE),
         "processor": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         "qemu": version,
         "guest": hashlib.sha256(guest.image(arch)).hexdigest(),
     }
+
+
+def _identity(device: Path) -> str:
+    """Return what changes when somebody replaces a device, or the kernel's module makes it anew.
+
+    Its use changes none of it: ``st_ctime`` follows the mode, the owner and the links (``inode(7)``).
+    """
+    try:
+        state = device.stat()
+    except OSError as error:
+        return str(error.strerror)
+    return (
+        f"{state.st_dev}:{state.st_ino} rdev {state.st_rdev} mode {state.st_mode:o}"
+        f" owner {state.st_uid}:{state.st_gid} at {state.st_mtime_ns} {state.st_ctime_ns}"
+    )
 
 
 def _measure(qemu: Path, arch: str) -> tuple[_Kvm, bool]:

@@ -44,7 +44,7 @@ def capacity(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) 
     affinity = len(os.sched_getaffinity(0))
     if affinity < cpus:
         cpus, cpu_limit = float(affinity), "affinity"
-    for folder in _groups(proc, cgroup, "memory"):
+    for folder in groups(proc, cgroup, "memory"):
         for name, used_name in (
             ("memory.max", "memory.current"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -57,7 +57,7 @@ def capacity(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) 
             used = _number(folder / used_name)
             if used is not None:
                 available = min(available, max(0, allowed - used))
-    for folder in _groups(proc, cgroup, "cpu"):
+    for folder in groups(proc, cgroup, "cpu"):
         quota = _quota(folder)
         if quota is not None and quota < cpus:
             cpus, cpu_limit = quota, str(folder)
@@ -69,7 +69,7 @@ def _meminfo(path: Path) -> dict[str, int]:
     return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) > 2}
 
 
-def _groups(proc: Path, root: Path, controller: str) -> list[Path]:
+def groups(proc: Path, root: Path, controller: str) -> list[Path]:
     """Return the folders of this process' group for a controller, and of the groups above it."""
     folders = []
     try:

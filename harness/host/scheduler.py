@@ -15,6 +15,7 @@ from harness.host import speed
 from harness.host.accel import Accel
 from harness.host.admission import Admission, Grant, footprint, fork_footprint, pool
 from harness.host.capacity import capacity
+from harness.host.pressure import Pressure
 from harness.scope import Scope
 from harness.spec import MachineSpec
 
@@ -26,10 +27,12 @@ class Turn:
     Attributes:
         grant: The room that was granted; ``None`` for a machine that admission does not count.
         scale: How much longer the machine will take than on a good host, for its deadlines.
+        pressure: Measures the host while the machine runs.
     """
 
     grant: Grant | None = None
     scale: Scale = UNSCALED
+    pressure: Pressure | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -47,6 +50,14 @@ class Turn:
         """The descriptors that hold the grant: it ends when the last process closes them."""
         return () if self.grant is None else (self.grant.fileno(),)
 
+    def watching(
+        self, pid: int, timeline: Timeline, name: str
+    ) -> contextlib.AbstractContextManager[None]:
+        """Measure the host's pressure in the block: see :meth:`Pressure.watching`."""
+        if self.pressure is None:
+            return contextlib.nullcontext()
+        return self.pressure.watching(pid, timeline, name)
+
     def release(self) -> None:
         """Give the room back; harmless if that was done before."""
         if self.grant is not None:
@@ -61,11 +72,13 @@ class Scheduler:
         cache: The cache of the host, below which the runs find each other.
         accel: Returns the accelerator for an arch.
         timeout_scale: A factor for the deadlines of all machines, besides what the host needs.
+        pressure: The clock of the machines' deadlines; without one they do not follow the load.
     """
 
     cache: Path
     accel: Callable[[str], Accel]
     timeout_scale: float = 1.0
+    pressure: Pressure | None = None
 
     def admit(
         self,
@@ -97,6 +110,8 @@ class Scheduler:
         room = capacity()
         admission = Admission(pool(self.cache, room), room)
         accel = self.accel(spec.arch)
+        if accel.doubt:
+            timeline.note("doubtful accelerator", machine=spec.name, what=accel.doubt)
         memory = (
             fork_footprint(spec.memory, working_set) if fork else footprint(spec.memory, accel.name)
         )
@@ -115,10 +130,15 @@ class Scheduler:
                 scope=scope,
             )
         try:
-            slowness = speed.measure(
-                accel.name, spec.arch, self.cache, busy=admission.status().cpus, room=room
+            scale = Scale(
+                self.timeout_scale * speed.measure(accel.name, spec.arch, self.cache),
+                reason="emulation" if accel.name == "tcg" else "",
+                # An accelerator that does not work gets no better when the load goes: the wait for it
+                # is not stretched.
+                clock=None if accel.doubt else self.pressure,
+                doubt=accel.doubt,
             )
-            return Turn(grant, Scale(self.timeout_scale * slowness))
+            return Turn(grant, scale, self.pressure)
         except BaseException:
             grant.release()
             raise

@@ -1,17 +1,15 @@
-"""How slow this host is, compared with a good one under KVM: the factor by which deadlines grow.
+"""How slow this host is when calm, compared with a good one under KVM: the factor for deadlines.
 
-The factor is the product of three parts. The accelerator: emulation is slower than KVM by a known
-factor for each architecture. The processor: the time of a short computation on one thread, measured
-once per boot of the host, relative to :data:`REFERENCE`. The crowd: the virtual CPUs of all machines,
-and other load of the host, per available CPU.
+The factor is the product of two parts. The accelerator: emulation is slower than KVM by a known factor
+for each architecture. The processor: the time of a short computation on one thread, measured once per
+boot of the host, relative to :data:`REFERENCE`. Other machines and other load come and go:
+:mod:`harness.host.pressure` follows them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -21,7 +19,6 @@ from typing import Final
 from harness import arch as arches
 from harness.errors import UnknownNameError
 from harness.host import measured
-from harness.host.capacity import Capacity, capacity
 
 REFERENCE: Final = 0.0082
 """CPU seconds that the computation takes, with Python 3.11, on the host where the times in
@@ -31,19 +28,10 @@ REFERENCE: Final = 0.0082
 ACCELERATORS: Final = ("kvm", "tcg")
 
 _SLOWEST: Final = 16.0  # times the reference; larger values are measuring errors
-_FULLEST: Final = 4.0  # per CPU; admission prevents more, other programs might not
 _ROUNDS: Final = 7
 
 
-def measure(
-    accel: str,
-    arch: str,
-    cache_dir: Path,
-    *,
-    busy: float = 0.0,
-    room: Capacity | None = None,
-    load: Callable[[], tuple[float, float, float]] = os.getloadavg,
-) -> float:
+def measure(accel: str, arch: str, cache_dir: Path) -> float:
     """Return the factor for deadlines, at least 1.0: see :class:`harness.deadline.Scale`.
 
     The first call after a boot of the host takes a tenth of a second, later calls no time.
@@ -53,10 +41,6 @@ def measure(
         arch: The guest's architecture.
         cache_dir: The folder for the processor's measurement; created if absent. If it cannot be
             written, nothing is stored.
-        busy: Virtual CPUs of all machines on the host, including the one about to start: see
-            :attr:`harness.host.admission.Occupancy.cpus`.
-        room: The capacity of this process; read from the host by default.
-        load: Returns the host's load averages, like ``getloadavg(3)``.
 
     Raises:
         UnknownNameError: Harness has no such accelerator or arch.
@@ -64,29 +48,7 @@ def measure(
     if accel not in ACCELERATORS:
         raise UnknownNameError("accelerator", accel, ACCELERATORS)
     emulation = arches.of(arch).emulation if accel == "tcg" else 1.0
-    crowd = crowding(room or capacity(), busy, load)
-    return max(1.0, emulation * processor(cache_dir) * crowd)
-
-
-def crowding(
-    room: Capacity,
-    busy: float,
-    load: Callable[[], tuple[float, float, float]] = os.getloadavg,
-) -> float:
-    """Return the demand per CPU, at least 1.0.
-
-    Args:
-        room: The capacity of this process.
-        busy: Virtual CPUs of all machines.
-        load: Returns the host's load averages. They count only if the host itself is the limit: the
-            share of a cgroup is its own, and the averages include the load of all cgroups.
-    """
-    demand = max(busy, 1.0)
-    if room.cpu_limit == "host":
-        # Some container sandboxes have no load averages.
-        with contextlib.suppress(OSError):
-            demand = max(demand, load()[0])
-    return min(max(1.0, demand / room.cpus), _FULLEST)
+    return max(1.0, emulation * processor(cache_dir))
 
 
 def processor(

@@ -87,7 +87,7 @@ class Commands:
             except WaitTimeoutError as error:
                 raise WaitTimeoutError(
                     f"{command!r} to succeed on {parts.name}",
-                    limit.seconds,
+                    limit,
                     last_output=error.last_output,
                     evidence=error.evidence,
                 ) from error

@@ -168,7 +168,7 @@ class Display:
             if limit.expired:
                 raise WaitTimeoutError(
                     f"the keyboard of {parts.name} to take {len(chords)} keys, of which it took {done}",
-                    limit.seconds,
+                    limit,
                 )
             self._press(codes, hold)
             # QEMU presses and releases by its own timers, reports neither, and drops what is too much
@@ -230,7 +230,7 @@ class Display:
             evidence = f"no picture: {fault.what}"
         error = WaitTimeoutError(
             f"{shown!r} on the display of {parts.name}",
-            limit.seconds,
+            limit,
             evidence=evidence,
             hint=hint,
         )

@@ -139,12 +139,14 @@ class Ending:
                         f"machine {self._name} powered off ({reason}) without being asked to",
                         evidence=console.last_output(),
                         hint="use machine.wait_for_shutdown() where the scenario expects it",
+                        pressure=console.excuse(),
                     )
                 )
         elif event.name == "RESET":
-            console.forget_login()
             with self._lock:
                 checks = tuple(self._checks)
+            # First: they judge the boot that has just ended.
             for check in checks:
                 if (error := check()) is not None:
                     self.fail(error)
+            console.forget_login()

@@ -120,7 +120,7 @@ class Parts:
         except WaitTimeoutError as error:
             raise WaitTimeoutError(
                 f"{awaited} on {self.name}",
-                limit.seconds,
+                limit,
                 last_output=self.console.last_output(),
                 silent=self.console.silent_for(),
                 remarks=self.console.remarks(),

@@ -13,6 +13,9 @@ from harness.machine.parts import Parts
 from harness.machine.vitals import Vitals
 from harness.machine.watchdog import Hang, HangWatchdog
 
+_BEFORE_A_HANG: Final = 60.0
+"""Seconds before a guest fell silent in which a host under pressure may have been the cause."""
+
 _ONE_RESET: Final = 1.0
 """Seconds; no guest boots and restarts within them, firmware alone takes longer."""
 
@@ -82,6 +85,7 @@ class Power:
                 if times == 0
                 else f"machine {parts.name} was restarted more often than {times} times",
                 evidence=f"{parts.log}\n{parts.console.last_output()}",
+                pressure=parts.console.excuse(),
                 hint="see the end of each boot in the log; a scenario in which a system tries more often"
                 " sets its own bound: machine.restarting_at_most(n)",
             )
@@ -130,6 +134,7 @@ class Power:
                 silent=parts.console.silent_for(),
                 remarks="; ".join(filter(None, remarks)),
                 evidence=str(parts.log),
+                pressure=parts.scale.pressure(hang.seconds + _BEFORE_A_HANG),
                 hint=f"{where}; does it wait for a key? If not, run it again: emulation loses an"
                 " interrupt now and then",
             )
@@ -151,7 +156,8 @@ def count_restarts(times: Sequence[float], last: int) -> int:
     begins: list[bool] = []
     first = -math.inf
     for now in times:
-        second = now - first <= _ONE_RESET
+        # The times are those of the wall clock, which may be set back between two of them.
+        second = abs(now - first) <= _ONE_RESET
         begins.append(not second)
         first = -math.inf if second else now
     return sum(begins[len(begins) - last :])

@@ -172,6 +172,7 @@ class _Starting:
                 on_exit=self._ending.on_exit,
             )
             stack.callback(process.kill)
+            stack.enter_context(self._turn.watching(process.pid, self._setup.timeline, spec.name))
         console = Console(
             console_socket,
             log=self._evidence / "serial.log",

@@ -52,7 +52,8 @@ def result(future: concurrent.futures.Future[T], deadline: Deadline) -> T:
         concurrent.futures.CancelledError: The future was cancelled.
     """
     try:
-        return future.result(deadline.timeout())
+        deadline.wait(lambda left: concurrent.futures.wait([future], left).done)
+        return future.result(0)
     except (concurrent.futures.TimeoutError, KeyboardInterrupt):
         future.cancel()
         raise

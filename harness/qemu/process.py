@@ -145,7 +145,7 @@ class OwnedProcess:
 
     def wait(self, deadline: Deadline) -> bool:
         """Wait until the process ends; return whether it ended before the deadline."""
-        return self._ended.wait(deadline.timeout())
+        return deadline.wait(self._ended.wait)
 
     def kill(self) -> None:
         """Kill the process and wait until it has ended; does nothing if it has ended already."""

@@ -141,7 +141,7 @@ class Qmp:
         try:
             loop.run(negotiate(), deadline)
         except TimeoutError as error:
-            raise WaitTimeoutError("QEMU's monitor", deadline.seconds) from error
+            raise WaitTimeoutError("QEMU's monitor", deadline) from error
         except (QMPError, OSError, EOFError) as error:
             raise QmpError(f"no session with QEMU's monitor: {error}") from error
 
@@ -188,7 +188,7 @@ class Qmp:
         try:
             return loop.result(answer, limit)
         except TimeoutError as error:
-            raise WaitTimeoutError(f"monitor command {command}", limit.seconds) from error
+            raise WaitTimeoutError(f"monitor command {command}", limit) from error
         except (QMPError, concurrent.futures.CancelledError) as error:
             if self._failure is not None:
                 raise self._failure from error
@@ -263,7 +263,7 @@ class Qmp:
                 if self._failure is not None:
                     raise self._failure
                 if deadline.expired:
-                    raise WaitTimeoutError(f"QEMU's event {' or '.join(names)}", deadline.seconds)
+                    raise WaitTimeoutError(f"QEMU's event {' or '.join(names)}", deadline)
                 self._changed.wait(deadline.timeout())
 
     def fail(self, error: HarnessError) -> None:

@@ -91,7 +91,9 @@ class ServerOutput:
             WaitTimeoutError: The deadline passed.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._match or self._ended, deadline.timeout())
+            deadline.wait(
+                lambda left: self._changed.wait_for(lambda: self._match or self._ended, left)
+            )
             if self._match is not None:
                 return self._match
             shown = "\n".join(self._last)
@@ -100,7 +102,7 @@ class ServerOutput:
                     f"{server} ended before it was ready", evidence=f"{self._path}\n{shown}"
                 )
         raise WaitTimeoutError(
-            f"{server} to be ready", deadline.seconds, last_output=shown, evidence=str(self._path)
+            f"{server} to be ready", deadline, last_output=shown, evidence=str(self._path)
         )
 
     def join(self, seconds: float | None = None) -> None:

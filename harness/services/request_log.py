@@ -31,6 +31,7 @@ class Request:
     fault: str = ""
     when: float = field(default_factory=time.time)
     seconds: float | None = None
+    _began: float = field(default_factory=time.monotonic, repr=False, compare=False)
 
 
 class RequestLog:
@@ -62,13 +63,14 @@ class RequestLog:
         a client broke off TLS long after the client did so.
         """
         with self._lock:
-            if request.when >= self._since:
+            if request._began >= self._since:
                 self._requests.append(request)
 
     def end(self, request: Request) -> None:
         """Record that the answer to a request has ended."""
-        request.seconds = round(time.time() - request.when, 4)
-        line = json.dumps({name: getattr(request, name) for name in Request.__slots__})
+        request.seconds = round(time.monotonic() - request._began, 4)
+        names = [name for name in Request.__slots__ if not name.startswith("_")]
+        line = json.dumps({name: getattr(request, name) for name in names})
         # A full disk must not break the connection of a guest.
         with self._lock, contextlib.suppress(OSError), self.path.open("a") as file:
             file.write(line + "\n")
@@ -77,4 +79,4 @@ class RequestLog:
         """Clear the requests in memory; the file keeps them all."""
         with self._lock:
             self._requests.clear()
-            self._since = time.time()
+            self._since = time.monotonic()

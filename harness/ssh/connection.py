@@ -120,7 +120,7 @@ class Connection:
                 last_output, silent, remarks = self._guest() if self._guest else ("", None, "")
                 raise WaitTimeoutError(
                     f"an SSH login of {self.user} ({tries} tries, the last: {reason})",
-                    limit.seconds,
+                    limit,
                     last_output=last_output,
                     silent=silent,
                     remarks=remarks,

@@ -233,7 +233,7 @@ class Ssh(Connection):
     def _late(self, command: str, limit: Deadline, recent: bytearray) -> WaitTimeoutError:
         return WaitTimeoutError(
             f"{command!r} over SSH",
-            limit.seconds,
+            limit,
             last_output=recent.decode(errors="replace"),
             evidence=str(self.log_path),
         )
@@ -328,23 +328,22 @@ class Ssh(Connection):
         started = time.monotonic()
         channel = self._open_channel(limit)
         try:
-            channel.settimeout(limit.timeout())
-            sftp = None
-            try:
-                with _closed_at(limit, channel):
+            with _closed_at(limit, channel):
+                sftp = None
+                try:
                     channel.invoke_subsystem("sftp")
-                sftp = paramiko.SFTPClient(channel)
-            except (OSError, EOFError, paramiko.SSHException):
-                # The server refuses the subsystem, or its program is missing: then the channel ends. So
-                # it does with the connection.
-                if limit.expired or not self._answers(limit):
-                    raise
-            yield sftp
+                    sftp = paramiko.SFTPClient(channel)
+                except (OSError, EOFError, paramiko.SSHException):
+                    # The server refuses the subsystem, or its program is missing: then the channel
+                    # ends. So it does with the connection.
+                    if limit.expired or not self._answers(limit):
+                        raise
+                yield sftp
         except (OSError, EOFError, paramiko.SSHException) as error:
             self._raise_failure()
             self._write_log({"sftp": action, "error": str(error)})
-            if isinstance(error, TimeoutError) or limit.expired:
-                raise WaitTimeoutError(action, limit.seconds) from error
+            if limit.expired:
+                raise WaitTimeoutError(action, limit) from error
             raise SshError(f"{action}: {error!r}") from error
         finally:
             channel.close()
@@ -393,20 +392,19 @@ def _opened(source: Path | bytes) -> BinaryIO:
 @contextlib.contextmanager
 def _closed_at(limit: Deadline, channel: paramiko.Channel) -> Iterator[None]:
     """Close a channel at the deadline: paramiko waits for the answer to a request without limit."""
+    done = threading.Event()
 
     def close() -> None:
-        # close() sends a message to the guest, on a connection that may have ended.
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-            channel.close()
+        if not limit.wait(done.wait):
+            # close() sends a message to the guest, on a connection that may have ended.
+            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+                channel.close()
 
-    seconds = limit.timeout()
-    timer = threading.Timer(threading.TIMEOUT_MAX if seconds is None else seconds, close)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=close, name="ssh-deadline", daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        done.set()
 
 
 @contextlib.contextmanager

@@ -328,13 +328,38 @@ def test_the_device_is_checked_each_time(fake: FakeQemu, host: Path) -> None:
     assert probed(qemu).name == "tcg"
     (host / "kvm").touch()
     assert probed(qemu).name == "kvm"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda device: device.chmod(0o606),
+        lambda device: os.utime(device, (1, 1)),
+        lambda device: (device.rename(device.with_name("old")), device.touch()),
+    ],
+    ids=["mode", "time", "another one"],
+)
+def test_a_changed_device_makes_the_measurement_void(
+    fake: FakeQemu, host: Path, change: Callable[[Path], object]
+) -> None:
+    qemu = fake(SLOW)
+    assert not probed(qemu).doubt
     assert starts(host) == 2
+    with (host / "kvm").open("rb"):
+        pass  # its use changes nothing
+    assert probed(qemu).name == "tcg"
+    assert starts(host) == 2
+    change(host / "kvm")
+    assert probed(qemu).name == "tcg"
+    assert starts(host) == 4
 
 
 def test_a_requested_kvm_is_used_and_reported_as_slow(fake: FakeQemu) -> None:
     result = probed(fake(SLOW), "kvm")
     assert (result.name, result.cpu) == ("kvm", "host")
     assert result.reason.startswith("it was requested, although KVM did 1 of")
+    assert result.doubt.startswith("KVM was requested, although KVM did 1 of")
+    assert "the KVM of this host seems to have no hardware under it" in result.doubt
 
 
 def test_a_requested_tcg_starts_nothing(fake: FakeQemu, host: Path) -> None:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from harness.console.complaints import COMPLAINTS, DISK, STALLS, is_complaint
+from harness.console.complaints import COMPLAINTS, DISK, STALLS, TIMING, is_complaint
 from harness.console.watch import DEFAULT_WATCHERS, Scanner
-from harness.deadline import UNSCALED
-from harness.errors import PanicError, QemuExitedError, WaitTimeoutError
+from harness.deadline import UNSCALED, Conditions, Scale
+from harness.errors import (
+    GuestError,
+    PanicError,
+    QemuExitedError,
+    Verdict,
+    WaitTimeoutError,
+    verdict_of,
+)
 from harness.evidence.findings import Findings
 from harness.evidence.timeline import Timeline
 from harness.machine.vitals import Memory, essence
@@ -46,6 +55,18 @@ SAID = {
         "clocksource: timekeeping watchdog on CPU1: wd-hpet-wd excessive read-back delay of 99ns",
         "tsc: Marking TSC unstable due to TSCs unsynchronized",
     ],
+    "clock-calibration": [
+        "tsc: PIT calibration deviates from HPET: 124881 2400012",
+        "tsc: HPET/PMTIMER calibration failed. Using PIT calibration.",
+    ],
+    "guest-timeout": [
+        "[ TIME ] Timed out waiting for device dev-vda2.device - /dev/vda2.",
+        "systemd[1]: dev-vda2.device: Job dev-vda2.device/start timed out.",
+        "systemd[1]: Timed out waiting for device dev-vda2.device - /dev/vda2.",
+        "systemd[1]: ssh.service: start operation timed out. Terminating.",
+        "systemd[1]: ssh.service: start-pre operation timed out. Terminating.",
+        "systemd[1]: srv.mount: Mounting timed out. Terminating.",
+    ],
     "spurious-irq": ['irq 16: nobody cared (try booting with the "irqpoll" option)'],
     "nmi": ["Uhhuh. NMI received for unknown reason 31 on CPU 0."],
     "disk": [
@@ -60,6 +81,10 @@ SAID = {
 HARMLESS = [
     "tsc: Marking TSC unstable due to clocksource watchdog",  # Follows a line that counts.
     "clocksource: Switched to clocksource acpi_pm",
+    "tsc: Using PIT calibration value",  # Follows a line that counts, or is all that there is.
+    "tsc: Unable to calibrate against PIT",
+    "systemd[1]: x.service: State 'stop-sigterm' timed out. Killing.",
+    "x[7]: Timed out waiting for device",
     "rcu: INFO: Stall ended before state dump start",
     "Spurious LAPIC timer interrupt on cpu 0",
     "systemd[1]: task x:1 blocked for more than 120 seconds.",
@@ -185,6 +210,93 @@ def test_findings_are_counted_by_kind_and_kept_in_the_timeline(tmp_path: Path) -
         kept = json.loads((tmp_path / "timeline.json").read_text())["findings"]
     assert [each["count"] for each in kept] == [4, 1]
     assert kept[0]["start"] <= kept[0]["last"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Gave up waiting for root file system device.  Common problems:",
+        "Login timed out after 60 seconds.",
+    ],
+)
+def test_a_limit_of_the_guests_own_begins_its_line(line: str) -> None:
+    assert kinds_in(f"before\r\n{line}\r\n".encode()) == ["guest-timeout"]
+    assert kinds_in(f"echo {line}\r\n".encode()) == []
+
+
+def test_a_boot_has_the_findings_since_the_reset() -> None:
+    findings = Findings(Timeline(), "m")
+    findings.hear("clock", "clock source marked unstable", "x")
+    findings.hear("nmi", "unexpected NMI", "x")
+    assert [each.kind for each in findings.in_this_boot(TIMING)] == ["clock"]
+    findings.begin_boot()
+    assert findings.in_this_boot(TIMING) == []
+    findings.hear("clock", "clock source marked unstable", "x")
+    assert [each.count for each in findings.in_this_boot(TIMING)] == [2]
+
+
+@dataclass
+class Host:
+    """A host that is as it is said to be."""
+
+    pressure: str = ""
+
+    def calm(self) -> float:
+        return time.monotonic()
+
+    def stretch(self) -> float:
+        return 1.0
+
+    def during(self, since: float) -> Conditions:
+        return Conditions(pressure=self.pressure)
+
+
+BUSY = "QEMU got 6% of what it asked for"
+EMERGENCY = "You are in emergency mode."
+PANIC = "Kernel panic - not syncing: x"
+LATE = "tsc: PIT calibration deviates from HPET: 124881 2400012"
+
+
+@pytest.mark.parametrize(
+    ("host", "said", "last", "verdict"),
+    [
+        (BUSY, LATE, EMERGENCY, Verdict.INFRA),
+        (BUSY, SAID["guest-timeout"][0], EMERGENCY, Verdict.INFRA),
+        (BUSY, SAID["clock"][0], EMERGENCY, Verdict.INFRA),
+        ("", LATE, EMERGENCY, Verdict.PRODUCT),
+        (BUSY, "all is well", EMERGENCY, Verdict.PRODUCT),
+        (BUSY, SAID["nmi"][0], EMERGENCY, Verdict.PRODUCT),
+        (BUSY, LATE, PANIC, Verdict.PRODUCT),
+    ],
+)
+def test_a_guest_that_was_misled_about_the_time_on_a_busy_host_is_excused(
+    tmp_path: Path, host: str, said: str, last: str, verdict: Verdict
+) -> None:
+    busy = Host(host)
+    with open_console(tmp_path, scale=Scale(clock=busy)) as (console, guest):
+        guest.sendall(f"[    0.500000] {said}\r\n".encode())
+        console.expect("\n", UNSCALED.after(SOON))
+        guest.sendall(f"{last}\r\n".encode())
+        with pytest.raises(GuestError) as caught:
+            console.expect("never", UNSCALED.after(SOON))
+        assert verdict_of(caught.value) == verdict
+        if verdict == Verdict.INFRA:
+            assert BUSY in caught.value.what
+            assert "; in this boot: " in caught.value.what
+        # The verdict stays when the load has gone, or comes.
+        busy.pressure = "" if host else BUSY
+        with pytest.raises(GuestError) as again:
+            console.expect("never", UNSCALED.after(SOON))
+        assert verdict_of(again.value) == verdict
+
+
+def test_an_earlier_boot_is_no_excuse(tmp_path: Path) -> None:
+    with open_console(tmp_path, scale=Scale(clock=Host(BUSY))) as (console, guest):
+        guest.sendall(f"[    0.500000] {LATE}\r\nx".encode())
+        console.expect("x", UNSCALED.after(SOON))
+        assert console.excuse().startswith(f"{BUSY}; in this boot: doubtful calibration")
+        console.forget_login()
+        assert console.excuse() == ""
 
 
 def test_a_complaint_that_a_test_provokes_is_no_finding(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from harness import deadline
 from harness.console import Console
 from harness.console.outbox import Outbox, Signal
-from harness.deadline import UNSCALED
+from harness.deadline import UNSCALED, Scale
 from tests.programs import needs
 
 SHELLS = [
@@ -50,7 +50,10 @@ def at_once() -> deadline.Deadline:
 
 @contextlib.contextmanager
 def open_console(
-    tmp_path: Path, *, on_eof: Callable[[], BaseException] | None = None
+    tmp_path: Path,
+    *,
+    on_eof: Callable[[], BaseException] | None = None,
+    scale: Scale = UNSCALED,
 ) -> Iterator[tuple[Console, socket.socket]]:
     """Yield a console, and the guest's end of its socket."""
     near, far = socket.socketpair()
@@ -60,6 +63,7 @@ def open_console(
         cast=tmp_path / "serial.cast",
         name="guest",
         on_eof=on_eof,
+        scale=scale,
     )
     with console, far:
         yield console, far

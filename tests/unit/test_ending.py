@@ -13,15 +13,22 @@ from harness.errors import (
     PanicError,
     QemuExitedError,
     TpmError,
+    Verdict,
+    verdict_of,
 )
 from harness.machine.ending import Ending
 from harness.qemu.qmp import Event
 from harness.scope import Scope
 
 RESETS: list[None] = []
+EXCUSES = [""]
 CONSOLE = cast(
     Any,
-    SimpleNamespace(last_output=lambda: "last", forget_login=lambda: RESETS.append(None)),
+    SimpleNamespace(
+        last_output=lambda: "last",
+        forget_login=lambda: RESETS.append(None),
+        excuse=lambda: EXCUSES[-1],
+    ),
 )
 PROCESS = cast(
     Any,
@@ -87,6 +94,17 @@ def test_a_power_off_without_being_asked_fails_the_test() -> None:
     assert "machine m powered off (guest-shutdown) without being asked" in str(
         machine.scope.failure
     )
+
+
+def test_a_power_off_that_the_host_explains_is_the_hosts_fault() -> None:
+    machine = Machine()
+    EXCUSES.append("the host was busy; in this boot: doubtful calibration of the clock at 0.5 s")
+    try:
+        machine.ending.on_event(CONSOLE, event("SHUTDOWN"))
+    finally:
+        EXCUSES.pop()
+    assert verdict_of(machine.scope.failure) is Verdict.INFRA
+    assert EXCUSES == [""]
 
 
 def test_a_tpm_that_dies_fails_the_test() -> None:

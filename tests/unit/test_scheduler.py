@@ -8,17 +8,19 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.deadline import NEVER, UNSCALED, Scale
-from harness.errors import HarnessError, PanicError
+from harness.errors import HarnessError, PanicError, Verdict, WaitTimeoutError, verdict_of
 from harness.evidence.timeline import Step, Timeline
 from harness.host import scheduler
 from harness.host.accel import Accel
 from harness.host.admission import Admission, footprint, fork_footprint, pool
 from harness.host.capacity import Capacity
+from harness.host.pressure import Pressure
 from harness.host.scheduler import Scheduler, Turn
 from harness.scope import Scope
 from harness.spec import GIB, MIB, Firmware, FirmwareKind, MachineSpec
@@ -152,16 +154,35 @@ def test_an_urgent_machine_waits_for_no_cpu(tmp_path: Path) -> None:
     holder.end()
 
 
-def test_the_scale_follows_the_crowd(tmp_path: Path) -> None:
+def test_the_scale_has_the_factor_of_a_calm_host_and_the_clock_of_the_load(tmp_path: Path) -> None:
+    pressure = Pressure(period=None)
     with at(tmp_path).admit(SPEC, Timeline()) as turn:
         alone = turn.scale.factor
+        assert turn.scale.clock is None
     holder = Holder(tmp_path, GIB, 2)
-    with at(tmp_path).admit(SPEC, Timeline()) as turn:
-        # Four virtual CPUs on two: twice as long as two on two.
-        assert turn.scale.factor == pytest.approx(2 * alone)
-    with at(tmp_path, 3.0).admit(SPEC, Timeline()) as turn:
-        assert turn.scale.factor == pytest.approx(6 * alone)
+    scheduler = replace(at(tmp_path, 3.0), pressure=pressure)
+    with scheduler.admit(SPEC, Timeline()) as turn:
+        # The other machine's load counts by the clock alone, or it would count twice.
+        assert turn.scale.factor == pytest.approx(3 * alone)
+        assert turn.scale.clock is pressure
     holder.end()
+
+
+def test_a_doubtful_accelerator_is_in_the_timeline_and_its_waits_are_not_stretched(
+    tmp_path: Path,
+) -> None:
+    timeline = Timeline()
+    doubtful = Scheduler(
+        tmp_path,
+        lambda arch: Accel("kvm", "it was requested", "host", "KVM was requested, although ..."),
+        pressure=Pressure(period=None),
+    )
+    with doubtful.admit(SPEC, timeline) as turn:
+        assert turn.scale.clock is None
+        deadline = turn.scale.after(1)
+        assert deadline.pressure() == "KVM was requested, although ..."
+        assert verdict_of(WaitTimeoutError("a prompt", deadline)) is Verdict.INFRA
+    assert [step.data["what"] for step in timeline.steps] == ["KVM was requested, although ..."]
 
 
 def test_a_slow_machine_leaves_the_scale_of_another_alone(tmp_path: Path) -> None:

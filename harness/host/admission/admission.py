@@ -215,7 +215,7 @@ class Admission:
                     if len(alive) == len(paths) and not hung_up([*alive, *alarms], deadline):
                         raise WaitTimeoutError(
                             f"admission of {total.name}",
-                            deadline.seconds,
+                            deadline,
                             evidence=reason,
                             hint="run fewer workers, or check the machines named there",
                         )

@@ -160,7 +160,7 @@ class Board:
                 pid = os.pread(fd, 32, 0).decode(errors="replace") or "unknown"
                 raise WaitTimeoutError(
                     f"the gate of admission, held by process {pid}",
-                    deadline.seconds,
+                    deadline,
                     evidence=str(path),
                     hint="a process holds it only for an instant: check whether that process is stopped",
                 )
@@ -282,7 +282,7 @@ def _lock(fd: int, deadline: Deadline) -> bool:
             done.set()
 
     threading.Thread(target=take, name="harness-admission", daemon=True).start()
-    in_time = done.wait(deadline.timeout())
+    in_time = deadline.wait(done.wait)
     if failure:
         raise failure[0]
     return in_time
