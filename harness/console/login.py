@@ -179,6 +179,8 @@ class _Login:
     def _authenticate(self, start: int) -> int:
         """Type the user, and the password if the guest asks for it."""
         assert self._user is not None
+        # Each Enter that asked for the prompt may have brought one more than the one that was answered.
+        more = self._asked
         self._send(self._user)
         dialogue = self._dialogue
         patterns = {
@@ -189,7 +191,12 @@ class _Login:
         }
         asking = self._asking(start, self._enter, _PATIENCE)
         awaited = f"the login of {self._user}"
-        name, match = self._find(patterns, start, awaited, asking, "password_prompt")
+        while True:
+            name, match = self._find(patterns, start, awaited, asking, "password_prompt")
+            if name != "login" or not more:
+                break
+            more -= 1
+            start = match.end
         if name in {"refused", "login"}:
             raise self._refused(name, match)
         if name == "shell":

@@ -244,7 +244,7 @@ def test_a_kernel_message_behind_the_shell_prompt_does_not_hide_it(
         ([b"skiff log" + KERNEL + b"in: ", PROMPT, b"Password: "], [b"", b"root", b"secret"]),
         (
             [b"skiff log" + KERNEL + b"in: ", 2 * PROMPT, b"Password: "],
-            [b"", b"root", b"root", b"secret"],
+            [b"", b"root", b"secret"],
         ),
         # A broken password prompt: Enter is a wrong password.
         (
