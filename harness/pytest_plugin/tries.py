@@ -153,6 +153,9 @@ def _begin(item: pytest.Item) -> None:
 def folder(item: pytest.Item) -> Path:
     """Return the folder of evidence of a test's current try, made at the first call."""
     session = sessions.of(item.config)
+    if TRIES not in item.stash:
+        # A run that none of Harness' options names, and whose test asks for a lab all the same.
+        _begin(item)
     current = item.stash[TRIES].current
     if current.folder is None:
         current.folder = session.run.new_try(item.nodeid, session.apart, number=current.number)
