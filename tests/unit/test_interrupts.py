@@ -36,6 +36,22 @@ def test_waits(lab, number):
     threading.Event().wait()
 """
 
+CONFTEST = """
+import pytest
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Seen())
+
+class Seen:
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report):
+        if report.when == "setup":
+            with open("begun", "w") as pipe:
+                pipe.write("x")
+"""
+"""The controller writes as well: what a worker has reported, and it has not read, is in no results."""
+
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-p", "no:labgrid", "--acceptance")
 HARNESS = ("-m", "harness.cli", "acceptance")
 
@@ -60,9 +76,10 @@ class Run:
 
 
 @contextmanager
-def waiting(project: Project, *command: str, tests: int) -> Iterator[Run]:
+def waiting(project: Project, *command: str, tests: int, also: str = "") -> Iterator[Run]:
     """Start a run and return it once so many tests wait."""
     project.write("test_it.py", WAITS)
+    project.write("conftest.py", CONFTEST + also)
     os.mkfifo(project.folder / BEGUN)
     # Opened for writing as well, the pipe has no end of file between two tests.
     pipe = os.open(project.folder / BEGUN, os.O_RDWR)
@@ -77,7 +94,7 @@ def waiting(project: Project, *command: str, tests: int) -> Iterator[Run]:
     )
     try:
         run = Run(process, pipe)
-        run.wait(tests)
+        run.wait(2 * tests)
         yield run
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -161,8 +178,7 @@ def pytest_sessionfinish():
 def test_a_second_ctrl_c_ends_at_once_and_without_a_traceback(
     project: Project, command: tuple[str, ...]
 ) -> None:
-    project.write("conftest.py", ENDS_SLOWLY)
-    with waiting(project, *command, tests=1) as run:
+    with waiting(project, *command, tests=1, also=ENDS_SLOWLY) as run:
         os.killpg(run.process.pid, signal.SIGINT)
         run.wait(1)  # The first one ends the run.
         os.killpg(run.process.pid, signal.SIGINT)
