@@ -33,13 +33,17 @@ def type_paced(stream: Stream, data: bytes, deadline: Deadline) -> int:
 
     The echo of a piece is its printable characters in their order, with any output in between: a
     line editor draws more than the character. Blanks do not count, because a terminal may move the
-    cursor instead. For a piece that has no echo of its own, any output counts.
+    cursor instead. A key that has no echo of its own is typed alone, and any output counts.
 
     Raises:
         WaitTimeoutError: The deadline passed before the echo.
         HarnessError: The console has failed.
     """
-    pieces = _PIECE.findall(data)
+    pieces: list[bytes] = []
+    for piece in _PIECE.findall(data):
+        # Of several keys without an echo of their own, the output for the first would let the next
+        # piece follow while the others still fill the reader's buffer.
+        pieces += [piece] if _echo_of(piece) else [bytes([key]) for key in piece]
     typed = 0
     for number, piece in enumerate(pieces, 1):
         mark = stream.total
