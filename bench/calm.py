@@ -61,8 +61,8 @@ def _smoke(context: Context, programs: int) -> tuple[float, list[dict[str, Any]]
         check=False,
     )
     seconds = time.perf_counter() - started
-    found = sorted(Path(evidence).glob("*/results.json"))
-    if not found:
+    files = sorted(Path(evidence).glob("*/results.json"))
+    if not files:
         raise RuntimeError(f"pytest left no results: {(done.stdout + done.stderr)[-2000:]}")
-    tests: list[dict[str, Any]] = json.loads(found[-1].read_text(encoding="utf-8"))["tests"]
+    tests: list[dict[str, Any]] = json.loads(files[-1].read_text(encoding="utf-8"))["tests"]
     return seconds, tests

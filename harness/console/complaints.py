@@ -1,4 +1,4 @@
-"""What a guest says of itself although it goes on: stalls, a clock that it distrusts, its own limits.
+"""Complaints of a guest that goes on: stalls, a clock that it distrusts, limits of its own.
 
 A complaint ends no wait: under emulation, on a busy host, a kernel complains and still comes up. It
 is recorded as a :class:`finding <harness.evidence.timeline.Finding>`, and it is no sign of progress,
@@ -126,7 +126,7 @@ COMPLAINTS: Final = (
     # kernel/irq/spurious.c, __report_bad_irq().
     watcher(
         "spurious-irq",
-        "interrupt that nobody cared for",
+        "interrupt without a handler",
         None,
         [": nobody cared (try booting"],
         r"{k}irq \d+: nobody cared \(try booting",

@@ -97,10 +97,10 @@ def remarks(stream: Stream) -> str:
     # The message of another failure must not be lost to a log that is lost as well.
     with contextlib.suppress(StoreError):
         terminal.feed(stream.read(max(0, stream.total - _TAIL), stream.total))
-    screen, found = known_screen(terminal.snapshot().text), str(stream.findings)
-    said = []
+    screen, complaints = known_screen(terminal.snapshot().text), str(stream.findings)
+    remarks = []
     if screen:
-        said.append(f"its console shows {screen}")
-    if found:
-        said.append(f"its kernel complained: {found}")
-    return "; ".join(said)
+        remarks.append(f"its console shows {screen}")
+    if complaints:
+        remarks.append(f"the guest complained: {complaints}")
+    return "; ".join(remarks)

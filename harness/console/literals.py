@@ -46,8 +46,8 @@ class Literals:
             while start < end:
                 stop = min(end, start + _PIECE)
                 with view[start:stop] as piece:
-                    found = self._automaton.find_matches_as_indexes(piece)
-                for index, first, last in found:
+                    matches = self._automaton.find_matches_as_indexes(piece)
+                for index, first, last in matches:
                     yield start + first, index
                     done = start + last
                 # A text may lie across the border of two pieces.

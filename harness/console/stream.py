@@ -187,8 +187,9 @@ class Stream:
 
     def evidence(self) -> str:
         """Return the path of the log, the findings and the last lines, for an error."""
-        found = str(self.findings)
-        parts = [str(self.log), f"its kernel complained: {found}" if found else "", self.tail()]
+        complaints = str(self.findings)
+        heard = f"the guest complained: {complaints}" if complaints else ""
+        parts = [str(self.log), heard, self.tail()]
         return "\n".join(filter(None, parts))
 
     def fail(self, error: BaseException) -> None:
@@ -398,9 +399,9 @@ class Stream:
         It is if the host was under pressure in this boot, and the guest complained of its clock or of
         a limit of its own that passed. Either alone is no excuse.
         """
-        found = self.findings.in_this_boot(TIMING)
-        pressure = self._scale.pressure(self.findings.boot_seconds) if found else ""
-        return f"{pressure}; in this boot: {', '.join(map(str, found))}" if pressure else ""
+        complaints = self.findings.in_this_boot(TIMING)
+        pressure = self._scale.pressure(self.findings.boot_seconds) if complaints else ""
+        return f"{pressure}; in this boot: {', '.join(map(str, complaints))}" if pressure else ""
 
     def _explain(self, sighting: Sighting, excuse: str) -> BaseException:
         w = sighting.watcher

@@ -93,10 +93,10 @@ def _hint(pattern: str | re.Pattern[str], screen: Screen) -> str:
         return ""
     if re.search(r"[\\*+?\[\](){}|^$.]", pattern):
         try:
-            found = screen.contains(re.compile(pattern, re.MULTILINE))
+            matches = screen.contains(re.compile(pattern, re.MULTILINE))
         except re.error:
             return ""
-        if found:
+        if matches:
             return (
                 "a text is literal here; as a regular expression it would match: "
                 f"wait_for_screen(re.compile({pattern!r}))"

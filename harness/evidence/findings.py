@@ -71,5 +71,5 @@ class Findings:
     def __str__(self) -> str:
         """Return the findings in words; empty if there are none."""
         with self._lock:
-            found = sorted(self._found.values(), key=lambda finding: finding.start)
-            return ", ".join(map(str, found))
+            findings = sorted(self._found.values(), key=lambda finding: finding.start)
+            return ", ".join(map(str, findings))

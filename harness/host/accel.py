@@ -230,7 +230,7 @@ def _key(qemu: Path, arch: str) -> dict[str, str]:
 
 
 def _identity(device: Path) -> str:
-    """Return what changes when somebody replaces a device, or the kernel's module makes it anew.
+    """Return what changes when a device is replaced, or the kernel's module creates it again.
 
     Its use changes none of it: ``st_ctime`` follows the mode, the owner and the links (``inode(7)``).
     """

@@ -76,7 +76,7 @@ _IO_STALLS: Final = 0.6
 _LITTLE_MEMORY: Final = 256 << 20
 _LITTLE_DISK: Final = 256 << 20
 
-# The thread is late because it got no CPU, or because somebody stopped the process.
+# The thread is late because it got no CPU, or because a signal stopped the process.
 _LATE: Final = 2.0
 
 # A jump of a clock: slewing moves it by 0.5 ms a second at most (adjtimex(2)).
@@ -177,7 +177,7 @@ class Pressure:
         read: Returns the counters for the QEMU processes with these ids.
         now: The clock; :func:`time.monotonic`.
         room: The capacity of this process; read from the host by default.
-        period: Seconds between two looks; ``None`` for no thread: somebody calls :meth:`look`.
+        period: Seconds between two looks; ``None`` for no thread: the caller calls :meth:`look`.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class Pressure:
         return thread
 
     def _serve(self, period: float, done: threading.Event) -> None:
-        told, before = False, self._marks[-1]
+        noted, before = False, self._marks[-1]
         while not done.wait(period):
             self.look()
             with self._lock:
@@ -272,11 +272,11 @@ class Pressure:
             for timeline in timelines.values():
                 if remarks:
                     timeline.note("the host's clocks jumped", what=remarks)
-                if pressed and not told:
+                if pressed and not noted:
                     timeline.note("the host is under pressure", what=words)
-                elif told and not pressed:
+                elif noted and not pressed:
                     timeline.note("the host is calm again")
-            told = pressed
+            noted = pressed
 
     @functools.cached_property
     def _capacity(self) -> Capacity:

@@ -49,7 +49,7 @@ class Reading:
         at: The moment, on the clock of :func:`time.monotonic`.
         asleep: Seconds that the host was suspended since it booted: ``CLOCK_BOOTTIME`` runs on then,
             ``CLOCK_MONOTONIC`` does not (``clock_gettime(2)``).
-        epoch: The wall clock's time of the boot: it moves only if somebody sets the clock.
+        epoch: The wall clock's time of the boot: it moves only when the clock is set.
         tasks: The threads of all QEMU processes, by thread id.
         runnable: The threads of the whole host that run or are runnable now.
         stolen: CPU seconds that the hypervisor below this host gave to others, per CPU.

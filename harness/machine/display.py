@@ -107,12 +107,12 @@ class Display:
         parts.scope.check()
         while True:
             screen = self._look()
-            found = None if screen is None else screen.find(pattern)
-            if screen is not None and found is not None and found == before:
+            match = None if screen is None else screen.find(pattern)
+            if screen is not None and match is not None and match == before:
                 return screen
             if limit.expired:
                 raise self._too_late(pattern, limit, screen)
-            before = found
+            before = match
             self._pause(min(_LOOK * parts.scale.factor, _LONGEST_LOOK, limit.remaining()))
 
     def screenshot(self, path: Path | None = None) -> Path:

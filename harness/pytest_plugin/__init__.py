@@ -114,9 +114,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node: object) -> None:
     """Tell a worker of pytest-xdist which run it belongs to."""
     session = sessions.of(node.config)  # type: ignore[attr-defined]
-    given = node.workerinput  # type: ignore[attr-defined]
-    given["harness_run"] = str(session.run.path)
-    given["harness_each"] = node.config.option.dist == "each"  # type: ignore[attr-defined]
+    worker_input = node.workerinput  # type: ignore[attr-defined]
+    worker_input["harness_run"] = str(session.run.path)
+    worker_input["harness_each"] = node.config.option.dist == "each"  # type: ignore[attr-defined]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

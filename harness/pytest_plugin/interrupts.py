@@ -19,7 +19,7 @@ import pytest
 
 from harness.pytest_plugin import session as sessions
 
-SIGTERM: Final = "SIGTERM: the run was told to end"
+SIGTERM: Final = "SIGTERM ended the run"
 """The reason of tests that ``SIGTERM`` interrupted."""
 
 
@@ -41,7 +41,7 @@ class _Signals:
         self._before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        """Take the signals, unless somebody else has: a shell in the background ignores Ctrl-C."""
+        """Take the signals, unless another handler has them: a shell in the background ignores Ctrl-C."""
         self._take(signal.SIGTERM, signal.SIG_DFL, self._terminate)
         self._take(signal.SIGINT, signal.default_int_handler, self._interrupt)
 

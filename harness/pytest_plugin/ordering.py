@@ -169,9 +169,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_MEASURED] = _numbers(cache.get(_CACHE, {}) if cache is not None else {})
 
 
-def _numbers(found: Any) -> dict[str, float]:
+def _numbers(cached: Any) -> dict[str, float]:
     """Return the entries of a cache that are seconds; its file may hold anything."""
-    pairs = found.items() if isinstance(found, dict) else ()
+    pairs = cached.items() if isinstance(cached, dict) else ()
     return {
         str(name): float(value)
         for name, value in pairs
@@ -190,7 +190,7 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> Iterator[None]:
-    """Order the tests of a worker, unless somebody else has."""
+    """Order the tests of a worker, unless another plugin has."""
     before = {item: number for number, item in enumerate(items)}
     yield
     worker: dict[str, Any] = getattr(config, "workerinput", {})

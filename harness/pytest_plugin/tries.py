@@ -251,9 +251,9 @@ def _others(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     for hook in reversed(item.ihook.pytest_runtest_protocol.get_hookimpls()):
         if hook.wrapper or hook.hookwrapper or hook.function in own:
             continue
-        taken = hook.function(*(arguments[name] for name in hook.argnames))
-        if taken is not None:
-            return bool(taken)
+        ran = hook.function(*(arguments[name] for name in hook.argnames))
+        if ran is not None:
+            return bool(ran)
     return None
 
 

@@ -89,9 +89,9 @@ def check(path: Path, declared: str, what: str, *, boots: bool, readonly: bool =
     kind = _kind(path)
     if declared == "qcow2":
         if kind is None or kind.name != QCOW2:
-            found = "a raw disk, or damaged" if kind is None else kind.name
+            actual = "a raw disk, or damaged" if kind is None else kind.name
             raise UsageError(
-                f"{what}: {path} is declared as qcow2, and is {found}",
+                f"{what}: {path} is declared as qcow2, and is {actual}",
                 hint="declare the format raw, if it is a raw disk"
                 if kind is None
                 else kind.hint.format(file=path),
@@ -107,7 +107,7 @@ def check(path: Path, declared: str, what: str, *, boots: bool, readonly: bool =
 
 
 def guess(path: Path) -> str:
-    """Return the format of a file that nobody has declared: ``qcow2`` or ``raw``.
+    """Return the format of a file without a declared one: ``qcow2`` or ``raw``.
 
     Raises:
         OSError: The file cannot be read.

@@ -100,13 +100,13 @@ def test_sigterm_ends_in_order_and_is_the_reason(run: Running) -> None:
     output, _ = run.runner.communicate(timeout=120)
     assert run.runner.returncode == 2, output
     assert run.qemu_ended()
-    assert "SIGTERM: the run was told to end" in output
+    assert "SIGTERM ended the run" in output
     (folder,) = run.evidence()
     assert not (folder.parents[1] / "run.lock").exists(), "the run ended in order"
     (results,) = (run.folder / ".harness" / "runs").glob("2*/results.json")
     (test,) = json.loads(results.read_text())["tests"]
     assert (test["outcome"], test["verdict"]) == ("interrupted", "infra")
-    assert test["reason"] == "SIGTERM: the run was told to end"
+    assert test["reason"] == "SIGTERM ended the run"
     assert results.parent / test["evidence"] == folder.parent
     assert "interrupted: SIGTERM" in (results.parent / "junit.xml").read_text()
 

@@ -112,7 +112,7 @@ def test_there_is_a_text_for_each_complaint() -> None:
     ("kind", "line"), [(kind, line) for kind, lines in SAID.items() for line in lines]
 )
 @pytest.mark.parametrize("stamp", ["", "[   47.882671] ", "login: [   47.882671][ T12] "])
-def test_a_complaint_is_told_apart(kind: str, line: str, stamp: str) -> None:
+def test_a_complaint_is_of_its_own_kind(kind: str, line: str, stamp: str) -> None:
     assert kinds_in(f"before\r\n{stamp}{line}\r\nafter\r\n".encode()) == [kind]
     assert is_complaint((stamp + line).encode())
 
@@ -184,11 +184,11 @@ def test_a_console_records_findings_and_shows_them(tmp_path: Path) -> None:
         with pytest.raises(WaitTimeoutError) as caught:
             console.expect("never", UNSCALED.after(0))
         said = str(caught.value).splitlines()[0]
-        assert "; its kernel complained: RCU stall 2 times, " in said
+        assert "; the guest complained: RCU stall 2 times, " in said
         assert "hung task 2 times, " in said
         assert console.sightings == []  # They are no failures.
         guest.sendall(b"\r\n[    1.000000] Kernel panic - not syncing: x\r\n")
-        with pytest.raises(PanicError, match="its kernel complained: RCU stall 2 times"):
+        with pytest.raises(PanicError, match="the guest complained: RCU stall 2 times"):
             console.expect("never", UNSCALED.after(SOON))
 
 
@@ -307,7 +307,7 @@ def test_a_complaint_that_a_test_provokes_is_no_finding(tmp_path: Path) -> None:
         )
         guest.sendall(b" with\r\nend\r\n")
         console.expect("end\r\n", UNSCALED.after(SOON))
-        assert str(console.findings).startswith("interrupt that nobody cared for at ")
+        assert str(console.findings).startswith("interrupt without a handler at ")
         assert console.findings.count({DISK}) == 0
 
 
@@ -315,7 +315,7 @@ def test_a_complaint_that_is_the_last_output_is_heard(tmp_path: Path) -> None:
     with open_console(tmp_path) as (console, guest):
         guest.sendall(b"[    1.000000] INFO: task dd:173 blocked for more than 5 seconds.")
         guest.close()
-        with pytest.raises(QemuExitedError, match="its kernel complained: hung task at "):
+        with pytest.raises(QemuExitedError, match="the guest complained: hung task at "):
             console.expect("never", UNSCALED.after(SOON))
 
 

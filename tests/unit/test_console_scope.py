@@ -70,7 +70,7 @@ class Pair:
             poller = select.poll()
             poller.register(alarm, 0)
             assert poller.poll(SOON * 1000)
-        # The scope has failed; its leaves are told one after the other.
+        # The scope has failed; its leaves fail one after the other.
         with pytest.raises(PanicError):
             self.a.expect("never", LONG)
 

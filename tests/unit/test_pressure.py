@@ -315,21 +315,21 @@ def test_the_thread_tells_the_timeline_of_each_change_and_jump_once() -> None:
         assert last.waited is not None
         task = Task(last.ran + share, last.waited + 1 - share)
         story.append(Reading(at=now, tasks={7: task}, asleep=60.0 if number > 2 else 0.0))
-    told, last_told = [], threading.Event()
+    noted, last_noted = [], threading.Event()
 
     def listen(step: Step) -> None:
         if step.seconds is not None:
-            told.append(step)
+            noted.append(step)
             if step.name.startswith("the host is calm"):
-                last_told.set()
+                last_noted.set()
 
     at = iter(story)
     measure = Pressure(
         read=lambda pids: next(at, story[-1]), now=lambda: 0.0, room=ROOM, period=0.001
     )
     with measure.watching(1, Timeline(listener=listen)):
-        assert last_told.wait(30)
-    names = [step.name for step in told]
+        assert last_noted.wait(30)
+    names = [step.name for step in noted]
     assert names.count("the host's clocks jumped") == 1
     assert names[-1] == "host"
     changes = [name for name in names if name.startswith("the host is")]
