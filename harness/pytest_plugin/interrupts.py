@@ -41,7 +41,7 @@ class _Signals:
         self._before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        """Take the signals, unless another handler has them: a shell in the background ignores Ctrl-C."""
+        """Take the signals unless they have another handler: a background shell ignores Ctrl-C."""
         self._take(signal.SIGTERM, signal.SIG_DFL, self._terminate)
         self._take(signal.SIGINT, signal.default_int_handler, self._interrupt)
 
