@@ -23,6 +23,7 @@ class Loader(threading.Thread):
 
     Attributes:
         lines: The lines that were typed.
+        most: The most keys that its buffer had to hold at once.
     """
 
     def __init__(self, sock: socket.socket, echo: bytes = b"%s") -> None:
@@ -30,6 +31,7 @@ class Loader(threading.Thread):
         self.sock = sock
         self.echo = echo
         self.lines: list[bytes] = []
+        self.most = 0
         self.ended = threading.Event()
         sock.settimeout(SOON)
         self.start()
@@ -38,6 +40,7 @@ class Loader(threading.Thread):
         line = b""
         try:
             while data := self.sock.recv(65536):
+                self.most = max(self.most, len(data))
                 for key in data[:15]:
                     if key == 0x0D:
                         self.lines.append(line)
@@ -75,6 +78,8 @@ def test_keys_without_an_echo_of_their_own_wait_for_any_output(tmp_path: Path) -
         console.send(b" " * 30 + b"x\x01\x02\r", deadline=SOON, paced=True)
         assert loader.ended.wait(SOON)
         assert loader.lines == [b" " * 30 + b"x\x01\x02"]
+        # Two blanks go with the x, whose echo shows that they have arrived; all others go alone.
+        assert loader.most == 3
 
 
 def test_a_reader_that_does_not_echo_is_a_timeout_that_says_so(tmp_path: Path) -> None:
