@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from collections import Counter
-from pathlib import Path
 from typing import Any, Final
 
 from bench.core import Budget, Context, Row
-from bench.labs import ACCEL
 from bench.load import load
-from bench.side import ROOT
-from bench.start import NO_PEER
+from bench.suite import run_pytest
 
 LOADS: Final = (0, 8, 16)
 QUICK: Final = (8,)
@@ -49,19 +43,9 @@ def run(context: Context) -> list[Row]:
 def _smoke(context: Context, programs: int) -> tuple[float, list[dict[str, Any]]]:
     """Run the smoke tier; return its seconds and the results of its tests."""
     evidence = context.folder / f"load-{programs}"
-    started = time.perf_counter()
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "suites", *NO_PEER, "-q", "-n", "2"),
-            *("--tier", "smoke", "--accel", ACCEL, "--evidence", str(evidence)),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    seconds = time.perf_counter() - started
-    files = sorted(Path(evidence).glob("*/results.json"))
+    options = ("-n", "2", "--tier", "smoke", "--evidence", str(evidence))
+    seconds, done = run_pytest("suites", *options)
+    files = sorted(evidence.glob("*/results.json"))
     if not files:
         raise RuntimeError(f"pytest left no results: {(done.stdout + done.stderr)[-2000:]}")
     tests: list[dict[str, Any]] = json.loads(files[-1].read_text(encoding="utf-8"))["tests"]
