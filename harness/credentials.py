@@ -93,7 +93,7 @@ def passage(credentials: Credentials, *, smbios: bool) -> Passage:
         if len(name) > FILE_NAME:
             size = len(value.encode())
             raise UsageError(
-                f"the credential {name} ({size} bytes) can be handed over by no way: its name has"
+                f"the credential {name} ({size} bytes) cannot be handed over: its name has"
                 f" {len(name)} characters, and that of a fw_cfg file has at most {FILE_NAME}",
                 hint=f"the SMBIOS strings of a machine carry {STRINGS_ROOM} bytes in base64, long"
                 " names included"
