@@ -129,11 +129,12 @@ class Skiff(Profile):
         return [_skiff.record(line) for line in lines if line.count(" ") == 5]
 
     def trust(self, ca_pem: str) -> None:
-        """Write the CA to ``/etc/skiff/ca``."""
+        """Write the CA to ``/etc/skiff/ca``, and to the disk, which may fail from then on."""
         text = base64.b64encode(ca_pem.encode()).decode()
         self.machine.succeed(
             self.as_root(
                 f"mkdir -p /etc/skiff/ca && echo {text} | base64 -d > /etc/skiff/ca/trusted.pem"
+                " && sync"
             )
         )
 
