@@ -19,7 +19,7 @@ class Request:
         path: The path with its query.
         status: The status of the answer; 0 if there was no answer.
         bytes: Bytes of the body that were handed to the connection.
-        fault: The faults that altered the answer, or why TLS failed.
+        fault: The faults that altered the answer, or why TLS failed; after ``TLS:``, the latter.
         when: The beginning, in seconds of the epoch.
         seconds: The duration of the answer; ``None`` until it ends.
     """
@@ -38,7 +38,9 @@ class RequestLog:
     """The requests of a server, in memory and in a file with one JSON object a line.
 
     A request is in :attr:`requests` before the first byte of its answer is sent: a client that has
-    received a byte finds its request there. The file receives a request when its answer has ended.
+    received a byte finds its request there. A TLS handshake is there until it succeeds, so a client that
+    refused the certificate finds the handshake there, however late the server reads the refusal. The file
+    receives a request when its answer has ended.
 
     Args:
         path: The file.
@@ -54,17 +56,21 @@ class RequestLog:
     def requests(self) -> list[Request]:
         """The requests since the last :meth:`clear`, in the order of their beginning."""
         with self._lock:
-            return list(self._requests)
+            return sorted(self._requests, key=lambda request: request._began)
 
     def begin(self, request: Request) -> None:
-        """Record a request that is about to be answered.
+        """Record a request that is about to be answered, or a TLS handshake that begins.
 
-        A request that began before the last :meth:`clear` is not recorded: the server may notice that
-        a client broke off TLS long after the client did so.
+        A request that began before the last :meth:`clear` is not recorded.
         """
         with self._lock:
             if request._began >= self._since:
                 self._requests.append(request)
+
+    def withdraw(self, handshake: Request) -> None:
+        """Remove a TLS handshake that has succeeded: its requests follow."""
+        with self._lock:
+            self._requests = [other for other in self._requests if other is not handshake]
 
     def end(self, request: Request) -> None:
         """Record that the answer to a request has ended."""

@@ -174,14 +174,16 @@ class TlsProxy:
             active.hit()
             expired = isinstance(active.fault, ExpiredCertificate)
             context = self._expired if expired else self._unknown
-        request = Request("", "")
+        handshake = Request("", "", fault="TLS: the handshake has not ended")
+        self.log.begin(handshake)
         try:
-            return context.wrap_socket(connection, server_side=True)
+            secure = context.wrap_socket(connection, server_side=True)
         except (ssl.SSLError, OSError) as error:
-            request.fault = f"TLS: {getattr(error, 'reason', None) or error}"
-            self.log.begin(request)
-            self.log.end(request)
+            handshake.fault = f"TLS: {getattr(error, 'reason', None) or error}"
+            self.log.end(handshake)
             return None
+        self.log.withdraw(handshake)
+        return secure
 
 
 class _MalformedError(Exception):

@@ -68,6 +68,14 @@ def test_a_request_from_before_the_log_was_cleared_is_in_the_file_alone(tmp_path
     assert len(log.path.read_text().splitlines()) == 1
 
 
+def test_requests_are_in_the_order_of_their_beginning(tmp_path: Path) -> None:
+    log = RequestLog(tmp_path / "requests.jsonl")
+    slow, quick = Request("GET", "/slow"), Request("GET", "/quick")
+    log.begin(quick)
+    log.begin(slow)
+    assert [request.path for request in log.requests] == ["/slow", "/quick"]
+
+
 def test_a_guest_with_a_guest_forward_is_still_restricted() -> None:
     option = netdev(argv.build(SPEC, ALLOCATIONS))
     assert ",restrict=on," in option
