@@ -1,0 +1,82 @@
+"""skiff's build registers an emulator for programs of another architecture; the kernel is a folder here."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+LIBRARY = Path(__file__).resolve().parents[2] / "images/skiff/binfmt"
+MACHINES = {"x86_64": 62, "aarch64": 183}
+"""``e_machine`` of elf(5)."""
+
+
+def register(folder: Path, arch: str, after: str = "true") -> subprocess.CompletedProcess[str]:
+    """Register an emulator with the kernel that ``folder`` stands for; nothing can be mounted."""
+    script = f"""
+    set -euo pipefail
+    . {LIBRARY}
+    binfmt={folder}
+    mount() {{ return 1; }}
+    register_emulator {arch} /usr/bin/emulator build-1
+    {after}
+    """
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+
+
+def elf(machine: int, kind: int = 2) -> bytes:
+    """Return the first 20 bytes of a 64-bit little-endian ELF file of System V, elf(5)."""
+    return b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HH", kind, machine)
+
+
+def unescaped(text: str) -> bytes:
+    """Return the bytes that the kernel makes of a magic, fs/binfmt_misc.c, UNHEX."""
+    return text.encode().decode("unicode_escape").encode("latin-1")
+
+
+@pytest.mark.parametrize("arch", MACHINES)
+def test_the_magic_matches_programs_of_the_architecture_alone(tmp_path: Path, arch: str) -> None:
+    (tmp_path / "register").touch()
+    done = register(tmp_path, arch)
+    assert done.returncode == 0, done.stderr
+    line = (tmp_path / "register").read_text()
+    _, name, kind, offset, magic, mask, interpreter, flags = line.split(":")
+    assert (name, kind, offset, interpreter) == ("build-1", "M", "", "/usr/bin/emulator")
+    assert "F" in flags
+    magic_bytes, mask_bytes = unescaped(magic), unescaped(mask)
+    assert len(magic_bytes) == len(mask_bytes) == 20
+    assert len(line) < 256  # The kernel reads no more of it.
+
+    def matches(header: bytes) -> bool:
+        rows = zip(header, magic_bytes, mask_bytes, strict=True)
+        return all((byte ^ wanted) & counts == 0 for byte, wanted, counts in rows)
+
+    programs = {
+        (other, kind): matches(elf(machine, kind))
+        for other, machine in MACHINES.items()
+        for kind in (2, 3)  # Programs at a fixed place, and at any.
+    }
+    assert {other for (other, _), hit in programs.items() if hit} == {arch}
+    assert programs[arch, 2]
+    assert programs[arch, 3]
+    assert not matches(elf(MACHINES[arch], kind=1))
+
+
+def test_the_entry_of_the_build_is_removed_at_its_end_and_before_the_next(tmp_path: Path) -> None:
+    (tmp_path / "register").touch()
+    (tmp_path / "build-1").write_text("enabled\n")
+    done = register(
+        tmp_path, "aarch64", after=f"cat {tmp_path}/build-1; echo enabled > {tmp_path}/build-1"
+    )
+    assert done.stdout == "-1\n"
+    assert (tmp_path / "build-1").read_text() == "-1\n"
+
+
+def test_a_host_without_binfmt_misc_is_told_the_other_ways(tmp_path: Path) -> None:
+    done = register(tmp_path, "aarch64")
+    assert done.returncode == 1
+    assert "binfmt_misc cannot be mounted here, so programs of aarch64 cannot run" in done.stderr
+    assert "build on a host of aarch64" in done.stderr
+    assert "the url and sha256" in done.stderr
