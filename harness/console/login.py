@@ -206,8 +206,8 @@ class _Login:
                 f"{self._stream.name} asks for the password of {self._user}, and the login has"
                 " none",
                 evidence=self._stream.evidence(),
-                hint=f"pass the password, set `password` in {dialogue.setting}, or make the image"
-                " log in automatically on its console",
+                hint="pass the password; machine.os.login() takes it from"
+                f" {dialogue.setting}, where `password` sets it",
             )
         self._send(self._password)
         return match.end
