@@ -36,6 +36,7 @@ CAPABILITIES: Final = {
     "install": "installs from its live medium over the console",
     "install-unattended": "installs without questions, from a seed or from credentials",
     "upgrade": "upgrades into the slot that is not running",
+    "multi-arch": "upgrades from a source for several architectures to the update for its own",
     "rollback": "returns to the previous slot, by itself if a new version does not boot",
     "recovery": "has a recovery system in its boot menu",
     "reset": "resets to its state after installation",

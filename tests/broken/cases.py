@@ -316,7 +316,7 @@ s/^ *rm -f .*install[.]yaml.$/. \/etc\/late/'""",
         "power/test_power_upgrade.py",
         # systemd-sysupdate removes entries beyond InstancesMax before it writes: the early one, too.
         r"""cat > /etc/early << 'EOF'
-cp "$stage/skiff_$version.efi" "/boot/EFI/Linux/skiff_$version+3-0.efi"
+cp "$stage/skiff_${version}_"*.efi "/boot/EFI/Linux/skiff_$version+3-0.efi"
 sync
 EOF
 edit /usr/bin/skiff-upgrade 's/^empty_slot .*/&; . \/etc\/early/'
