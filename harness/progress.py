@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from rich.text import Text
 
 FIRST_LINE: Final = 5.0
 """Seconds until a step prints its first plain line; the time doubles for each further line."""
+
+WIDTH: Final = 120
+"""Characters of a step that are shown."""
 
 
 @dataclass(slots=True)
@@ -142,5 +146,7 @@ class Progress:
     def _line(activity: _Activity) -> str:
         now = time.monotonic()
         step, end = activity.stack[-1]
+        # A command may have many lines, and be long.
+        step = textwrap.shorten(step, WIDTH, placeholder=" ...")
         left = "" if math.isinf(end) else f", {max(0.0, end - now):.0f} s to its deadline"
         return f"  {activity.owner}: {step} ({now - activity.started:.0f} s{left})"

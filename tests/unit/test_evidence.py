@@ -151,14 +151,25 @@ def test_unwritable_evidence_names_the_option(tmp_path: Path) -> None:
         Run.reserve(tmp_path / "file" / "runs")
 
 
-def test_progress_prints_a_line_for_a_long_step(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("step", "shown"),
+    [
+        ("wait for login", "wait for login"),
+        ("run: until (\n  true\n); do sleep 1; done", "run: until ( true ); do sleep 1; done"),
+        ("run: " + "true; " * 100, "run: " + "true; " * 18 + "..."),
+    ],
+    ids=["short", "lines", "long"],
+)
+def test_progress_prints_one_line_for_a_long_step(
+    monkeypatch: pytest.MonkeyPatch, step: str, shown: str
+) -> None:
     monkeypatch.setattr("harness.progress.FIRST_LINE", 0.01)
     read, write = os.pipe()
     with os.fdopen(read) as reader, os.fdopen(write, "w") as stream:
         progress = Progress(stream, live=False)
-        with progress.doing("skiff", "wait for login"):
+        with progress.doing("skiff", step):
             # The thread of Progress prints the line when it is due.
-            assert reader.readline().startswith("  skiff: wait for login (")
+            assert reader.readline().startswith(f"  skiff: {shown} (")
         progress.close()
 
 
