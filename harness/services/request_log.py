@@ -38,9 +38,9 @@ class RequestLog:
     """The requests of a server, in memory and in a file with one JSON object a line.
 
     A request is in :attr:`requests` before the first byte of its answer is sent: a client that has
-    received a byte finds its request there. A TLS handshake is there until it succeeds, so a client that
-    refused the certificate finds the handshake there, however late the server reads the refusal. The file
-    receives a request when its answer has ended.
+    received a byte finds its request there. A TLS handshake is there until it succeeds: a client that
+    refused the certificate finds it, however late the server reads the refusal. The file receives a
+    request when its answer has ended.
 
     Args:
         path: The file.

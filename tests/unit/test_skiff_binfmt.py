@@ -1,4 +1,4 @@
-"""skiff's build registers an emulator for programs of another architecture; the kernel is a folder here."""
+"""skiff's build registers an emulator for another architecture; a folder stands for the kernel."""
 
 from __future__ import annotations
 
