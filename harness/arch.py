@@ -55,9 +55,9 @@ class Arch:
         qemu_package: Debian's package of that program.
         uefi_package: Debian's package of the UEFI firmware.
         has_bios: Whether QEMU brings a BIOS (SeaBIOS) and loads it by itself.
-        firmware_machine: A machine type to match against the globs of firmware descriptors, such
-            as ``pc-q35-*``.
-        machine_tcg: Machine type and leading options under TCG.
+        machine: The machine type with the version that guests get. An older QEMU gives its own newest
+            version (:attr:`harness.qemu.binary.Qemu.machine`).
+        machine_tcg: Leading options of the machine type under TCG.
         machine_kvm: The same under KVM.
         machine_options: Further options of the machine type.
         uefi_tcg_options: Those that a machine with UEFI has besides under TCG.
@@ -83,9 +83,9 @@ class Arch:
     qemu_package: str
     uefi_package: str
     has_bios: bool
-    firmware_machine: str
-    machine_tcg: str
-    machine_kvm: str
+    machine: str
+    machine_tcg: tuple[str, ...]
+    machine_kvm: tuple[str, ...]
     machine_options: tuple[str, ...]
     uefi_tcg_options: tuple[str, ...]
     tcg_threads: str
@@ -134,9 +134,9 @@ _X86_64: Final = Arch(
     qemu_package="qemu-system-x86",
     uefi_package="ovmf",
     has_bios=True,
-    firmware_machine="pc-q35-10.0",
-    machine_tcg="q35",
-    machine_kvm="q35",
+    machine="pc-q35-10.0",
+    machine_tcg=(),
+    machine_kvm=(),
     # Linux checks its TSC against the HPET. Where there is none, it takes the ACPI timer, finds the TSC
     # of a guest unstable that has to wait for the host's CPUs, and then reads the time from a device.
     machine_options=("vmport=off", "hpet=on"),
@@ -185,9 +185,9 @@ _AARCH64: Final = Arch(
     qemu_package="qemu-system-arm",
     uefi_package="qemu-efi-aarch64",
     has_bios=False,
-    firmware_machine="virt-10.0",
-    machine_tcg="virt,gic-version=3",
-    machine_kvm="virt,gic-version=max",
+    machine="virt-10.0",
+    machine_tcg=("gic-version=3",),
+    machine_kvm=("gic-version=max",),
     machine_options=(),
     uefi_tcg_options=(),
     tcg_threads="multi",

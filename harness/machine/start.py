@@ -269,6 +269,7 @@ class _Starting:
         return argv.Allocations(
             credentials=self._write_credentials(),
             qemu=qemu.path,
+            machine=qemu.machine,
             accel=accel.name,
             cpu_model=model,
             disks={disk.name: disks.create(disk, self._folder) for disk in spec.disks},

@@ -100,7 +100,7 @@ def _parse(path: Path, row: arches.Arch, kind: FirmwareKind) -> FlashFirmware | 
         return "not UEFI"
     if not any(
         target["architecture"] == row.name
-        and any(fnmatch.fnmatch(row.firmware_machine, pattern) for pattern in target["machines"])
+        and any(fnmatch.fnmatch(row.machine, pattern) for pattern in target["machines"])
         for target in descriptor["targets"]
     ):
         return f"not for {row.name}"
