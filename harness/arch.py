@@ -119,7 +119,9 @@ _X86_64_BASELINES: Final = MappingProxyType(
 )
 
 # To the login of skiff, "max" takes 125 s and cortex-a57 84 s, even with pauth-impdef=on, which avoids
-# the slow cipher of pointer authentication.
+# the slow cipher of pointer authentication. (That is the default of "max" from virt-10.0 on: the
+# property backcompat-pauth-default-use-qarma5 in hw/core/machine.c.) MachineSpec.cpu_model tries another
+# model; one that is chosen here changes ``emulation`` below and docs/explanation/deadlines.md as well.
 _AARCH64_BASELINES: Final = MappingProxyType(
     {
         "armv8-a": Baseline("cortex-a57", frozenset({"asimd", "fp"})),
