@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
+from uuid import UUID
 
 from harness.errors import UnknownNameError
 
@@ -45,6 +46,27 @@ class Baseline:
 
 
 @dataclass(frozen=True, slots=True)
+class Marks:
+    """The marks by which a kernel or a disk is known to be made for an architecture.
+
+    Attributes:
+        pe: Machine types in the COFF header of an EFI program that its firmware or kernel loader starts
+            (PE format, "Machine Types").
+        elf: Values of ``e_machine`` in the header of an ELF kernel (``elf.h``).
+        kernel: A magic number of Linux kernels, and its offset.
+        efi_loader: The boot loader of a removable medium, below ``EFI/BOOT`` (UEFI specification 2.10,
+            section 3.5.1.1); its name in a FAT file system is short, 8.3.
+        partitions: Types of GPT partitions by name (UAPI.2, "Discoverable Partitions Specification").
+    """
+
+    pe: frozenset[int]
+    elf: frozenset[int]
+    kernel: tuple[bytes, int]
+    efi_loader: str
+    partitions: Mapping[str, UUID]
+
+
+@dataclass(frozen=True, slots=True)
 class Arch:
     """The facts of one architecture.
 
@@ -75,6 +97,7 @@ class Arch:
         cpus_kvm: The CPU models to try under KVM, the preferred one first.
         emulation: How many times as long a boot takes under TCG as under KVM.
         probe: The machine of the accelerator probe.
+        marks: The marks of what is made for it.
     """
 
     name: str
@@ -101,6 +124,7 @@ class Arch:
     cpus_kvm: tuple[str, ...]
     emulation: float
     probe: ProbeMachine
+    marks: Marks
 
 
 # The levels of the x86-64 psABI (section 3.1.1, "Processor Architecture"). "max" carries all three and
@@ -178,6 +202,22 @@ _X86_64: Final = Arch(
         rom=True,
         assembler="binutils-x86-64-linux-gnu",
     ),
+    marks=Marks(
+        # With those of 32 bits, whose programs and kernels these processors run, too.
+        pe=frozenset({0x8664, 0x014C}),
+        elf=frozenset({62, 3}),
+        # Documentation/arch/x86/boot.rst of Linux, "header".
+        kernel=(b"HdrS", 0x202),
+        efi_loader="BOOTX64.EFI",
+        partitions=MappingProxyType(
+            {
+                "root-x86-64": UUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709"),
+                "root-x86-64-verity": UUID("2c7357ed-ebd2-46d9-aec1-23d437ec2bf5"),
+                "usr-x86-64": UUID("8484680c-9521-48c6-9c11-b0720656f69e"),
+                "usr-x86-64-verity": UUID("77ff5f63-e7b6-4633-acf4-1565b864c0e6"),
+            }
+        ),
+    ),
 )
 
 _AARCH64: Final = Arch(
@@ -210,6 +250,21 @@ _AARCH64: Final = Arch(
         image_option="-kernel",
         rom=False,
         assembler="binutils-aarch64-linux-gnu",
+    ),
+    marks=Marks(
+        pe=frozenset({0xAA64}),
+        elf=frozenset({183}),
+        # Documentation/arch/arm64/booting.rst of Linux, "magic".
+        kernel=(b"ARM\x64", 56),
+        efi_loader="BOOTAA64.EFI",
+        partitions=MappingProxyType(
+            {
+                "root-arm64": UUID("b921b045-1df0-41c3-af44-4c6f280d3fae"),
+                "root-arm64-verity": UUID("df3300ce-d69f-4c92-978c-9bfb0f38d820"),
+                "usr-arm64": UUID("b0e01050-ee5f-4390-949a-9101b17104e9"),
+                "usr-arm64-verity": UUID("6e11a4e7-fbca-4ded-b9e9-e1a512bb664e"),
+            }
+        ),
     ),
 )
 

@@ -445,6 +445,8 @@ def test_the_record_says_when_and_with_which_programs(tmp_path: Path) -> None:
     assert set(content["versions"]) == {"harness", "qemu", "firmware"}
     assert len(content["versions"]["firmware"]) == 64
     assert content["provenance"] == {"from": str(tmp_path)}
+    assert content["allocations"]["machine"] == "pc-q35-10.0"
+    assert "-machine pc-q35-10.0," in (tmp_path / "qemu.sh").read_text()
 
 
 def test_only_the_owner_reads_the_record_which_holds_credentials(tmp_path: Path) -> None:
