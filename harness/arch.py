@@ -92,6 +92,7 @@ class Arch:
         display: The display adapter.
         has_vga: Whether that adapter is a VGA, with a text mode, and the machine has a PC's keyboard.
         tpm: The device of a TPM.
+        console: Linux' name of the serial port with the console.
         baselines: The sets of instructions that an image may declare, the smallest first.
         baseline: The name of the one for an image that declares none.
         cpus_kvm: The CPU models to try under KVM, the preferred one first.
@@ -119,6 +120,7 @@ class Arch:
     display: str
     has_vga: bool
     tpm: str
+    console: str
     baselines: Mapping[str, Baseline]
     baseline: str
     cpus_kvm: tuple[str, ...]
@@ -185,6 +187,7 @@ _X86_64: Final = Arch(
     has_vga=True,
     # QEMU offers the TIS interface on both architectures (docs/specs/tpm.rst of QEMU).
     tpm="tpm-tis",
+    console="ttyS0",
     baselines=_X86_64_BASELINES,
     baseline="x86-64-v2",
     # "host" is the processor as it is. Some KVMs refuse one of its registers, and QEMU exits. A plain
@@ -240,6 +243,7 @@ _AARCH64: Final = Arch(
     display="virtio-gpu-pci",
     has_vga=False,
     tpm="tpm-tis-device",
+    console="ttyAMA0",
     baselines=_AARCH64_BASELINES,
     baseline="armv8-a",
     cpus_kvm=("host",),
