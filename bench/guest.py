@@ -91,6 +91,7 @@ def command(spec: MachineSpec, console_fd: int, qmp_fd: int | None, *disks: Path
     accelerator = micro().accelerator(ARCH)
     allocations = argv.Allocations(
         qemu=binary.find(ARCH).path,
+        machine=binary.find(ARCH).machine,
         accel=accelerator.name,
         cpu_model=accel.cpu_model(accelerator, ARCH),
         disks={

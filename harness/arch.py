@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
+from uuid import UUID
 
 from harness.errors import UnknownNameError
 
@@ -45,6 +46,27 @@ class Baseline:
 
 
 @dataclass(frozen=True, slots=True)
+class Marks:
+    """The marks by which a kernel or a disk is known to be made for an architecture.
+
+    Attributes:
+        pe: Machine types in the COFF header of an EFI program that its firmware or kernel loader starts
+            (PE format, "Machine Types").
+        elf: Values of ``e_machine`` in the header of an ELF kernel (``elf.h``).
+        kernel: A magic number of Linux kernels, and its offset.
+        efi_loader: The boot loader of a removable medium, below ``EFI/BOOT`` (UEFI specification 2.10,
+            section 3.5.1.1); its name in a FAT file system is short, 8.3.
+        partitions: Types of GPT partitions by name (UAPI.2, "Discoverable Partitions Specification").
+    """
+
+    pe: frozenset[int]
+    elf: frozenset[int]
+    kernel: tuple[bytes, int]
+    efi_loader: str
+    partitions: Mapping[str, UUID]
+
+
+@dataclass(frozen=True, slots=True)
 class Arch:
     """The facts of one architecture.
 
@@ -55,9 +77,9 @@ class Arch:
         qemu_package: Debian's package of that program.
         uefi_package: Debian's package of the UEFI firmware.
         has_bios: Whether QEMU brings a BIOS (SeaBIOS) and loads it by itself.
-        firmware_machine: A machine type to match against the globs of firmware descriptors, such
-            as ``pc-q35-*``.
-        machine_tcg: Machine type and leading options under TCG.
+        machine: The machine type with the version that guests get. An older QEMU gives its own newest
+            version (:attr:`harness.qemu.binary.Qemu.machine`).
+        machine_tcg: Leading options of the machine type under TCG.
         machine_kvm: The same under KVM.
         machine_options: Further options of the machine type.
         uefi_tcg_options: Those that a machine with UEFI has besides under TCG.
@@ -70,11 +92,13 @@ class Arch:
         display: The display adapter.
         has_vga: Whether that adapter is a VGA, with a text mode, and the machine has a PC's keyboard.
         tpm: The device of a TPM.
+        console: Linux' name of the serial port with the console.
         baselines: The sets of instructions that an image may declare, the smallest first.
         baseline: The name of the one for an image that declares none.
         cpus_kvm: The CPU models to try under KVM, the preferred one first.
         emulation: How many times as long a boot takes under TCG as under KVM.
         probe: The machine of the accelerator probe.
+        marks: The marks of what is made for it.
     """
 
     name: str
@@ -83,9 +107,9 @@ class Arch:
     qemu_package: str
     uefi_package: str
     has_bios: bool
-    firmware_machine: str
-    machine_tcg: str
-    machine_kvm: str
+    machine: str
+    machine_tcg: tuple[str, ...]
+    machine_kvm: tuple[str, ...]
     machine_options: tuple[str, ...]
     uefi_tcg_options: tuple[str, ...]
     tcg_threads: str
@@ -96,11 +120,13 @@ class Arch:
     display: str
     has_vga: bool
     tpm: str
+    console: str
     baselines: Mapping[str, Baseline]
     baseline: str
     cpus_kvm: tuple[str, ...]
     emulation: float
     probe: ProbeMachine
+    marks: Marks
 
 
 # The levels of the x86-64 psABI (section 3.1.1, "Processor Architecture"). "max" carries all three and
@@ -119,7 +145,9 @@ _X86_64_BASELINES: Final = MappingProxyType(
 )
 
 # To the login of skiff, "max" takes 125 s and cortex-a57 84 s, even with pauth-impdef=on, which avoids
-# the slow cipher of pointer authentication.
+# the slow cipher of pointer authentication. (That is the default of "max" from virt-10.0 on: the
+# property backcompat-pauth-default-use-qarma5 in hw/core/machine.c.) MachineSpec.cpu_model tries another
+# model; one that is chosen here changes ``emulation`` below and docs/explanation/deadlines.md as well.
 _AARCH64_BASELINES: Final = MappingProxyType(
     {
         "armv8-a": Baseline("cortex-a57", frozenset({"asimd", "fp"})),
@@ -134,9 +162,9 @@ _X86_64: Final = Arch(
     qemu_package="qemu-system-x86",
     uefi_package="ovmf",
     has_bios=True,
-    firmware_machine="pc-q35-10.0",
-    machine_tcg="q35",
-    machine_kvm="q35",
+    machine="pc-q35-10.0",
+    machine_tcg=(),
+    machine_kvm=(),
     # Linux checks its TSC against the HPET. Where there is none, it takes the ACPI timer, finds the TSC
     # of a guest unstable that has to wait for the host's CPUs, and then reads the time from a device.
     machine_options=("vmport=off", "hpet=on"),
@@ -159,6 +187,7 @@ _X86_64: Final = Arch(
     has_vga=True,
     # QEMU offers the TIS interface on both architectures (docs/specs/tpm.rst of QEMU).
     tpm="tpm-tis",
+    console="ttyS0",
     baselines=_X86_64_BASELINES,
     baseline="x86-64-v2",
     # "host" is the processor as it is. Some KVMs refuse one of its registers, and QEMU exits. A plain
@@ -176,6 +205,22 @@ _X86_64: Final = Arch(
         rom=True,
         assembler="binutils-x86-64-linux-gnu",
     ),
+    marks=Marks(
+        # With those of 32 bits, whose programs and kernels these processors run, too.
+        pe=frozenset({0x8664, 0x014C}),
+        elf=frozenset({62, 3}),
+        # Documentation/arch/x86/boot.rst of Linux, "header".
+        kernel=(b"HdrS", 0x202),
+        efi_loader="BOOTX64.EFI",
+        partitions=MappingProxyType(
+            {
+                "root-x86-64": UUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709"),
+                "root-x86-64-verity": UUID("2c7357ed-ebd2-46d9-aec1-23d437ec2bf5"),
+                "usr-x86-64": UUID("8484680c-9521-48c6-9c11-b0720656f69e"),
+                "usr-x86-64-verity": UUID("77ff5f63-e7b6-4633-acf4-1565b864c0e6"),
+            }
+        ),
+    ),
 )
 
 _AARCH64: Final = Arch(
@@ -185,9 +230,9 @@ _AARCH64: Final = Arch(
     qemu_package="qemu-system-arm",
     uefi_package="qemu-efi-aarch64",
     has_bios=False,
-    firmware_machine="virt-10.0",
-    machine_tcg="virt,gic-version=3",
-    machine_kvm="virt,gic-version=max",
+    machine="virt-10.0",
+    machine_tcg=("gic-version=3",),
+    machine_kvm=("gic-version=max",),
     machine_options=(),
     uefi_tcg_options=(),
     tcg_threads="multi",
@@ -198,6 +243,7 @@ _AARCH64: Final = Arch(
     display="virtio-gpu-pci",
     has_vga=False,
     tpm="tpm-tis-device",
+    console="ttyAMA0",
     baselines=_AARCH64_BASELINES,
     baseline="armv8-a",
     cpus_kvm=("host",),
@@ -208,6 +254,21 @@ _AARCH64: Final = Arch(
         image_option="-kernel",
         rom=False,
         assembler="binutils-aarch64-linux-gnu",
+    ),
+    marks=Marks(
+        pe=frozenset({0xAA64}),
+        elf=frozenset({183}),
+        # Documentation/arch/arm64/booting.rst of Linux, "magic".
+        kernel=(b"ARM\x64", 56),
+        efi_loader="BOOTAA64.EFI",
+        partitions=MappingProxyType(
+            {
+                "root-arm64": UUID("b921b045-1df0-41c3-af44-4c6f280d3fae"),
+                "root-arm64-verity": UUID("df3300ce-d69f-4c92-978c-9bfb0f38d820"),
+                "usr-arm64": UUID("b0e01050-ee5f-4390-949a-9101b17104e9"),
+                "usr-arm64-verity": UUID("6e11a4e7-fbca-4ded-b9e9-e1a512bb664e"),
+            }
+        ),
     ),
 )
 

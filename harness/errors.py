@@ -192,6 +192,12 @@ class FirmwareMissingError(HostError):
     transient = False
 
 
+class AcceleratorError(HostError):
+    """KVM cannot run the guest: the host has none, or its processor is another one."""
+
+    transient = False
+
+
 class StateError(HostError):
     """A saved state is missing or damaged."""
 

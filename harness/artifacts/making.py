@@ -17,10 +17,16 @@ from harness.cache import Say
 from harness.cache.locks import Lock, lock
 from harness.deadline import Deadline
 from harness.errors import BuildError, StoreError
-from harness.qemu import image_format
+from harness.qemu import image_format, target
 
 BOOT_DISK: Final = "live"
 """The name of the artifact that machines boot from."""
+
+KERNEL: Final = "kernel"
+"""The name of the artifact that QEMU starts directly."""
+
+UPDATE: Final = "update"
+"""The name of the artifact with the files of an update server, a tar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,8 @@ class Making:
         Raises:
             BuildError: The build script failed, or left out a file.
             ChecksumError: A fetched file has another checksum.
-            UsageError: A disk is not of the format that image.yaml declares.
+            UsageError: A disk is not of the format that image.yaml declares, or a file that machines
+                start is made for another architecture.
             StoreError: A file cannot be fetched.
             WaitTimeoutError: The deadline passed.
             OSError: The cache cannot be written.
@@ -72,7 +79,7 @@ class Making:
             output.mkdir()
             self._run_script(output, making)
             self._gather(output, folder)
-        self._check_formats(folder)
+        self._check_contents(folder)
         Manifest(
             name=recipe.name,
             arch=recipe.arch,
@@ -141,19 +148,25 @@ class Making:
             (folder / source.file).parent.mkdir(parents=True, exist_ok=True)
             file.rename(folder / source.file)
 
-    def _check_formats(self, folder: Path) -> None:
-        """Refuse a disk that is not what the recipe says, before a guest is blamed for it."""
+    def _check_contents(self, folder: Path) -> None:
+        """Refuse a file that is not what the recipe says, before a guest is blamed for it."""
+        arch = self.recipe.arch
         for name, source in self.recipe.artifacts.items():
+            path = folder / source.file
+            what = f"the artifact {name!r} of {self.recipe}"
+            if source.url is not None:
+                what += f", fetched from {source.url}"
             # Only disks have a format, and only "live" is a disk by its name: a raw artifact may be a
             # compressed initrd, or a file for a test.
             if name == BOOT_DISK or source.format != "raw":
-                image_format.check(
-                    folder / source.file,
-                    source.format,
-                    f"the artifact {name!r} of {self.recipe}"
-                    + (f", fetched from {source.url}" if source.url is not None else ""),
-                    boots=True,
-                )
+                image_format.check(path, source.format, what, boots=True)
+            what = f"{source.file}, {what},"
+            if name == BOOT_DISK:
+                target.check_disk(path, source.format, arch, what)
+            elif name == KERNEL:
+                target.check_kernel(path, arch, what)
+            elif name == UPDATE:
+                target.check_archive(path, arch, what)
 
 
 def _seal(folder: Path, name: str) -> File:

@@ -306,6 +306,18 @@ class LoginSettings(_Model):
         return self
 
 
+def _console_of_another(arch: str, cmdline: str) -> str:
+    """Return the serial port of another arch that is a kernel's only console; empty if it has others.
+
+    The kernel takes ``console=`` several times, each with options behind a comma
+    (Documentation/admin-guide/kernel-parameters.txt of Linux).
+    """
+    consoles = re.findall(r"(?:^|\s)console=([^\s,]+)", cmdline)
+    own = arches.of(arch).console
+    others = {arches.of(name).console for name in ARCHES} - {own}
+    return consoles[0] if consoles and others.issuperset(consoles) else ""
+
+
 class Image(_Model):
     """An image of the catalogue.
 
@@ -402,6 +414,12 @@ class Image(_Model):
                 arches.baseline(arch, arch_image.baseline)
             except UnknownNameError as error:
                 raise problem(f"{error.what}; {error.hint}", "arches", arch, "baseline") from None
+            if other := _console_of_another(arch, arch_image.cmdline):
+                raise problem(
+                    f"console={other}: no machine of {arch} has that serial port, and nothing would"
+                    f" be on the console; say console={arches.of(arch).console}",
+                    *("arches", arch, "cmdline"),
+                )
             for name, artifact in arch_image.artifacts.items():
                 if artifact.url is None and self.build is None:
                     at = ("arches", arch, "artifacts", name)

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from harness import arch as arches
 from harness import paths
 from harness.arch import ARCHES
 from harness.cli.options import add_json, print_json
@@ -174,8 +175,12 @@ def _try(name: str, look: Callable[[], tuple[str, Any]], *, needed: bool = True)
 def _arch(arch: str, lab: Lab) -> list[Finding]:
     def qemu() -> tuple[str, Any]:
         program = binary.find(arch)
-        data = {"path": str(program.path), "version": program.version}
-        return f"{program.path} {program.version}", data
+        text = f"{program.path} {program.version}, machine {program.machine}"
+        return text, {
+            "path": str(program.path),
+            "version": program.version,
+            "machine": program.machine,
+        }
 
     def flash() -> tuple[str, Any]:
         image = firmware.find(arch, FirmwareKind.UEFI)
@@ -192,7 +197,7 @@ def _arch(arch: str, lab: Lab) -> list[Finding]:
             "seconds": round(seconds, 3),
         }
 
-    needed = arch == "x86_64" or platform.machine() == arch
+    needed = arch in (ARCHES[0], arches.host())
     return [
         _try(f"qemu {arch}", qemu, needed=needed),
         _try(f"uefi {arch}", flash, needed=needed),

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 
 from harness import arch as arches
 from harness.deadline import UNSCALED
-from harness.errors import HostError, UnknownNameError
+from harness.errors import AcceleratorError, UnknownNameError
 from harness.host import measured
 from harness.host import probe as guest
 from harness.host.probe.measure import End, ProbeRun, run
@@ -66,7 +66,7 @@ def probe(choice: str, arch: str, *, qemu: Path, cache_dir: Path) -> Accel:
 
     Raises:
         UnknownNameError: Harness has no such choice or arch.
-        HostError: ``kvm`` was requested and cannot be used; says why.
+        AcceleratorError: ``kvm`` was requested and cannot be used; says why.
         QemuMissingError: QEMU cannot be executed.
     """
     if choice not in CHOICES:
@@ -99,13 +99,14 @@ def cpu_model(accel: Accel, arch: str, baseline: str = "") -> str:
 
     Raises:
         UnknownNameError: There is no such arch or baseline.
-        HostError: Under KVM, this host's processor does not carry the baseline; names what it lacks.
+        AcceleratorError: Under KVM, this host's processor does not carry the baseline; names what it
+            lacks.
     """
     level = arches.baseline(arch, baseline)
     if accel.name != "kvm":
         return level.cpu_tcg
     if missing := level.flags - _flags():
-        raise HostError(
+        raise AcceleratorError(
             f"this host's processor does not carry {baseline or arches.of(arch).baseline},"
             f" for which the image is built: it lacks {', '.join(sorted(missing))}",
             hint="--accel tcg emulates it; or run it on another host",
@@ -121,7 +122,7 @@ def _flags() -> set[str]:
 
 def _without_kvm(choice: str, reason: str) -> Accel:
     if choice == "kvm":
-        raise HostError(f"KVM cannot be used: {reason}", hint="--accel auto, or --accel tcg")
+        raise AcceleratorError(f"KVM cannot be used: {reason}", hint="--accel auto, or --accel tcg")
     return Accel("tcg", reason)
 
 

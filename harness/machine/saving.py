@@ -79,6 +79,7 @@ class Saving:
         return Snapshot(
             folder=folder,
             spec=parts.spec,
+            machine=parts.allocations.machine,
             accel=parts.allocations.accel,
             cpu_model=parts.allocations.cpu_model,
             qemu=binary.find(parts.spec.arch).version,

@@ -29,7 +29,7 @@ from harness.machine.ending import Ending
 from harness.machine.machine import Machine, Setup
 from harness.machine.parts import Parts
 from harness.machine.system import OS
-from harness.qemu import argv, binary, firmware
+from harness.qemu import argv, binary, firmware, target
 from harness.qemu import disk as disks
 from harness.qemu.process import OwnedProcess
 from harness.qemu.qmp import Qmp
@@ -64,10 +64,13 @@ def launch(spec: MachineSpec, setup: Setup[OS]) -> Machine[OS]:
         StateError: The origin is damaged, or another QEMU saved it.
         TpmError: The TPM did not start.
         DiskFullError: No space for the machine's disks.
-        UsageError: An interface reaches a service that does not run.
+        UsageError: An interface reaches a service that does not run; or the kernel, or a disk that the
+            machine boots from, is made for another architecture.
         HarnessError: The failure of the scope, if another machine fails first.
     """
     setup.scope.check()
+    if setup.origin is None:
+        target.check(spec)  # a fork's disks are those of a machine that came up
     hot = setup.origin if setup.origin is not None and not setup.origin.cold else None
     unmapped = filesystem.unmapped(hot.ram) if hot is not None else ""
     stack = contextlib.ExitStack()
@@ -269,6 +272,7 @@ class _Starting:
         return argv.Allocations(
             credentials=self._write_credentials(),
             qemu=qemu.path,
+            machine=qemu.machine,
             accel=accel.name,
             cpu_model=model,
             disks={disk.name: disks.create(disk, self._folder) for disk in spec.disks},

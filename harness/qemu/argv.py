@@ -52,6 +52,7 @@ class Allocations:
 
     Attributes:
         qemu: The program.
+        machine: The machine type with its version, such as ``pc-q35-10.0``.
         accel: ``kvm`` or ``tcg``.
         cpu_model: QEMU's name of the CPU model.
         disks: The file of each disk, by the disk's name.
@@ -71,6 +72,7 @@ class Allocations:
     """
 
     qemu: Path
+    machine: str
     accel: str
     cpu_model: str
     disks: dict[str, DiskFile] = field(default_factory=dict)
@@ -162,7 +164,8 @@ def escape(value: str) -> str:
 
 def _machine(spec: MachineSpec, allocations: Allocations) -> str:
     row = arch.of(spec.arch)
-    options = [row.machine_tcg if allocations.accel == "tcg" else row.machine_kvm]
+    options = [allocations.machine]
+    options += row.machine_tcg if allocations.accel == "tcg" else row.machine_kvm
     if row.has_smm:
         # Since version 9.1, QEMU's q35 without SMM has RAM where the guest looks for the memory of a
         # VGA adapter, and all text modes are black (hw/pci-host/q35.c, mch_realize, which returns

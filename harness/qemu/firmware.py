@@ -1,8 +1,8 @@
 """Firmware, located by the descriptors that QEMU's packages install.
 
 The search follows ``docs/interop/firmware.json`` of QEMU: JSON files in three directories. A file in
-an earlier directory hides files of the same name in later ones; the rest are tried in the order of
-their names.
+an earlier directory hides files of the same name in later ones, also if it is empty; the rest are
+tried in the order of their names.
 """
 
 from __future__ import annotations
@@ -95,12 +95,15 @@ def descriptors(directories: Iterable[Path]) -> list[Path]:
 
 def _parse(path: Path, row: arches.Arch, kind: FirmwareKind) -> FlashFirmware | str:
     """Return the firmware of a descriptor, or the reason why it does not match."""
-    descriptor: dict[str, Any] = json.loads(path.read_text())
+    text = path.read_text()
+    if not text:
+        return "empty: it hides the file of its name in other directories"
+    descriptor: dict[str, Any] = json.loads(text)
     if "uefi" not in descriptor["interface-types"]:
         return "not UEFI"
     if not any(
         target["architecture"] == row.name
-        and any(fnmatch.fnmatch(row.firmware_machine, pattern) for pattern in target["machines"])
+        and any(fnmatch.fnmatch(row.machine, pattern) for pattern in target["machines"])
         for target in descriptor["targets"]
     ):
         return f"not for {row.name}"

@@ -26,7 +26,7 @@ from harness.spec import MachineSpec
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """The version of the file's format; it changes whenever an older Harness could not read the file."""
 
 
@@ -63,7 +63,7 @@ class MachineRecord:
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
 
-    format: Literal[1]
+    format: Literal[2]
     time: str
     versions: Versions
     provenance: dict[str, Any]

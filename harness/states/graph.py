@@ -151,6 +151,7 @@ def inputs(
         "code: the console's driver": _digest(inspect.getsource(driver)),
         "arch": arch,
         "accelerator": accel.name,
+        "machine type": qemu.machine,
         "CPU model": cpu_model(accel, arch, baseline),
         "QEMU": f"{qemu.version}, {program.st_size} bytes of {program.st_mtime_ns}",
         **{f"image: {name}": value for name, value in image.items()},

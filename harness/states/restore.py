@@ -34,6 +34,7 @@ def allocate(allocations: Allocations, origin: Snapshot, memory: Memory | None) 
     ram = allocations.ram if memory is not None else Ram(origin.ram, private=True)
     return replace(
         allocations,
+        machine=origin.machine,
         accel=origin.accel,
         cpu_model=origin.cpu_model,
         ram=ram,

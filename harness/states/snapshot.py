@@ -106,6 +106,7 @@ class Snapshot:
     Attributes:
         folder: The folder of its files.
         spec: The spec of the machine.
+        machine: The machine type with its version; a fork has the same, unless it boots.
         accel: ``kvm`` or ``tcg``; a fork uses the same.
         cpu_model: QEMU's name of the CPU model; a fork has the same.
         qemu: The version of QEMU that saved it.
@@ -125,6 +126,7 @@ class Snapshot:
 
     folder: Path
     spec: MachineSpec
+    machine: str
     accel: str
     cpu_model: str
     qemu: str

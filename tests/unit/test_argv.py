@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from harness.arch import ARCHES
+from harness.arch import ARCHES, of
 from harness.errors import UsageError
 from harness.qemu import argv
 from harness.qemu.argv import Allocations, DiskFile, Ram
@@ -38,7 +38,9 @@ COMMANDS = Path(__file__).with_name("argv.json")
 """The command lines of :func:`variants`, as they were before the facts moved to harness.arch."""
 
 KERNEL = Firmware(FirmwareKind.KERNEL, Path("/k"), Path("/i"), "console=ttyS0 quiet")
-ALLOCATIONS = Allocations(Path("/usr/bin/qemu"), "tcg", "max", console_fd=5, qmp_fd=6)
+ALLOCATIONS = Allocations(
+    Path("/usr/bin/qemu"), "pc-q35-10.0", "tcg", "max", console_fd=5, qmp_fd=6
+)
 FLASH = FlashFirmware(Path("/code"), Path("/vars"), "raw", False, Path("/d.json"))
 
 
@@ -67,7 +69,7 @@ def variants() -> Iterator[tuple[str, MachineSpec, Allocations]]:
                     continue
                 kernel = kind is FirmwareKind.KERNEL
                 spec = MachineSpec("m", arch, KERNEL if kernel else Firmware(kind))
-                allocations = replace(ALLOCATIONS, accel=accel)
+                allocations = replace(ALLOCATIONS, accel=accel, machine=of(arch).machine)
                 if kind in (FirmwareKind.UEFI, FirmwareKind.UEFI_SECURE):
                     flash = replace(FLASH, smm=kind is FirmwareKind.UEFI_SECURE)
                     allocations = replace(
@@ -201,7 +203,7 @@ def test_a_display_needs_the_memory_of_the_vga_adapter_which_comes_with_smm() ->
     spec = MachineSpec("m", "x86_64", Firmware(FirmwareKind.BIOS))
     for display, smm in ((False, "off"), (True, "on")):
         words = argv.build(replace(spec, display=display), ALLOCATIONS)
-        assert options(words, "-machine")[0].startswith(f"q35,smm={smm}")
+        assert options(words, "-machine")[0].startswith(f"pc-q35-10.0,smm={smm}")
 
 
 def test_direct_kernel_boot_tries_no_disk() -> None:
@@ -223,7 +225,7 @@ def test_uefi_has_two_flash_devices_and_smm_where_needed() -> None:
     spec = MachineSpec("m", "x86_64", Firmware(FirmwareKind.UEFI_SECURE))
     allocations = replace(ALLOCATIONS, firmware=replace(FLASH, smm=True), variables=Path("/mine"))
     words = argv.build(spec, allocations)
-    assert options(words, "-machine")[0].startswith("q35,smm=on")
+    assert options(words, "-machine")[0].startswith("pc-q35-10.0,smm=on")
     drives = options(words, "-drive")
     assert "readonly=on,file=/code" in drives[0]
     assert drives[1].endswith("file=/mine")
@@ -443,6 +445,8 @@ def test_the_record_says_when_and_with_which_programs(tmp_path: Path) -> None:
     assert set(content["versions"]) == {"harness", "qemu", "firmware"}
     assert len(content["versions"]["firmware"]) == 64
     assert content["provenance"] == {"from": str(tmp_path)}
+    assert content["allocations"]["machine"] == "pc-q35-10.0"
+    assert "-machine pc-q35-10.0," in (tmp_path / "qemu.sh").read_text()
 
 
 def test_only_the_owner_reads_the_record_which_holds_credentials(tmp_path: Path) -> None:
@@ -482,7 +486,7 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError):
             MachineRecord.read(path)
     path.write_text(changed(json.loads(text), "format", value=FORMAT + 1))
-    with pytest.raises(UsageError, match="has format 2, and this Harness reads 1"):
+    with pytest.raises(UsageError, match="has format 3, and this Harness reads 2"):
         MachineRecord.read(path)
     path.unlink()
     with pytest.raises(UsageError, match="is not the record of a machine"):

@@ -9,8 +9,10 @@ import os
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import tarfile
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -737,6 +739,52 @@ def test_a_disk_that_the_script_made_in_another_format_is_refused(store: Store, 
     with pytest.raises(UsageError, match=r"the artifact 'live' of toy:1: .* and is a qcow2 image"):
         store.artifacts(toy('printf "QFI\\373\\0\\0\\0\\3" >"$out/toy.raw"'))
     assert store.list() == []
+
+
+def kernel(machine: int) -> bytes:
+    """Return an EFI program for a machine."""
+    return b"MZ" + bytes(58) + struct.pack("<I4sH", 64, b"PE\0\0", machine)
+
+
+def test_a_kernel_for_another_arch_is_refused_after_its_fetch(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "Image").write_bytes(content := kernel(0xAA64))
+    url = f"file://{tmp_path}/Image"
+    file = File("Image", url, hashlib.sha256(content).hexdigest())
+    image = Image(Path("/nowhere"), artifacts={"kernel": file})
+    with pytest.raises(UsageError) as caught:
+        store.artifacts(image)
+    assert caught.value.what == (
+        f"Image, the artifact 'kernel' of toy:1, fetched from {url}, is made for aarch64,"
+        " not for x86_64"
+    )
+    assert "machine 0xaa64" in caught.value.evidence
+    assert store.list() == []
+    assert store.artifacts(replace(image, arch="aarch64"))["kernel"].exists()
+    # The files of an update server are a tar.
+    with tarfile.open(tmp_path / "update.tar", "w") as tar:
+        tar.add(tmp_path / "Image", "uki.efi")
+    digest = hashlib.sha256((tmp_path / "update.tar").read_bytes()).hexdigest()
+    update = File("update.tar", f"file://{tmp_path}/update.tar", digest)
+    with pytest.raises(UsageError, match=r"^update.tar, the artifact 'update' of .* for aarch64"):
+        store.artifacts(replace(image, artifacts={"update": update}))
+    # Other artifacts may be programs for any machine.
+    tool = replace(image, artifacts={"tool": file})
+    assert store.artifacts(tool)["tool"].exists()
+
+
+def test_a_disk_that_the_script_made_for_another_arch_is_refused(
+    store: Store, toy: Toy, tmp_path: Path
+) -> None:
+    need("sfdisk")
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(8 * 1024 * 1024)
+    root = "label: gpt\ntype=b921b045-1df0-41c3-af44-4c6f280d3fae\n"
+    subprocess.run(["sfdisk", "-q", disk], input=root, text=True, check=True)
+    image = toy(f'cp "{disk}" "$out/toy.raw"')
+    with pytest.raises(UsageError, match=r"^toy.raw, the artifact 'live' of toy:1, is made for a"):
+        store.artifacts(image)
+    assert store.artifacts(replace(image, arch="aarch64"))["live"].exists()
 
 
 def test_a_missing_local_file_is_an_error(store: Store, tmp_path: Path) -> None:

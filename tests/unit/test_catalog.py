@@ -251,6 +251,12 @@ def test_models_are_frozen(write: Write) -> None:
             "skiff/image.yaml:11: arches.x86_64.cmdline: 'cmdline' requires firmware 'kernel'",
         ),
         (
+            "    cmdline: console=ttyAMA0",
+            '    cmdline: "quiet console=ttyS0,115200 panic=1"',
+            "skiff/image.yaml:17: arches.aarch64.cmdline: console=ttyS0: no machine of aarch64 has that"
+            " serial port, and nothing would be on the console; say console=ttyAMA0",
+        ),
+        (
             "    firmware: uefi",
             "    firmware: uefi\n    baseline: x86-64-v4",
             "skiff/image.yaml:11: arches.x86_64.baseline: unknown baseline of x86_64 'x86-64-v4';"
@@ -309,6 +315,21 @@ def test_a_fault_is_reported_with_file_and_line(
     assert any(line.startswith(message) for line in lines), lines
     # Each line of the message names the file.
     assert all(line.startswith("skiff/image.yaml:") for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    "cmdline",
+    [
+        "console=ttyS0 console=ttyAMA0,115200",
+        "console=ttyS0 console=hvc0",
+        "console=hvc0",
+        "quiet",
+        "serial.console=ttyS0 consoleblank=0",
+    ],
+)
+def test_a_kernel_may_have_the_consoles_of_several_arches(write: Write, cmdline: str) -> None:
+    text = GOOD.replace("cmdline: console=ttyAMA0", f'cmdline: "{cmdline}"')
+    assert load(write(text)).get("skiff").arches["aarch64"].cmdline == cmdline
 
 
 def test_a_project_may_add_profiles_and_capabilities(write: Write) -> None:

@@ -53,6 +53,17 @@ def test_a_user_s_descriptor_hides_the_system_s_of_the_same_name(tmp_path: Path)
     assert plain.descriptor.parent.name == "user"
 
 
+def test_an_empty_descriptor_hides_the_system_s_of_the_same_name(tmp_path: Path) -> None:
+    descriptor(tmp_path / "system", "60-plain", features=[], arch="aarch64")
+    (tmp_path / "60-plain.json").touch()
+    with pytest.raises(FirmwareMissingError, match="no uefi firmware for aarch64") as caught:
+        firmware.find("aarch64", FirmwareKind.UEFI, [tmp_path, tmp_path / "system"])
+    assert "package qemu-efi-aarch64" in caught.value.hint
+    assert caught.value.evidence == (
+        f"{tmp_path}/60-plain.json: empty: it hides the file of its name in other directories"
+    )
+
+
 def test_the_lowest_number_wins_across_directories(tmp_path: Path) -> None:
     descriptor(tmp_path / "user", "70-late", features=[])
     descriptor(tmp_path / "system", "50-early", features=[])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import arch
 from harness.deadline import UNSCALED
 from harness.errors import QemuMissingError, QemuStartError, QemuTooOldError
 from harness.qemu import binary, loop
@@ -111,15 +112,63 @@ def fake_qemu(tmp_path: Path, text: str) -> Path:
     return path
 
 
+X86_64 = arch.of("x86_64")
+
+HELP = """\
+Supported machines are:
+microvm              microvm (i386)
+pc                   Standard PC (i440FX + PIIX, 1996) (alias of pc-i440fx-{newest})
+pc-i440fx-{newest}     Standard PC (i440FX + PIIX, 1996) (default)
+"""
+Q35 = "Standard PC (Q35 + ICH9, 2009)"
+
+
+def with_machines(version: str, *machines: str, newest: str = "") -> str:
+    """Return the script of a QEMU that has these versions of its machine type."""
+    lines = [f"{name}           {Q35}" for name in machines]
+    if newest:
+        lines.append(f"q35                  {Q35} (alias of {newest})")
+    text = HELP.format(newest=newest) + "\n".join(lines)
+    return (
+        f"if [ $1 = --version ]; then echo 'QEMU emulator version {version} (Debian)'; exit; fi\n"
+        f"[ \"$*\" = '-machine help' ] && cat <<'END'\n{text}\nEND"
+    )
+
+
 def test_qemu_s_version_is_checked(tmp_path: Path) -> None:
-    good = fake_qemu(tmp_path, "echo 'QEMU emulator version 8.2.2 (Debian 1:8.2.2)'")
-    assert binary.check(good).version == "8.2.2"
+    good = fake_qemu(tmp_path, with_machines("8.2.2", "pc-q35-8.2"))
+    assert binary.check(good, X86_64).version == "8.2.2"
     old = fake_qemu(tmp_path, "echo 'QEMU emulator version 7.2.17'")
     with pytest.raises(QemuTooOldError, match=r"7\.2\.17; Harness needs 8\.2"):
-        binary.check(old)
+        binary.check(old, X86_64)
     mute = fake_qemu(tmp_path, "echo nothing; exit 1")
     with pytest.raises(QemuMissingError, match="does not print its version"):
-        binary.check(mute)
+        binary.check(mute, X86_64)
+
+
+@pytest.mark.parametrize(
+    ("machines", "newest", "expected"),
+    [
+        # As QEMU sorts them, by text.
+        (("pc-q35-9.2", "pc-q35-8.2", "pc-q35-2.12", "pc-q35-10.0"), "pc-q35-10.0", "pc-q35-10.0"),
+        (("pc-q35-9.2", "pc-q35-10.0", "pc-q35-10.1", "pc-q35-11.0"), "pc-q35-11.0", "pc-q35-10.0"),
+        (("pc-q35-4.0.1", "pc-q35-8.1", "pc-q35-8.2"), "pc-q35-8.2", "pc-q35-8.2"),
+        (("pc-q35-11.2", "pc-q35-14.0"), "pc-q35-14.0", "pc-q35-14.0"),
+        (("pc-q35-rhel9.4.0", "pc-q35-rhel9.2.0"), "pc-q35-rhel9.4.0", "pc-q35-rhel9.4.0"),
+    ],
+)
+def test_the_machine_type_has_the_newest_version_up_to_that_of_the_arch(
+    tmp_path: Path, machines: tuple[str, ...], newest: str, expected: str
+) -> None:
+    qemu = fake_qemu(tmp_path, with_machines("9.2.0", *machines, newest=newest))
+    assert binary.check(qemu, X86_64).machine == expected
+
+
+def test_a_qemu_without_the_machine_names_the_package(tmp_path: Path) -> None:
+    qemu = fake_qemu(tmp_path, with_machines("9.2.0"))
+    with pytest.raises(QemuMissingError, match="has no machine type pc-q35") as caught:
+        binary.check(qemu, X86_64)
+    assert "qemu-system-x86" in caught.value.hint
 
 
 def test_missing_qemu_names_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -37,7 +37,11 @@ KERNEL = Firmware(FirmwareKind.KERNEL, Path("/k"), Path("/i"))
 UPDATES = GuestForward("updates")
 SPEC = MachineSpec("m", "x86_64", KERNEL, nics=(Nic(guest_forwards=(UPDATES,)),))
 ALLOCATIONS = Allocations(
-    Path("/usr/bin/qemu"), "tcg", "max", services={"updates": ("127.0.0.1", 40123)}
+    Path("/usr/bin/qemu"),
+    "pc-q35-10.0",
+    "tcg",
+    "max",
+    services={"updates": ("127.0.0.1", 40123)},
 )
 
 

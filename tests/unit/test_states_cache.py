@@ -50,7 +50,7 @@ def saved(folder: Path, size: int = 4096) -> Snapshot:
     folder.mkdir(parents=True)
     (folder / "ram").write_bytes(b"r" * size)
     (folder / "devices").write_bytes(b"d" * 100)
-    draft = Snapshot(folder, SPEC, "tcg", "max", "10.0.2", 1.0)
+    draft = Snapshot(folder, SPEC, "pc-q35-10.0", "tcg", "max", "10.0.2", 1.0)
     return draft.write()
 
 
@@ -239,7 +239,7 @@ def test_a_snapshot_survives_writing_and_reading(tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "ram").write_bytes(b"r")
-        draft = Snapshot(folder, machine, "tcg", "max", "10.0.2", 1.0)
+        draft = Snapshot(folder, machine, "pc-q35-10.0", "tcg", "max", "10.0.2", 1.0)
         for snapshot in (
             draft,
             replace(draft, shell=Shell(3, "up"), account=Account("mate", "secret"), host_key="k"),
@@ -565,7 +565,7 @@ def test_the_disks_of_a_fork_are_overlays_on_the_saved_ones(tmp_path: Path) -> N
         Firmware(FirmwareKind.BIOS),
         disks=(Disk("data", size=MIB), Disk("seed", base=Path("/seed"), readonly=True)),
     )
-    fork = Snapshot(tmp_path, spec, "tcg", "max", "10", 0.0).fork_spec("two")
+    fork = Snapshot(tmp_path, spec, "pc-q35-10.0", "tcg", "max", "10", 0.0).fork_spec("two")
     assert fork.name == "two"
     assert fork.disks[0].base == tmp_path / "disks" / "data.qcow2"
     assert fork.disks[0].guest_serial == spec.disks[0].guest_serial

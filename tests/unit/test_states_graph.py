@@ -51,7 +51,7 @@ def inputs_of(point: State, tmp_path: Path, **changes: Any) -> dict[str, str]:
         "arch": "x86_64",
         "baseline": "",
         "accel": Accel("tcg", "requested"),
-        "qemu": Qemu(program, "10.0.2"),
+        "qemu": Qemu(program, "10.0.2", "pc-q35-10.0"),
         "profile": Profile,
         "boot": boot,
     }
@@ -101,6 +101,14 @@ def test_another_build_of_the_same_qemu_version_changes_the_key(tmp_path: Path) 
     (tmp_path / "qemu").write_bytes(b"patched qemu")
     now = inputs_of(point, tmp_path)
     assert [line.split(":")[0] for line in explain(now, before)] == ["QEMU"]
+
+
+def test_another_machine_type_changes_the_key(tmp_path: Path) -> None:
+    point = State("point", steps)
+    before = inputs_of(point, tmp_path)
+    now = inputs_of(point, tmp_path, qemu=Qemu(tmp_path / "qemu", "10.0.2", "pc-q35-9.2"))
+    assert key_of(before) != key_of(now)
+    assert explain(now, before) == ["machine type: was pc-q35-10.0, is pc-q35-9.2"]
 
 
 def test_code_is_followed_to_helpers_and_constants() -> None:

@@ -18,8 +18,8 @@ from harness.states.save import Memory
 from harness.states.snapshot import Snapshot
 
 SPEC = MachineSpec("one", "x86_64", Firmware(FirmwareKind.BIOS), memory=64 * MIB)
-BOOTED = Allocations(Path("/qemu"), "tcg", "max", qmp_fd=3, console_fd=4)
-SAVED = Snapshot(Path("/saved"), SPEC, "tcg", "max", "10.0.2", 1.0)
+BOOTED = Allocations(Path("/qemu"), "pc-q35-10.0", "tcg", "max", qmp_fd=3, console_fd=4)
+SAVED = Snapshot(Path("/saved"), SPEC, "pc-q35-9.2", "tcg", "max", "10.0.2", 1.0)
 
 
 def options(allocations: Allocations, spec: MachineSpec = SPEC) -> str:
@@ -38,6 +38,7 @@ def test_a_fork_maps_the_saved_ram_privately_and_read_only() -> None:
     assert "memory-backend=ram" in line
     assert "-incoming defer" in line
     assert "vmgenid,guid=auto" in line
+    assert "-machine pc-q35-9.2," in line
 
 
 def test_a_saveable_fork_has_ram_of_its_own() -> None:
@@ -94,10 +95,11 @@ def test_a_snapshot_of_another_qemu_or_cpu_is_refused(
     model: str,
     message: str,
 ) -> None:
-    monkeypatch.setattr("harness.qemu.binary.find", lambda arch: Qemu(Path("/usr/bin/qemu"), qemu))
+    installed = Qemu(Path("/usr/bin/qemu"), qemu, "pc-q35-10.0")
+    monkeypatch.setattr("harness.qemu.binary.find", lambda arch: installed)
     for name in ("ram", "devices"):
         (tmp_path / name).write_bytes(b"x")
-    origin = Snapshot(tmp_path, SPEC, "tcg", "max", "10.0.2", 0.0).write()
+    origin = Snapshot(tmp_path, SPEC, "pc-q35-10.0", "tcg", "max", "10.0.2", 0.0).write()
     if not message:
         restore.check(origin, accel, model)
         return

@@ -304,6 +304,7 @@ def test_every_error_by_infra_says_whether_a_second_try_helps() -> None:
     assert {each.__name__ for each in lasting} == {
         *("QemuMissingError", "QemuTooOldError", "FirmwareMissingError", "SnapshotError"),
         *("BuildError", "ChecksumError", "DiskFullError", "CancelledError"),
+        "AcceleratorError",
     }
     for error, expected in (
         (OSError(11, "busy"), True),
