@@ -73,6 +73,8 @@ class Arch:
     Attributes:
         name: The name that QEMU and ``uname -m`` use.
         aliases: Other names of it that :func:`platform.machine` returns.
+        oci: The name in an image index: a value of GOARCH (OCI image specification, image-index.md).
+        systemd: The name that systemd gives it: ``%a`` in ``sysupdate.d(5)``.
         qemu: QEMU's program.
         qemu_package: Debian's package of that program.
         uefi_package: Debian's package of the UEFI firmware.
@@ -104,6 +106,8 @@ class Arch:
 
     name: str
     aliases: tuple[str, ...]
+    oci: str
+    systemd: str
     qemu: str
     qemu_package: str
     uefi_package: str
@@ -162,6 +166,8 @@ _AARCH64_BASELINES: Final = MappingProxyType(
 _X86_64: Final = Arch(
     name="x86_64",
     aliases=("amd64",),
+    oci="amd64",
+    systemd="x86-64",
     qemu="qemu-system-x86_64",
     qemu_package="qemu-system-x86",
     uefi_package="ovmf",
@@ -231,6 +237,8 @@ _X86_64: Final = Arch(
 _AARCH64: Final = Arch(
     name="aarch64",
     aliases=("arm64",),
+    oci="arm64",
+    systemd="arm64",
     qemu="qemu-system-aarch64",
     qemu_package="qemu-system-arm",
     uefi_package="qemu-efi-aarch64",

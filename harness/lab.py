@@ -478,20 +478,28 @@ class Lab:
         return self.catalog.resolve(image or self.reference, arch or self._parts.options.arch)
 
     def artifacts(
-        self, image: Selection | str | None = None, *, version: str | None = None
+        self,
+        image: Selection | str | None = None,
+        *,
+        version: str | None = None,
+        arch: str | None = None,
     ) -> Artifacts:
         """Return the files of an image by name, built or fetched once per host.
 
         Args:
             image: The image; the image under test by default.
             version: Another version of it.
+            arch: Another architecture.
 
         Raises:
+            UnknownNameError: The image has no such version or architecture.
             BuildError, ChecksumError, DiskFullError, StoreError: The files cannot be had.
         """
         selection = self.select(image)
-        if version is not None:
-            selection = selection.definition.select(selection.arch, version, selection.variant)
+        if version is not None or arch is not None:
+            selection = selection.definition.select(
+                arch or selection.arch, version or selection.version, selection.variant
+            )
         return self.store.artifacts(selection, say=self.progress.say)
 
     # --- machines -----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ PACKAGES = {
     "dash": "dash",
     "flock": "util-linux",
     "git": "git",
+    "jq": "jq",
     "mcopy": "mtools",
     "mkfs.fat": "dosfstools",
     "qemu-img": "qemu-utils",

@@ -505,6 +505,11 @@ class Selection:
         return self.definition.login
 
     @property
+    def other_arches(self) -> tuple[str, ...]:
+        """The architectures besides this one, whether the image has them or not."""
+        return tuple(arch for arch in ARCHES if arch != self.arch)
+
+    @property
     def versions(self) -> tuple[str, ...]:
         """All versions of the image, in the order of their release."""
         return self.definition.versions

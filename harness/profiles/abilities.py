@@ -227,6 +227,23 @@ class Upgradable(Versioned, SlotLister, Refuser, Protocol):
         """Set the policy that refuses upgrades to versions older than ``version``."""
 
 
+class MultiArch(Upgradable, Protocol):
+    """An OS that takes the update for its own architecture from a source for several.
+
+    Such a source is an index in a registry, or a folder of an update server with a folder for each
+    architecture.
+    """
+
+    @classmethod
+    def arch_folder(cls, arch: str | None = None) -> str:
+        """Return the name of an architecture's folder on an update server.
+
+        Args:
+            arch: The architecture; by default, return what stands for the system's own in the source of
+                :meth:`upgrade`.
+        """
+
+
 class Rollbackable(BootMenu, SlotDamage, Protocol):
     """An OS that returns to the previous slot: by command, by the boot menu, or by itself."""
 
@@ -296,6 +313,7 @@ ABILITIES: Final[Mapping[tuple[str, ...], type]] = {
     ("install-unattended", "seed"): SeedInstallable,
     ("install-unattended", "credentials"): CredentialInstallable,
     ("upgrade",): Upgradable,
+    ("upgrade", "multi-arch"): MultiArch,
     ("rollback",): Rollbackable,
     ("recovery",): Recoverable,
     ("reset",): Resettable,

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
+from harness import arch as arches
 from harness.deadline import Deadline
 from harness.errors import (
     GuestError,
@@ -22,11 +23,11 @@ from harness.profiles import _skiff
 from harness.profiles.abilities import (
     CredentialInstallable,
     Installable,
+    MultiArch,
     Recoverable,
     Resettable,
     Rollbackable,
     SeedInstallable,
-    Upgradable,
     Verified,
 )
 from harness.profiles.base import Profile
@@ -71,6 +72,7 @@ class Skiff(Profile):
         "signature": "the signature of SHA256SUMS is wrong",
         "space": "no space left",
         "older": "is older than",
+        "architecture": "has no update for |, and this machine is ",
         "too small": r"is too small: 2\.5 GiB needed, 0\.5 GiB found",
         "no such disk": r"^no disk .*; disks here: ",
         "not confirmed": "^not confirmed$",
@@ -150,6 +152,11 @@ class Skiff(Profile):
         with self.machine.timeline.step(f"upgrade from {source}", machine=self.machine.name):
             limit = self.machine.scale.limit(deadline, 120)
             return self._run(shlex.join(words), UpgradeRefusedError, limit)
+
+    @classmethod
+    def arch_folder(cls, arch: str | None = None) -> str:
+        """Return systemd's name of an architecture; ``%a`` stands for the machine's own."""
+        return "%a" if arch is None else arches.of(arch).systemd
 
     def rollback(self) -> None:
         """Run ``skiff-rollback``."""
@@ -454,7 +461,7 @@ if TYPE_CHECKING:
         Installable,
         SeedInstallable,
         CredentialInstallable,
-        Upgradable,
+        MultiArch,
         Rollbackable,
         Recoverable,
         Resettable,

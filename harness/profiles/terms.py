@@ -82,12 +82,20 @@ UpdateFile = Literal["root", "kernel", "signature"]
 """The content of an update's file: the root file system, its kernel, the signature over all files."""
 
 Refusal = Literal[
-    "signature", "space", "older", "too small", "no such disk", "not confirmed", "the medium"
+    "signature",
+    "space",
+    "older",
+    "architecture",
+    "too small",
+    "no such disk",
+    "not confirmed",
+    "the medium",
 ]
 """Why a system refuses.
 
 An upgrade: ``signature``, it is wrong; ``space``, there is too little; ``older``, the version is
-older than the running one or than a policy allows. An installation: ``too small``, ``no such disk``,
+older than the running one or than a policy allows; ``architecture``, it is for another one. An
+installation: ``too small``, ``no such disk``,
 ``the medium`` (the installer runs from that disk), ``not confirmed`` (by the user).
 """
 

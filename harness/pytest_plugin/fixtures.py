@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 import pytest
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from harness.catalog import Selection
     from harness.lab import Lab
     from harness.machine import Machine
+    from harness.profiles import MultiArch
     from harness.services import Registry, Server, UpdateServer
 
     ServerT = TypeVar("ServerT", bound=Server)
@@ -167,29 +168,35 @@ def releases(image: Selection) -> Releases:
     return Releases(image)
 
 
+class UpdateFiles(Protocol):
+    """Unpacks an image's artifact ``update``."""
+
+    def __call__(self, version: str, arch: str | None = None) -> list[Path]:
+        """Return the files of a version, for the architecture of the image under test by default."""
+
+
 @pytest.fixture(scope="session")
 def update_files(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], list[Path]]:
+) -> UpdateFiles:
     """Return what unpacks an image's artifact ``update``: ``update_files("2")`` lists its files."""
     lab = sessions.of(request.config).lab
-    unpacked: dict[str, list[Path]] = {}
+    unpacked: dict[tuple[str, str], list[Path]] = {}
 
-    def files(version: str) -> list[Path]:
-        if version not in unpacked:
-            folder = tmp_path_factory.mktemp(f"update-{version}")
-            with tarfile.open(lab.artifacts(version=version)["update"]) as archive:
+    def files(version: str, arch: str | None = None) -> list[Path]:
+        key = version, arch or lab.image.arch
+        if key not in unpacked:
+            folder = tmp_path_factory.mktemp("update-{}-{}".format(*key))
+            with tarfile.open(lab.artifacts(version=version, arch=arch)["update"]) as archive:
                 archive.extractall(folder, filter="data")
-            unpacked[version] = sorted(folder.iterdir())
-        return unpacked[version]
+            unpacked[key] = sorted(folder.iterdir())
+        return unpacked[key]
 
     return files
 
 
 @pytest.fixture
-def publish(
-    update_server: UpdateServer, update_files: Callable[[str], list[Path]]
-) -> Callable[[str], str]:
+def publish(update_server: UpdateServer, update_files: UpdateFiles) -> Callable[[str], str]:
     """Return what puts a version on the update server: ``publish("2")`` returns its address."""
 
     def published(version: str) -> str:
@@ -201,6 +208,40 @@ def publish(
 
 
 @pytest.fixture
-def push(registry: Registry, update_files: Callable[[str], list[Path]]) -> Callable[[str], str]:
+def push(registry: Registry, update_files: UpdateFiles) -> Callable[[str], str]:
     """Return what puts a version into the registry: ``push("2")`` returns its address."""
     return lambda version: f"oci://{registry.push(update_files(version), 'os/image', version)}"
+
+
+class ForArches(Protocol):
+    """Puts the files for several architectures where guests find them by one address."""
+
+    def __call__(self, version: str, sets: Sequence[tuple[str, Sequence[Path]]]) -> str:
+        """Return the address.
+
+        Args:
+            version: The name of the version, for the address.
+            sets: Architectures, by Harness' names, and the files that a guest is to find for each.
+        """
+
+
+@pytest.fixture
+def publish_arches(image: Selection, update_server: UpdateServer) -> ForArches:
+    """Return what puts sets of files on the update server, a folder for each architecture."""
+    from harness import profiles
+
+    profile: type[MultiArch] = profiles.of(image)
+
+    def published(version: str, sets: Sequence[tuple[str, Sequence[Path]]]) -> str:
+        for arch, files in sets:
+            for path in files:
+                update_server.publish(path, f"{version}/{profile.arch_folder(arch)}/{path.name}")
+        return f"{update_server.url}/{version}/{profile.arch_folder()}/"
+
+    return published
+
+
+@pytest.fixture
+def push_arches(registry: Registry) -> ForArches:
+    """Return what puts sets of files into the registry, under an index of their architectures."""
+    return lambda version, sets: f"oci://{registry.push_index(sets, 'os/arches', version)}"

@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Final, Protocol, Self
@@ -415,4 +415,29 @@ class Registry(Server):
 
         self.check()
         push(self._backend.address, list(files), repository, tag)
+        return f"{self.guest}/{repository}:{tag}"
+
+    def push_index(
+        self, sets: Sequence[tuple[str, Sequence[Path]]], repository: str, tag: str
+    ) -> str:
+        """Push an OCI artifact for each architecture and an index of them; return its reference.
+
+        Args:
+            sets: Architectures, by Harness' names, and their files. The entries of the index have this
+                order. Several may be for one architecture, as a fault of a release may leave them: "the
+                first matching entry SHOULD be used" (OCI image specification, image-index.md).
+            repository: The repository, such as ``os/skiff``.
+            tag: The index's tag, such as ``2``.
+
+        Returns:
+            ``10.0.2.100:5000/REPOSITORY:TAG``
+
+        Raises:
+            UnknownNameError: There is no such architecture.
+            ServiceError: The registry refused, or has ended.
+        """
+        from harness.services.oci import push_index
+
+        self.check()
+        push_index(self._backend.address, sets, repository, tag)
         return f"{self.guest}/{repository}:{tag}"

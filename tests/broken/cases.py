@@ -63,7 +63,9 @@ UPGRADE = "/usr/bin/skiff-upgrade"
 TAKES = "upgrade/test_upgrade.py::test_an_upgrade_changes_version_and_slot_and_keeps_state"
 PULLS = "upgrade/test_upgrade.py::test_an_upgrade_from_a_registry"
 REFUSES = "upgrade/test_upgrade_refusals.py::"
+ARCHES = "upgrade/test_upgrade_arches.py::"
 
+ANY_ARCH = """edit /usr/lib/skiff/sources.sh 's/ and .platform[.]architecture == [$]arch//'"""
 FORGETS = """edit /usr/lib/skiff/boot-record 's/(last" = failed \\]) \\|\\| note/\\1 || true/'"""
 
 CASES: Final = (
@@ -202,6 +204,43 @@ CASES: Final = (
         f"{REFUSES}test_older_than_allowed",
         f"""edit {UPGRADE} 's/^( *)! newer "\\$minimum" "\\$version"/\\1true/'""",
         r"DID NOT RAISE",
+    ),
+    Case(
+        "the first manifest of an index is taken, whatever its architecture",
+        f"{ARCHES}test_one_address_for_all_architectures[registry]",
+        ANY_ARCH,
+        r"assert '' == '2'",
+    ),
+    Case(
+        "the folder of another architecture is taken",
+        f"{ARCHES}test_one_address_for_all_architectures[server]",
+        "edit /usr/lib/skiff/sources.sh 's/echo arm64 arm64/echo x86-64 arm64/;"
+        " s/echo x86-64 amd64/echo arm64 amd64/'",
+        r"UpgradeRefusedError: skiff_1_.* is for ",
+    ),
+    Case(
+        "the last manifest for an architecture is taken",
+        f"{ARCHES}test_the_first_of_two_entries_for_one_architecture",
+        "edit /usr/lib/skiff/sources.sh 's/first[(]/last(/'",
+        r"assert '' == '2'",
+    ),
+    Case(
+        "any manifest is taken where there is none for the architecture",
+        f"{ARCHES}test_no_update_for_the_architecture[registry]",
+        ANY_ARCH,
+        r"DID NOT RAISE",
+    ),
+    Case(
+        "a missing folder of an architecture is a server that fails",
+        f"{ARCHES}test_no_update_for_the_architecture[server]",
+        f"""edit {UPGRADE} 's/refuse "[$]given has no update/true "/'""",
+        r"where False = .*\('architecture'",
+    ),
+    Case(
+        "the name of an update's architecture is not compared",
+        f"{ARCHES}test_an_update_for_another_architecture_under_the_right_name[server]",
+        f"""edit {UPGRADE} 's/refuse "[$]name is for/true "/'""",
+        r"assert \[Slot|where False = .*\('architecture'",
     ),
     Case(
         "a version that panicked is not recorded",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.server
+import io
 import json
 import os
 import platform
@@ -13,17 +14,20 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from docker.errors import NotFound
 
+from fixtures.project import Project
 from harness import Lab, paths, points
 from harness.artifacts import Store
-from harness.errors import ServiceError, UsageError
+from harness.errors import ServiceError, UnknownNameError, UsageError
 from harness.qemu import guest_forward
 from harness.scope import Scope
 from harness.services import (
@@ -286,6 +290,108 @@ def test_the_registry_stores_and_serves_artifacts(
             assert flip.hits == 1
         assert curl(server, ca, "/v2/os/skiff/manifests/9", "--fail").returncode == 22
         assert [request.status for request in server.requests] == [200, 200, 200, 404]
+
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
+
+
+def test_an_index_leads_to_the_artifact_of_each_architecture(
+    runner: ServiceRunner, authorities: tuple[Ca, Ca], tmp_path: Path
+) -> None:
+    ca, unknown = authorities
+    with Registry(runner, ca, unknown, tmp_path) as server:
+
+        def manifest(reference: str, accept: str) -> tuple[bytes, dict[str, Any]]:
+            path = f"/v2/os/skiff/manifests/{reference}"
+            body = curl(server, ca, path, "--fail", "-H", f"Accept: {accept}").stdout
+            return body, json.loads(body)
+
+        for name in ("arm", "intel", "again"):
+            (tmp_path / name).write_text(f"for {name}")
+        arm, intel, again = ([tmp_path / name] for name in ("arm", "intel", "again"))
+        sets = [("aarch64", arm), ("x86_64", intel), ("x86_64", again)]
+        assert server.push_index(sets, "os/skiff", "2") == "10.0.2.100:5000/os/skiff:2"
+        _, index = manifest("2", INDEX)
+        assert index["mediaType"] == INDEX
+        platforms = [entry["platform"] for entry in index["manifests"]]
+        assert {platform["os"] for platform in platforms} == {"linux"}
+        assert [platform["architecture"] for platform in platforms] == ["arm64", "amd64", "amd64"]
+        # Each entry is the digest and the size of a manifest, whose layer is the file.
+        for entry, [path] in zip(index["manifests"], (arm, intel, again), strict=True):
+            body, artifact = manifest(entry["digest"], MANIFEST)
+            assert entry["mediaType"] == artifact["mediaType"] == MANIFEST
+            assert entry["digest"] == f"sha256:{hashlib.sha256(body).hexdigest()}"
+            assert entry["size"] == len(body)
+            (layer,) = artifact["layers"]
+            assert layer["annotations"] == {"org.opencontainers.image.title": path.name}
+            blob = curl(server, ca, f"/v2/os/skiff/blobs/{layer['digest']}").stdout
+            assert blob == path.read_bytes()
+        # A tag may move from an index to an artifact, and back.
+        server.push(arm, "os/skiff", "2")
+        assert manifest("2", f"{INDEX}, {MANIFEST}")[1]["mediaType"] == MANIFEST
+        with pytest.raises(UnknownNameError, match="arch"):
+            server.push_index([("arm64", arm)], "os/skiff", "3")
+        assert curl(server, ca, "/v2/os/skiff/manifests/3", "--fail").returncode == 22
+        server.push_index([], "os/skiff", "empty")
+        assert manifest("empty", INDEX)[1]["manifests"] == []
+
+
+KELP = """\
+name: kelp
+summary: An OS of another project
+profile: ../kelp.py
+arches:
+  x86_64: {{firmware: uefi, artifacts: {{update: {x86_64}}}}}
+  aarch64: {{firmware: uefi, artifacts: {{update: {aarch64}}}}}
+capabilities: [x-omaha]
+"""
+
+KELP_PROFILE = """
+from harness import Profile
+
+
+class Kelp(Profile):
+    name = "kelp"
+
+    @classmethod
+    def arch_folder(cls, arch=None):
+        return f"for-{arch or 'me'}"
+"""
+
+KELP_TEST = """
+
+
+def test_it(image, update_server, registry, update_files, publish_arches, push_arches):
+    version = image.version
+    sets = [(arch, update_files(version, arch)) for arch in image.definition.arches]
+    assert update_files(version) == dict(sets)[image.arch]
+    assert publish_arches(version, sets) == f"https://10.0.2.100/{version}/for-me/"
+    published = [path for path in sorted(update_server.data.rglob("*")) if path.is_file()]
+    assert {str(path.relative_to(update_server.data)): path.read_text() for path in published} == {
+        f"{version}/for-aarch64/payload": "aarch64",
+        f"{version}/for-x86_64/payload": "x86_64",
+    }
+    assert push_arches(version, sets) == f"oci://10.0.2.100:5000/os/arches:{version}"
+    assert image.other_arches == ("aarch64",)
+"""
+
+
+def test_the_files_of_all_architectures_get_one_address(project: Project) -> None:
+    artifacts = {}
+    for arch in ("x86_64", "aarch64"):
+        file = project.folder / f"{arch}.tar"
+        payload = tarfile.TarInfo("payload")
+        payload.size = len(arch)
+        with tarfile.open(file, "w") as archive:
+            archive.addfile(payload, io.BytesIO(arch.encode()))
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        artifacts[arch] = f'{{url: "file://{file}", sha256: {digest}}}'
+    project.write("images/kelp/image.yaml", KELP.format(**artifacts))
+    project.write("images/kelp.py", KELP_PROFILE)
+    project.write("test_arches.py", KELP_TEST)
+    done = project.pytest("--image", "kelp", "--arch", "x86_64", "--services", "process", "-q")
+    assert done.status == 0, done.text
 
 
 def kill(server: Server, mode: str) -> None:

@@ -348,3 +348,24 @@ def test_skiff_parses_the_boot_menu_by_the_movements_of_the_cursor() -> None:
         "\x1b[29;01H         Boot in 60 s.     "
     )
     assert _skiff.menu(output) == ["skiff 2", "skiff 1", "skiff recovery"]
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("https://10.0.2.100/2/%a/ has no update for x86-64", True),
+        ("oci://10.0.2.100:5000/os:2 has no update for linux/amd64, only for: linux/arm64", True),
+        ("skiff_2_arm64.efi is for arm64, and this machine is x86-64", True),
+        ("cannot fetch SHA256SUMS: curl: (22) The requested URL returned error: 404", False),
+    ],
+)
+def test_skiff_says_that_there_is_no_update_for_its_architecture(words: str, meant: bool) -> None:
+    assert skiff.Skiff.says("architecture", words) == meant
+
+
+def test_a_folder_of_an_update_server_has_systemds_name_of_the_architecture() -> None:
+    assert [skiff.Skiff.arch_folder(arch) for arch in (None, "x86_64", "aarch64")] == [
+        "%a",
+        "x86-64",
+        "arm64",
+    ]
