@@ -83,6 +83,7 @@ class Arch:
         machine_kvm: The same under KVM.
         machine_options: Further options of the machine type.
         uefi_tcg_options: Those that a machine with UEFI has besides under TCG.
+        uefi_boot: QEMU's option ``-boot`` for a machine with UEFI; empty for none.
         tcg_threads: Whether TCG gives each virtual CPU a thread of its own, ``multi``, or has all take
             turns in one, ``single``.
         has_smm: Whether the machine type has System Management Mode, and the option ``smm``.
@@ -112,6 +113,7 @@ class Arch:
     machine_kvm: tuple[str, ...]
     machine_options: tuple[str, ...]
     uefi_tcg_options: tuple[str, ...]
+    uefi_boot: str
     tcg_threads: str
     has_smm: bool
     smbios_needs_uefi: bool
@@ -144,14 +146,16 @@ _X86_64_BASELINES: Final = MappingProxyType(
     }
 )
 
-# To the login of skiff, "max" takes 125 s and cortex-a57 84 s, even with pauth-impdef=on, which avoids
-# the slow cipher of pointer authentication. (That is the default of "max" from virt-10.0 on: the
-# property backcompat-pauth-default-use-qarma5 in hw/core/machine.c.) MachineSpec.cpu_model tries another
-# model; one that is chosen here changes ``emulation`` below and docs/explanation/deadlines.md as well.
+# "max" carries both, with SHA-2, CRC-32 and atomic operations, which the emulator runs by the host's.
+# Left out is what costs much and no image needs: the cipher of pointer authentication, the large
+# registers of SVE and SME. See docs/reference/benchmarks.md, "arm64". MachineSpec.cpu_model tries
+# another model; one that is chosen here changes ``emulation`` below and docs/explanation/deadlines.md as well.
+_LEAN: Final = "max,pauth=off,sve=off,sme=off,lpa2=off"
+
 _AARCH64_BASELINES: Final = MappingProxyType(
     {
-        "armv8-a": Baseline("cortex-a57", frozenset({"asimd", "fp"})),
-        "armv8.2-a": Baseline("neoverse-n1", frozenset({"asimdrdm", "atomics", "crc32"})),
+        "armv8-a": Baseline(_LEAN, frozenset({"asimd", "fp"})),
+        "armv8.2-a": Baseline(_LEAN, frozenset({"asimdrdm", "atomics", "crc32"})),
     }
 )
 
@@ -173,6 +177,7 @@ _X86_64: Final = Arch(
     # arch/x86/kernel/tsc.c): the guest's clock then runs many times too fast, and all that it waits for
     # times out. Without a PIT it takes the HPET. A BIOS needs the PIT for its own timer.
     uefi_tcg_options=("pit=off",),
+    uefi_boot="",
     # Two threads wait for each other's locks: a boot of skiff takes a fifth more of the host's CPU time
     # with them, and no less time. See docs/reference/benchmarks.md.
     tcg_threads="single",
@@ -235,7 +240,11 @@ _AARCH64: Final = Arch(
     machine_kvm=("gic-version=max",),
     machine_options=(),
     uefi_tcg_options=(),
-    tcg_threads="multi",
+    # EDK2 waits 5 s for a key before it starts a system. QEMU's boot menu with a time of its own
+    # replaces that (GetFrontPageTimeoutFromQemu in OvmfPkg/Library/QemuBootOrderLib).
+    uefi_boot="menu=on,splash-time=0",
+    # As on x86-64: a thread for each CPU costs a fifth more.
+    tcg_threads="single",
     has_smm=False,
     smbios_needs_uefi=True,
     kernel_boot_excludes_tpm=False,
@@ -247,8 +256,8 @@ _AARCH64: Final = Arch(
     baselines=_AARCH64_BASELINES,
     baseline="armv8-a",
     cpus_kvm=("host",),
-    # skiff boots to its login in 84 s under TCG, against 70 s on x86-64.
-    emulation=8.0 * 84 / 70,
+    # skiff takes as much of the host's CPU time to its login as on x86-64.
+    emulation=8.0,
     probe=ProbeMachine(
         options=(("-machine", "virt,gic-version=max"), ("-serial", "chardev:progress")),
         image_option="-kernel",

@@ -228,6 +228,8 @@ def _firmware(spec: MachineSpec, allocations: Allocations) -> list[tuple[str, st
         kind = allocations.firmware.format
         code = escape(str(allocations.firmware.code))
         variables = escape(str(allocations.variables))
+        if boot := arch.of(spec.arch).uefi_boot:
+            pairs.append(("-boot", boot))
         if allocations.firmware.smm:
             pairs.append(("-global", "driver=cfi.pflash01,property=secure,value=on"))
         pairs += [

@@ -386,8 +386,8 @@ def test_the_cpu_model_follows_the_accelerator_and_the_arch(cpuinfo: Path) -> No
     cpuinfo.write_text("Features\t: fp asimd evtstrm\n")
     # The emulator copies by "rep movsb" a byte at a time.
     assert accel.cpu_model(accel.Accel("tcg", ""), "x86_64").startswith("max,-erms,")
-    assert accel.cpu_model(accel.Accel("tcg", ""), "aarch64") == "cortex-a57"
-    assert accel.cpu_model(accel.Accel("tcg", ""), "aarch64", "armv8.2-a") == "neoverse-n1"
+    # Pointer authentication is a cipher for each call of a function.
+    assert accel.cpu_model(accel.Accel("tcg", ""), "aarch64").startswith("max,pauth=off,")
     assert accel.cpu_model(accel.Accel("kvm", ""), "aarch64") == "host"
 
 

@@ -206,6 +206,14 @@ def test_a_display_needs_the_memory_of_the_vga_adapter_which_comes_with_smm() ->
         assert options(words, "-machine")[0].startswith(f"pc-q35-10.0,smm={smm}")
 
 
+def test_the_firmware_of_arm64_waits_for_no_key() -> None:
+    allocations = replace(ALLOCATIONS, firmware=FLASH, variables=Path("/mine"))
+    for name, boot in (("aarch64", ["menu=on,splash-time=0"]), ("x86_64", [])):
+        words = argv.build(MachineSpec("m", name, Firmware(FirmwareKind.UEFI)), allocations)
+        assert options(words, "-boot") == boot
+        assert "-boot" not in argv.build(MachineSpec("m", name, KERNEL), ALLOCATIONS)
+
+
 def test_direct_kernel_boot_tries_no_disk() -> None:
     """QEMU's ROM with the kernel has the boot index 0; a disk with the same would be an error."""
     spec = MachineSpec("m", "x86_64", KERNEL, disks=(Disk("live", base=Path("/l"), boot_index=0),))
