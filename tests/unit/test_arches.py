@@ -397,6 +397,55 @@ def test_the_architecture_of_a_test_that_was_interrupted_is_known(project: Proje
     assert (test["outcome"], test["arch"]) == ("interrupted", "aarch64")
 
 
+# --- tiers --------------------------------------------------------------------------------------
+
+TIERS = """
+import pytest
+
+@pytest.mark.tier("smoke")
+def test_everywhere(image): ...
+
+@pytest.mark.tier("smoke", other_arches="gate")
+def test_first(image): ...
+
+@pytest.mark.tier("gate", other_arches="nightly")
+def test_gate(image): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("tier", "first", "other"),
+    [
+        ("smoke", ["everywhere", "first"], ["everywhere"]),
+        ("gate", ["everywhere", "first", "gate"], ["everywhere", "first"]),
+        ("nightly", ["everywhere", "first", "gate"], ["everywhere", "first", "gate"]),
+    ],
+)
+def test_a_scenario_may_be_of_a_larger_tier_on_other_architectures(
+    project: Project, tier: str, first: list[str], other: list[str]
+) -> None:
+    names = collected(project, TIERS, "--arch", BOTH, "--tier", tier)
+    assert names == [
+        *(f"test_{name}[x86_64]" for name in first),
+        *(f"test_{name}[aarch64]" for name in other),
+    ]
+
+
+def test_alone_an_architecture_has_all_tests_of_a_tier(project: Project) -> None:
+    names = collected(project, TIERS, "--arch", "aarch64", "--tier", "smoke")
+    assert names == ["test_everywhere", "test_first"]
+
+
+def test_the_first_architecture_is_the_first_that_the_image_has(project: Project) -> None:
+    (other,) = set(arches.ARCHES) - {arches.host()}
+    project.write("images/solo/image.yaml", SOLO.replace("ARCH", other))
+    done = run(project, TIERS, "--image", "solo", "--arch", "all", "--tier", "smoke")
+    assert done.status == 0, done.text
+    # The host's own is skipped, and has what another architecture has.
+    assert "2 passed, 1 skipped" in done.text
+    assert "tier smoke: left out 2 of tier gate and 1 of tier nightly" in done.text
+
+
 # --- the matrix ---------------------------------------------------------------------------------
 
 
