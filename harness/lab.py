@@ -136,8 +136,8 @@ class _Parts:
         options: The options.
         progress: Shows what is going on.
         evidence: The folder that gets the folder of the run.
-        begun: The run that another process has begun; ``None`` if this process begins one.
-        worker: The name of this process among those of the run; empty for the only one.
+        begun: The run that the lab is one of several of; ``None`` if the lab begins one.
+        worker: The name of this lab among those of the run; empty for the only one.
         lock: Held while a part is made.
         making: Held while a state or a server is made, by what is made. Steps of a state may start
             threads that ask for other states: one lock for all would stop them.
@@ -299,8 +299,8 @@ class Lab:
         state_budget: Bytes that cached states may take on disk.
         services: How servers run: ``auto``, ``docker`` or ``process``.
         progress: Shows what is going on; plain lines on standard error by default.
-        run: The run that another process has begun, in a worker of it.
-        worker: The name of this process among those of the run; empty for the only one.
+        run: The run that the lab is one of several of; who began it ends it.
+        worker: The name of this lab among those of the run; empty for the only one.
 
     Attributes:
         scope: The failure scope of this lab's machines.
@@ -374,7 +374,7 @@ class Lab:
     def close(self) -> None:
         """End all machines and servers and release all states; a second time does nothing."""
         with contextlib.ExitStack() as ending:
-            if "run" in self._parts.__dict__:
+            if "run" in self._parts.__dict__ and self._parts.begun is None:
                 ending.callback(self._parts.run.close)
             ending.callback(self._parts.progress.close)
             for lease in self._parts.leases.values():

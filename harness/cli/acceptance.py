@@ -4,6 +4,10 @@ All arguments go to pytest: harness acceptance suites/install --image skiff -k s
 all suites of Harness run. A path such as suites/install names one of them from any folder, unless the
 working folder has such a path itself. Paths in options are relative to the working folder.
 
+--arch all judges the image on each architecture: the tests' names then end in it, and the summary has a
+table of suites by architecture. An architecture that the image lacks is skipped; one that is named
+(--arch x86_64,aarch64) has to be there.
+
 The evidence of the run and its results.json are below .harness/runs (see --evidence).
 
 Exit status:

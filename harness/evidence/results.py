@@ -2,15 +2,16 @@
 
 ::
 
-    {"format": 1, "began": "2026-11-29T01:02:03Z", "seconds": 61.2, "status": 1,
+    {"format": 2, "began": "2026-11-29T01:02:03Z", "seconds": 61.2, "status": 1,
      "command": ["suites/boot", "--image", "skiff"],
-     "image": {"reference": "skiff", "name": "skiff", "variant": "core", "version": "1",
-               "arch": "x86_64", "inputs": "5e884898da28..."},
-     "versions": {"harness": "0.1.0", "python": "3.11.7", "qemu": "10.0.2", "pytest": "8.4.1"},
-     "host": {"cpus": 2.0, "memory": 25264893952, "accel": "tcg"},
+     "image": {"reference": "skiff", "name": "skiff", "variant": "core", "version": "1"},
+     "arches": {"x86_64": {"inputs": "5e884898da28...", "qemu": "10.0.2", "accel": "tcg"}},
+     "versions": {"harness": "0.1.0", "python": "3.11.7", "pytest": "8.4.1"},
+     "host": {"cpus": 2.0, "memory": 25264893952},
      "verdicts": {"passed": 3, "product": 1},
-     "tests": [{"id": "suites/boot/test_live.py::test_no_unit_has_failed", "outcome": "failed",
-                "verdict": "product", "reason": "unit foo.service failed on skiff",
+     "matrix": {"suites/boot": {"x86_64": {"passed": 3, "product": 1}}},
+     "tests": [{"id": "suites/boot/test_live.py::test_no_unit_has_failed", "arch": "x86_64",
+                "outcome": "failed", "verdict": "product", "reason": "unit foo.service failed on skiff",
                 "seconds": {"setup": 1.2, "call": 0.4, "teardown": 0.1},
                 "evidence": "boot-test_live-test_no_unit_has_failed-5d3c6f0a", "worker": "gw0",
                 "tries": []}]}
@@ -31,7 +32,7 @@ from typing import Any, Final
 from harness import jsonfile
 from harness.errors import Verdict
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 FILE: Final = "results.json"
 
 STATUS: Final[Mapping[Verdict, int]] = {
@@ -52,7 +53,8 @@ class TestResult:
     """The result of one test.
 
     Attributes:
-        id: pytest's node id.
+        id: pytest's node id; in a run of several architectures, the test's is in it.
+        arch: The architecture that it ran on; empty for a test that uses no image.
         outcome: ``passed``, ``failed``, ``skipped``; or ``interrupted``, for a test that did not end.
         verdict: The verdict; empty for a test that was skipped or interrupted, unless the host
             interrupted it (``infra``). ``flaky`` is a test that failed and passed at a later try.
@@ -70,6 +72,7 @@ class TestResult:
     __test__ = False
 
     id: str
+    arch: str = ""
     outcome: str = "interrupted"
     verdict: str = ""
     reason: str = ""
@@ -157,7 +160,8 @@ class Results:
         Args:
             folder: The run's folder.
             status: The run's exit status.
-            facts: What else is known of the run: ``image``, ``versions``, ``host``, ``command``.
+            facts: What else is known of the run: ``image``, ``arches``, ``versions``, ``host``,
+                ``command``, ``matrix``.
 
         Raises:
             OSError: The file cannot be written.

@@ -5,9 +5,9 @@ it makes no folder, imports nothing of Harness but itself, and prints nothing. N
 library imports pytest.
 
 =============  ==================================================================================
-``session``    the lab of a pytest run, made when a test first asks for it
+``session``    the labs of a pytest run, one for each architecture
 ``fixtures``   ``lab``, ``image``, ``live``, ``installed``, servers, releases
-``selection``  which scenarios run: capabilities, workers
+``selection``  which scenarios run: architectures, capabilities, workers
 ``tiers``      how much of the suites runs: ``--tier smoke|gate|nightly``
 ``ordering``   the longest tests first, for several workers
 ``interrupts`` Ctrl-C and ``SIGTERM``: the end of a run before its time
@@ -44,7 +44,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME[/VARIANT][:VERSION]",
         help="the image under test (default: the ini option harness_image, or the only one)",
     )
-    group.addoption("--arch", default=None, help="x86_64 or aarch64 (default: the image's first)")
+    group.addoption(
+        "--arch",
+        default=None,
+        metavar="ARCH[,ARCH]",
+        help="x86_64, aarch64, several of them, or all: each test of an image then runs once for each"
+        " (default: the image's first)",
+    )
     group.addoption(
         "--images",
         action="append",

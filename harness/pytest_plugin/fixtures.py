@@ -22,37 +22,44 @@ if TYPE_CHECKING:
     ServerT = TypeVar("ServerT", bound=Server)
 
 
+@pytest.fixture(scope="session", name=sessions.ARCH)
+def arch_under_test(request: pytest.FixtureRequest) -> str:
+    """Return the architecture of a test in a run of several; empty in a run of one."""
+    return getattr(request, "param", "")
+
+
 @pytest.fixture(scope="session")
-def image(request: pytest.FixtureRequest) -> Selection:
+def image(request: pytest.FixtureRequest, _arch: str) -> Selection:
     """Return the image under test, as ``--image`` and ``--arch`` name it."""
-    return sessions.of(request.config).lab.image
+    return sessions.of(request.config).lab_on(_arch).image
 
 
 @pytest.fixture(scope="module")
-def shared_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+def shared_lab(request: pytest.FixtureRequest, _arch: str) -> Iterator[Lab]:
     """Yield a lab for machines that the tests of one module share and leave as they found them.
 
     Its evidence is kept if one of the tests fails.
     """
     session = sessions.of(request.config)
-    module = request.node.nodeid
+    whole = session.lab_on(_arch)
+    module = sessions.shared_name(request.node.nodeid, _arch)
     # The tests of a module may be apart in a worker's order; it then has such a lab more than once.
     folder = session.shared[module] = session.run.new_try(module, session.worker)
     failed_before = session.failures
-    with session.lab.child(module, folder=folder) as lab:
+    with whole.child(module, folder=folder) as lab:
         yield lab
     failed = session.failures > failed_before or session.interruption
-    if not failed and not session.lab.keep:
+    if not failed and not whole.keep:
         session.run.drop(folder)
 
 
 @pytest.fixture
-def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+def lab(request: pytest.FixtureRequest, _arch: str) -> Iterator[Lab]:
     """Yield the lab of this test: ``machine = lab.boot()``; its machines end with the test."""
-    session = sessions.of(request.config)
+    whole = sessions.of(request.config).lab_on(_arch)
     # When a shared machine fails, the waits of the test that uses it have become pointless as well.
     shared = "shared_lab" in request.fixturenames
-    above = request.getfixturevalue("shared_lab") if shared else session.lab
+    above = request.getfixturevalue("shared_lab") if shared else whole
     folder = tries.folder(request.node)
     with above.child(request.node.nodeid, folder=folder) as lab:
         yield lab
@@ -176,21 +183,32 @@ class UpdateFiles(Protocol):
 
 
 @pytest.fixture(scope="session")
+def _unpacked() -> dict[tuple[str, str], list[Path]]:
+    """Return the files of each update that was unpacked, by architecture and version.
+
+    A worker may change between architectures at each test: it does not unpack anything twice.
+    """
+    return {}
+
+
+@pytest.fixture(scope="session")
 def update_files(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    _arch: str,
+    _unpacked: dict[tuple[str, str], list[Path]],
 ) -> UpdateFiles:
     """Return what unpacks an image's artifact ``update``: ``update_files("2")`` lists its files."""
-    lab = sessions.of(request.config).lab
-    unpacked: dict[tuple[str, str], list[Path]] = {}
+    lab = sessions.of(request.config).lab_on(_arch)
 
     def files(version: str, arch: str | None = None) -> list[Path]:
-        key = version, arch or lab.image.arch
-        if key not in unpacked:
+        key = arch or lab.image.arch, version
+        if key not in _unpacked:
             folder = tmp_path_factory.mktemp("update-{}-{}".format(*key))
             with tarfile.open(lab.artifacts(version=version, arch=arch)["update"]) as archive:
                 archive.extractall(folder, filter="data")
-            unpacked[key] = sorted(folder.iterdir())
-        return unpacked[key]
+            _unpacked[key] = sorted(folder.iterdir())
+        return _unpacked[key]
 
     return files
 

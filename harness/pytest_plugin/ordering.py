@@ -3,44 +3,72 @@
 A run of ``--acceptance`` by several workers of pytest-xdist takes its tests in this order, unless the
 user chose ``--dist`` or ``--maxschedchunk``, or another plugin ordered the tests. No test depends on it.
 
-The seconds of a test are those of its last pass (in pytest's cache), or else those of its
-:mod:`mark <harness.pytest_plugin.tiers>`. :func:`plan` gives each worker that becomes free the longest
-test left ("longest processing time first": Graham, "Bounds on multiprocessing timing anomalies", 1969;
-at most a third over the best possible end). A test comes later while another worker makes what it uses,
-a state or a build: else its own worker would wait for that.
+The seconds of a test are those of its last pass on its architecture (in pytest's cache), or else those
+of its :mod:`mark <harness.pytest_plugin.tiers>` at the :class:`Pace` of the architecture. :func:`plan`
+gives each worker that becomes free the longest test left ("longest processing time first": Graham,
+"Bounds on multiprocessing timing anomalies", 1969; at most a third over the best possible end). A test
+comes later while another worker makes what it uses, a state or a build: else its own worker would wait
+for that.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import pytest
+from _pytest.fixtures import reorder_items
 
+from harness.pytest_plugin import session as sessions
 from harness.pytest_plugin import tiers
 
 UNKNOWN: Final = 60.0
 """The seconds of a test that has neither been measured nor says what it costs."""
 
-_POINTS: Final = ("image", "live", "installed", "settled")
-"""What :mod:`harness.points` makes, each from the one before it. Each test uses the image."""
+_IMAGE: Final = "image"
 
-_MAKING: Final[Mapping[str, float]] = {
-    "image": 60.0,
+_POINTS: Final[Mapping[str, float]] = {
+    _IMAGE: 60.0,
     "live": 25.0,
     "installed": 80.0,
     "settled": 10.0,
 }
-"""The seconds that the reference host takes to make them; other things are :data:`UNKNOWN`."""
+"""What :mod:`harness.points` makes, each from the one before it, and the seconds that the reference host
+takes for it; for other things they are :data:`UNKNOWN`. Each test uses the image."""
 
 _CACHE: Final = "harness/seconds"
-"""The key in pytest's cache: the seconds of each test by its node id."""
+"""The key in pytest's cache: the seconds of each test by its architecture and its node id."""
 
 _INPUT: Final = "harness_seconds"
 """The key of the measured seconds in a worker's input. All workers have to agree on the order."""
+
+_PACES: Final = "harness_paces"
+"""The key of the paces in a worker's input."""
+
+Seconds = Mapping[str, Mapping[str, float]]
+"""The measured seconds of tests: by architecture, then by the node id without it."""
+
+
+class Pace(NamedTuple):
+    """How many times the seconds of the reference host an architecture takes here.
+
+    Attributes:
+        run: A test, or a state.
+        build: A build of the image, which is native on the reference host; 0 if the host has the image.
+    """
+
+    run: float = 1.0
+    build: float = 1.0
+
+
+class Use(NamedTuple):
+    """What several jobs use, and the first of them makes: its name, and the seconds that it takes."""
+
+    name: str
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +81,7 @@ class Job:
     """
 
     cost: float
-    uses: tuple[str, ...] = ()
+    uses: tuple[Use, ...] = ()
 
 
 class Turn(NamedTuple):
@@ -73,7 +101,8 @@ def plan(jobs: Sequence[Job], workers: int) -> list[list[Turn]]:
         worker = min(range(workers), key=lambda each: free[each])
 
         def start(number: int, now: float = free[worker]) -> float:
-            return max([now, *(ready[use] for use in jobs[number].uses if use in ready)])
+            uses = (use.name for use in jobs[number].uses)
+            return max([now, *(ready[name] for name in uses if name in ready)])
 
         # min() takes the first: the longest.
         chosen = Turn(number := min(left, key=start), start(number))
@@ -81,9 +110,9 @@ def plan(jobs: Sequence[Job], workers: int) -> list[list[Turn]]:
         turns[worker].append(chosen)
         free[worker] = chosen.start
         for use in jobs[number].uses:
-            if use not in ready:
-                free[worker] += _MAKING.get(use, UNKNOWN)
-                ready[use] = free[worker]
+            if use.name not in ready:
+                free[worker] += use.seconds
+                ready[use.name] = free[worker]
         free[worker] += jobs[number].cost
     return turns
 
@@ -113,13 +142,17 @@ def dealt(turns: Sequence[Sequence[Turn]]) -> list[int]:
 
 
 def in_order(
-    items: Sequence[pytest.Item], seconds: Mapping[str, float], workers: int
+    items: Sequence[pytest.Item],
+    seconds: Seconds,
+    paces: Mapping[str, Pace],
+    workers: int,
 ) -> list[pytest.Item]:
     """Return tests in the order in which pytest-xdist is to deal them.
 
     Args:
         items: The tests.
-        seconds: What was measured, by node id.
+        seconds: What was measured.
+        paces: The pace of each architecture.
         workers: How many workers there are.
     """
     groups: dict[str, list[pytest.Item]] = {}
@@ -127,31 +160,74 @@ def in_order(
         # Tests that share a machine stay together.
         names = getattr(item, "fixturenames", ())
         shared = "shared_lab" in names and "cut" not in names
-        groups.setdefault(item.nodeid.split("::")[0] if shared else item.nodeid, []).append(item)
+        name = sessions.of(item.config).sharing(item) if shared else item.nodeid
+        groups.setdefault(name, []).append(item)
     together = list(groups.values())
-    jobs = [
-        Job(sum(_seconds(item, seconds) for item in group), _uses(group[0])) for group in together
-    ]
+    jobs = [_job(group, seconds, paces) for group in together]
     return [item for number in dealt(plan(jobs, workers)) for item in together[number]]
 
 
-def _seconds(item: pytest.Item, seconds: Mapping[str, float]) -> float:
-    return seconds.get(item.nodeid) or tiers.tier_of(item).cost or UNKNOWN
+def _job(group: Sequence[pytest.Item], seconds: Seconds, paces: Mapping[str, Pace]) -> Job:
+    session = sessions.of(group[0].config)
+    arch = session.arch_of(group[0])
+    pace = paces.get(arch, Pace())
+    measured = seconds.get(arch, {})
+    cost = sum(
+        measured.get(session.plain_id(item.nodeid, arch))
+        or (tiers.tier_of(item).cost or UNKNOWN) * pace.run
+        for item in group
+    )
+    uses = (
+        Use(
+            f"{name} on {arch}",
+            _POINTS.get(name, UNKNOWN) * (pace.build if name == _IMAGE else pace.run),
+        )
+        for name in _uses(group[0])
+    )
+    return Job(cost, tuple(uses))
 
 
 def _uses(item: pytest.Item) -> tuple[str, ...]:
     """Return what a test uses, with everything that this is made from."""
     names = set(getattr(item, "fixturenames", ()))
     uses = list(tiers.tier_of(item).uses)
-    points = {"image", *uses, *names & {"live", "installed"}}
-    last = max(_POINTS.index(point) for point in points if point in _POINTS)
-    others = [use for use in uses if use not in _POINTS]
+    points = list(_POINTS)
+    used = {_IMAGE, *uses, *names & {"live", "installed"}}
+    last = max(points.index(point) for point in used if point in points)
+    others = [use for use in uses if use not in points]
     if "recorder" in names:
         others.append(f"recording of {item.nodeid.split('::')[0]}")
-    return (*_POINTS[: last + 1], *others)
+    return (*points[: last + 1], *others)
 
 
-_MEASURED: Final = pytest.StashKey[dict[str, float]]()
+def paces(session: sessions.Session) -> dict[str, Pace]:
+    """Return the pace of each architecture of a run that the image has.
+
+    The seconds of marks are those of a host without KVM whose architecture is the first of
+    :data:`harness.arch.ARCHES`.
+    """
+    from harness import arch as arches
+    from harness.errors import HarnessError
+
+    reference = arches.of(arches.ARCHES[0]).emulation
+    found = {}
+    with contextlib.suppress(HarnessError):
+        for arch in session.present:
+            lab = session.lab_on(arch)
+            emulation = arches.of(arch).emulation
+            accel, built = "tcg", False
+            with contextlib.suppress(HarnessError):
+                accel = lab.accelerator(arch).name
+            with contextlib.suppress(HarnessError):
+                built = lab.store.where(lab.image).exists()
+            run = (emulation if accel == "tcg" else 1.0) / reference
+            build = 1.0 if arch == arches.host() else emulation
+            found[arch] = Pace(run, 0.0 if built else build)
+    return found
+
+
+_MEASURED: Final = pytest.StashKey[dict[str, dict[str, float]]]()
+_PACE_OF: Final = pytest.StashKey[dict[str, Pace]]()
 
 
 # --- in a run ---------------------------------------------------------------------------------
@@ -167,16 +243,23 @@ def pytest_configure(config: pytest.Config) -> None:
         option.maxschedchunk = 1
         cache = getattr(config, "cache", None)
         config.stash[_MEASURED] = _numbers(cache.get(_CACHE, {}) if cache is not None else {})
+        config.stash[_PACE_OF] = paces(sessions.of(config))
 
 
-def _numbers(cached: Any) -> dict[str, float]:
+def _numbers(cached: Any) -> dict[str, dict[str, float]]:
     """Return the entries of a cache that are seconds; its file may hold anything."""
-    pairs = cached.items() if isinstance(cached, dict) else ()
     return {
-        str(name): float(value)
-        for name, value in pairs
-        if isinstance(value, (int, float)) and 0 < value < float("inf")
+        str(arch): {
+            str(name): float(value)
+            for name, value in _pairs(tests)
+            if isinstance(value, (int, float)) and 0 < value < float("inf")
+        }
+        for arch, tests in _pairs(cached)
     }
+
+
+def _pairs(cached: Any) -> Iterable[tuple[Any, Any]]:
+    return cached.items() if isinstance(cached, dict) else ()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -184,6 +267,8 @@ def pytest_configure_node(node: Any) -> None:
     """Hand the measured seconds to a worker of pytest-xdist."""
     if (measured := node.config.stash.get(_MEASURED, None)) is not None:
         node.workerinput[_INPUT] = measured
+        paces = node.config.stash[_PACE_OF]
+        node.workerinput[_PACES] = {arch: tuple(pace) for arch, pace in paces.items()}
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -191,14 +276,17 @@ def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> Iterator[None]:
     """Order the tests of a worker, unless another plugin has."""
-    before = {item: number for number, item in enumerate(items)}
-    yield
     worker: dict[str, Any] = getattr(config, "workerinput", {})
     if _INPUT not in worker:
+        yield
         return
+    # pytest itself brings tests together that share a parameter of the session or of their module.
+    before = {item: number for number, item in enumerate(reorder_items(items))}
+    yield
     places = [before.get(item, 0) for item in items]
     if places == sorted(places):
-        items[:] = in_order(items, worker[_INPUT], worker["workercount"])
+        paces = {arch: Pace(*pace) for arch, pace in worker[_PACES].items()}
+        items[:] = in_order(items, worker[_INPUT], paces, worker["workercount"])
 
 
 @pytest.hookimpl(trylast=True)
@@ -211,11 +299,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     results = config.stash.get(RESULTS, None)
     if cache is None or results is None or not config.option.acceptance:
         return
-    passed = {
-        test.id: round(sum(test.seconds.values()), 1)
-        for test in results.tests.values()
-        if test.outcome == "passed"
-    }
+    known = _numbers(cache.get(_CACHE, {}))
+    passed = [test for test in results.tests.values() if test.outcome == "passed"]
+    for test in passed:
+        name = sessions.of(config).plain_id(test.id, test.arch)
+        known.setdefault(test.arch, {})[name] = round(sum(test.seconds.values()), 1)
     if passed:
         with contextlib.suppress(OSError):
-            cache.set(_CACHE, {**_numbers(cache.get(_CACHE, {})), **passed})
+            cache.set(_CACHE, known)

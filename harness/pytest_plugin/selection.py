@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 import pytest
 
 from harness.pytest_plugin import session as sessions
 from harness.pytest_plugin import tiers
-
-_FIXTURES: Final = frozenset({"lab", "shared_lab", "image"})
-"""The fixtures that look an image up."""
 
 
 @pytest.hookimpl(optionalhook=True, wrapper=True)
@@ -37,16 +33,29 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         image = session.lab.reference
     except HarnessError:
         image = "none"  # a test that needs one says why
+    if session.several:
+        image += f" on {' and '.join(session.arches)}"
     return [f"harness: image {image}, evidence in {session.run.path}"]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test of an image once for each architecture, in a run of several.
+
+    The architecture is the last parameter: ``test_x[panic-aarch64]``.
+    """
+    session = sessions.of(metafunc.config)
+    if session.several and sessions.ARCH in metafunc.fixturenames:
+        metafunc.parametrize(sessions.ARCH, session.arches, indirect=True, scope="session")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Leave out the scenarios of larger tiers; skip those whose capabilities are missing.
+    """Leave out the scenarios of larger tiers; skip those that the image is not made for.
 
-    A skip names the file that would declare the capability.
+    A skip names the file that would declare the architecture, or the capability.
 
     Raises:
         pytest.UsageError: An ``image.yaml`` or a mark is wrong; a scenario needs something that is not a
@@ -65,12 +74,18 @@ def _select(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Select in place; raises as :func:`pytest_collection_modifyitems`."""
     if sessions.of(config).engaged:
         tiers.leave_out(config, items)
-    if any(_FIXTURES & set(getattr(item, "fixturenames", ())) for item in items):
-        _check_catalog(sessions.of(config))
+    session = sessions.of(config)
+    if any(sessions.ARCH in getattr(item, "fixturenames", ()) for item in items):
+        _check_catalog(session)
     for item in items:
+        if session.several and (arch := session.arch_of(item)) not in ("", *session.present):
+            image = session.lab.image
+            reason = f"image {image.name} has no arch {arch}: describe it in {image.path}"
+            item.add_marker(pytest.mark.skip(reason=reason))
+            continue
         needed = [name for mark in item.iter_markers("needs") for name in mark.args]
         if needed:
-            _check(sessions.of(config), item, needed)
+            _check(session, item, needed)
 
 
 def _check_catalog(session: sessions.Session) -> None:
@@ -104,7 +119,7 @@ def _check(session: sessions.Session, item: pytest.Item, needed: list[str]) -> N
                 f" (choose {', '.join(CAPABILITIES)}; a capability of your own begins with x-)"
             )
     try:
-        image = session.lab.image
+        image = session.lab_on(session.arch_of(item)).image
         profile = profiles.of(image)
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from error

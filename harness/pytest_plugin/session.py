@@ -1,9 +1,16 @@
-"""The lab of a pytest run, made when a test first asks for it."""
+"""The labs of a pytest run, one for each architecture, made when a test first asks for one.
+
+A run of several architectures (``--arch all``) has each test of an image once for each of them: the
+fixture :data:`ARCH`, on which all fixtures of machines build, is then parametrized, so the architecture
+is in the test's name. In a run of one architecture no name has it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +19,14 @@ import pytest
 if TYPE_CHECKING:
     from harness.evidence.run import Run
     from harness.lab import Lab
+    from harness.progress import Progress
+    from harness.states import State
+
+ALL_ARCHES: Final = "all"
+"""The value of ``--arch`` that means each architecture which Harness knows."""
+
+ARCH: Final = "_arch"
+"""The fixture that returns the architecture of a test; parametrized in a run of several."""
 
 OWN_OPTIONS: Final = ("image", "arch", "images", "tier", "fresh", "state_budget", "acceptance")
 """Options that only a run of Harness' tests is given."""
@@ -26,7 +41,8 @@ class Session:
     Attributes:
         failures: How many phases of tests have failed in this process, whether they count or not.
         interruption: What ended the run before its end; empty if nothing has.
-        shared: The evidence of the machines that the tests of a module share, by the module's node id.
+        shared: The evidence of the machines that the tests of a module share, by what
+            :meth:`sharing` returns.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -35,6 +51,7 @@ class Session:
         self.failures = 0
         self.interruption = ""
         self.shared: dict[str, Path] = {}
+        self._labs: dict[str, Lab] = {}
         # Capturing has not begun: this descriptor stays the terminal, or the log, for progress.
         self._stream = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
 
@@ -73,11 +90,100 @@ class Session:
         folder = self._config.invocation_params.dir / self._config.option.evidence
         return Run.reserve(folder.absolute())
 
+    # --- architectures ------------------------------------------------------------------------
+
+    @functools.cached_property
+    def arches(self) -> tuple[str, ...]:
+        """The architectures that ``--arch`` asks for; empty for the image's first.
+
+        ``all`` begins with that of this host, whose guests run the fastest.
+        """
+        if self._all:
+            from harness import arch
+
+            return tuple(sorted(arch.ARCHES, key=lambda name: name != arch.host()))
+        option = self._config.option.arch
+        return tuple(dict.fromkeys(option.split(","))) if option is not None else ()
+
+    @property
+    def _all(self) -> bool:
+        return ALL_ARCHES in (self._config.option.arch or "").split(",")
+
+    @property
+    def several(self) -> bool:
+        """Whether the run is one of several architectures, which are in the names of its tests."""
+        return len(self.arches) > 1
+
+    @functools.cached_property
+    def present(self) -> tuple[str, ...]:
+        """The architectures of the run that the image has.
+
+        Raises:
+            UsageError, UnknownNameError, CatalogError: There is no image under test.
+        """
+        image = self.lab.image
+        if not self.several:
+            return (image.arch,)
+        return tuple(arch for arch in self.arches if arch in image.definition.arches)
+
+    def arch_of(self, item: pytest.Item) -> str:
+        """Return the architecture that a test runs on; empty for a test that uses no image."""
+        from harness.errors import HarnessError
+
+        if arch := _parameter(item):
+            return arch
+        if ARCH in getattr(item, "fixturenames", ()):
+            with contextlib.suppress(HarnessError):
+                return self.lab.image.arch
+        return ""
+
+    def is_on_other_arch(self, item: pytest.Item) -> bool:
+        """Whether a test runs on another architecture than the run's first that the image has."""
+        return self.several and self.arch_of(item) not in ("", *self.present[:1])
+
+    def sharing(self, item: pytest.Item) -> str:
+        """Return the name of what a test shares with others of its module and architecture."""
+        return shared_name(item.nodeid.split("::")[0], _parameter(item))
+
+    def plain_id(self, node_id: str, arch: str) -> str:
+        """Return the node id that a test has in a run of one architecture."""
+        if not self.several or not arch:
+            return node_id
+        for suffix, rest in ((f"[{arch}]", ""), (f"-{arch}]", "]")):
+            if node_id.endswith(suffix):
+                return node_id.removesuffix(suffix) + rest
+        return node_id
+
+    def arch_in(self, node_id: str) -> str:
+        """Return the architecture in a test's name, where no report of the test says it."""
+        return next((arch for arch in self.arches if self.plain_id(node_id, arch) != node_id), "")
+
+    # --- labs ---------------------------------------------------------------------------------
+
     @functools.cached_property
     def lab(self) -> Lab:
-        """The lab; each test has a child of it."""
+        """The lab of the run's first architecture that the image has."""
+        if not self._all:
+            return self._new_lab(self.arches[0] if self.arches else None, self.worker)
+        lab = self._new_lab(None, self.worker)
+        has = lab.image.definition.arches
+        first = next(arch for arch in self.arches if arch in has)
+        return lab if lab.image.arch == first else self._new_lab(first, self.worker)
+
+    def lab_on(self, arch: str = "") -> Lab:
+        """Return the lab of an architecture; each test has a child of one."""
+        if not arch or arch == self.lab.image.arch:
+            return self.lab
+        if arch not in self._labs:
+            self._labs[arch] = self._new_lab(arch, f"{self.worker}-{arch}".lstrip("-"))
+        return self._labs[arch]
+
+    def built(self, item: pytest.Item) -> Sequence[State]:
+        """Return the states that the lab of a test has built in this process."""
+        return self.lab_on(self.arch_of(item)).built if self.has_lab else ()
+
+    def _new_lab(self, arch: str | None, name: str) -> Lab:
         from harness.lab import Lab
-        from harness.progress import Progress
         from harness.spec import parse_size
         from harness.states.cache import BUDGET
 
@@ -85,7 +191,7 @@ class Session:
         budget = option.state_budget
         return Lab(
             option.image or "",
-            arch=option.arch,
+            arch=arch,
             images=self.folders,
             default_image=self._config.getini("harness_image"),
             accel=option.accel,
@@ -95,10 +201,17 @@ class Session:
             timeout_scale=option.timeout_scale,
             state_budget=BUDGET if budget is None else parse_size(budget),
             services=option.services,
-            progress=Progress(self._stream, live=False if self.worker else None),
+            progress=self._progress,
             run=self.run,
-            worker=self.worker,
+            worker=name,
         )
+
+    @functools.cached_property
+    def _progress(self) -> Progress:
+        """Shows what is going on; one for all labs, which share the terminal's last line."""
+        from harness.progress import Progress
+
+        return Progress(self._stream, live=False if self.worker else None)
 
     def check_options(self) -> None:
         """Refuse options that are wrong, before anything starts.
@@ -120,10 +233,28 @@ class Session:
         try:
             paths.cache_dir()  # a user may have none
             _ = self.run
+            self._check_arches()
             _ = self.lab.image if named or option.acceptance else self.lab
         except HarnessError as error:
             self._stream.close()
             raise pytest.UsageError(str(error)) from error
+
+    def _check_arches(self) -> None:
+        """Refuse an architecture that does not exist, or that ``--arch`` names and the image lacks.
+
+        Raises:
+            UnknownNameError: There is no such architecture, or the image lacks it.
+            UsageError, CatalogError: There is no image under test.
+        """
+        from harness.arch import ARCHES
+        from harness.errors import UnknownNameError
+
+        for arch in self.arches:
+            if arch not in ARCHES:
+                raise UnknownNameError("arch", arch, (*ARCHES, ALL_ARCHES))
+        if self.several and not self._all:
+            for arch in self.arches:
+                _ = self.lab_on(arch).image
 
     def _check_copies(self) -> None:
         """Refuse to run a checkout's tests with another copy of Harness."""
@@ -160,14 +291,27 @@ class Session:
     def close(self) -> None:
         """End the lab and the run's folder, as far as there are any."""
         try:
-            if self.has_lab:
-                self.lab.close()
+            with contextlib.ExitStack() as ending:
+                for lab in self._labs.values():
+                    ending.callback(lab.close)
+                if self.has_lab:
+                    ending.callback(self.lab.close)
         finally:
-            # A lab ends only the run that a machine of its own began; a report begins one as well.
+            # A lab does not end a run that it was given.
             if "run" in self.__dict__:
                 self.run.close()
         if not self._stream.closed:
             self._stream.close()
+
+
+def shared_name(module: str, arch: str) -> str:
+    """Return the name of what tests of a module share; ``arch`` is empty in a run of one."""
+    return f"{module}[{arch}]" if arch else module
+
+
+def _parameter(item: pytest.Item) -> str:
+    """Return the architecture in a test's name; empty in a run of one."""
+    return str(getattr(getattr(item, "callspec", None), "params", {}).get(ARCH, ""))
 
 
 SESSION = pytest.StashKey[Session]()

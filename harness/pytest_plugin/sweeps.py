@@ -89,6 +89,10 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--cuts must be at least 1, not {options.cuts}")
     if not options.cut and options.recording is None:
         return
+    if options.recording is not None and sessions.of(config).several:
+        raise pytest.UsageError(
+            "--recording is of one architecture, and --arch names several\n  try: --arch NAME"
+        )
     from harness.errors import HarnessError
     from harness.powercut import Point, Recording
 
@@ -149,12 +153,16 @@ class Recorder:
     Args:
         session: The session of the pytest run.
         lab: The lab whose machines are recorded.
+        arch: The architecture, in a run of several.
         existing: The folder of a recording to take instead.
     """
 
-    def __init__(self, session: sessions.Session, lab: Lab, existing: Path | None) -> None:
+    def __init__(
+        self, session: sessions.Session, lab: Lab, arch: str, existing: Path | None
+    ) -> None:
         self._session = session
         self._lab = lab
+        self._arch = arch
         self._existing = existing
 
     def __call__(self, name: str, steps: Steps) -> Recording:
@@ -179,7 +187,7 @@ class Recorder:
                     hint=f"select the tests of {self._existing.name} only",
                 )
             return Recording.read(self._existing)
-        folder = self._session.run.path / _FOLDER / name
+        folder = _folder(self._session, self._arch) / name
         folder.parent.mkdir(parents=True, exist_ok=True)
 
         def waiting(pid: int | None) -> None:
@@ -193,6 +201,11 @@ class Recorder:
                 recording.pack()
                 (folder / _DONE).touch()
         return Recording.read(folder)
+
+
+def _folder(session: sessions.Session, arch: str) -> Path:
+    """Return the folder of recordings; each architecture has its own in a run of several."""
+    return session.run.path / _FOLDER / arch
 
 
 class Cut:
@@ -229,23 +242,24 @@ class Cut:
 
 
 @pytest.fixture(scope="module")
-def recorder(request: pytest.FixtureRequest, shared_lab: Lab) -> Recorder:
+def recorder(request: pytest.FixtureRequest, shared_lab: Lab, _arch: str) -> Recorder:
     """Return what makes the recording of a sweep, once per run: ``recorder("install", steps)``."""
     existing = request.config.option.recording
-    return Recorder(
-        sessions.of(request.config), shared_lab, Path(existing).absolute() if existing else None
-    )
+    folder = Path(existing).absolute() if existing else None
+    return Recorder(sessions.of(request.config), shared_lab, _arch, folder)
 
 
 @pytest.fixture(scope="module")
-def rebuilder(request: pytest.FixtureRequest, recording: Recording) -> Iterator[Rebuilder]:
+def rebuilder(
+    request: pytest.FixtureRequest, recording: Recording, _arch: str
+) -> Iterator[Rebuilder]:
     """Yield what rebuilds the disks of the module's recording."""
     from harness.cache.space import remove_tree
     from harness.powercut import Rebuilder
 
     session = sessions.of(request.config)
     name = f"{recording.folder.name}-{session.worker or 'main'}"
-    folder = session.run.path / _FOLDER / name
+    folder = _folder(session, _arch) / name
     try:
         with Rebuilder(recording, folder) as rebuilder:
             yield rebuilder
@@ -255,7 +269,11 @@ def rebuilder(request: pytest.FixtureRequest, recording: Recording) -> Iterator[
 
 @pytest.fixture
 def cut(
-    request: pytest.FixtureRequest, recording: Recording, rebuilder: Rebuilder, lab: Lab
+    request: pytest.FixtureRequest,
+    recording: Recording,
+    rebuilder: Rebuilder,
+    lab: Lab,
+    _arch: str,
 ) -> Cut:
     """Return a crash point of the module's recording; the test runs for each point of the sample."""
     from harness.powercut import Kind, Point, places
@@ -280,6 +298,7 @@ def cut(
     totals = {
         "sweep": recording.folder.name,
         "recording": str(recording.folder),
+        "arch": _arch,
         "writes": log.writes,
         "flushes": log.flushes,
         "places": len(candidates),
@@ -306,8 +325,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         sweep = tried[0][0]
         points = sorted({totals["point"] for totals, _ in tried})
         seconds = sum(totals["rebuilt"] for totals, _ in tried) / len(tried)
+        name = f"{sweep['sweep']} on {sweep['arch']}" if sweep["arch"] else sweep["sweep"]
         terminalreporter.write_line(
-            f"{sweep['sweep']}: {sweep['writes']} writes, {sweep['flushes']} flushes;"
+            f"{name}: {sweep['writes']} writes, {sweep['flushes']} flushes;"
             f" {sweep['places']} places of {sweep['kinds']} kinds are"
             f" {sweep['places'] * sweep['kinds']} points, {len(points)} tried"
             f" (seed {config.option.cut_seed}, rebuilt in {seconds * 1000:.0f} ms each):"
@@ -317,9 +337,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             if report.outcome == "failed":
                 file = report.nodeid.split("[")[0]
                 tier = f" --tier {config.option.tier}" if config.option.tier else ""
+                arch = f" --arch {totals['arch']}" if totals["arch"] else ""
                 terminalreporter.write_line(
                     f"failed {totals['point']}; alone:"
-                    f" {file} --cut {totals['point']} --recording {totals['recording']}{tier}"
+                    f" {file} --cut {totals['point']} --recording {totals['recording']}{tier}{arch}"
                 )
 
 

@@ -8,6 +8,9 @@ A scenario says in which tier it runs first, what it costs, and what it alone wo
 Each tier includes those before it: ``smoke`` is one scenario of each suite, ``gate`` judges a change,
 ``nightly`` is everything. A test without a mark is of ``gate``. The mark of a parameter replaces that
 of its test.
+
+In a run of several architectures (``--arch all``) a scenario may be of a larger tier on all but the
+first: ``tier("smoke", other_arches="gate")`` is what only the first needs in a smoke run.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from typing import Any, Final
 
 import pytest
 
+from harness.pytest_plugin import session as sessions
+
 TIERS: Final = ("smoke", "gate", "nightly")
 """The tiers, from the smallest to the one that has all tests."""
 
@@ -26,9 +31,9 @@ DEFAULT: Final = "gate"
 """The tier of a run without ``--tier``, and of a test without a mark."""
 
 MARKER: Final = (
-    "tier(name, *, cost=None, catches='', uses=()): the smallest tier that runs the test (smoke, gate,"
-    " nightly); its seconds on the reference host, what it alone would catch, and the states and builds"
-    " that it shares with other tests"
+    "tier(name, *, cost=None, catches='', uses=(), other_arches=''): the smallest tier that runs the"
+    " test (smoke, gate, nightly); its seconds on the reference host, what it alone would catch, the"
+    " states and builds that it shares with other tests, its tier on further architectures of a run"
 )
 
 _LEFT_OUT: Final = pytest.StashKey[dict[str, int]]()
@@ -47,16 +52,24 @@ class Tier:
         catches: The fault that no other test would find.
         uses: What the test shares with others and the first of them makes: a state by its name; a
             version by its role, such as ``new``.
+        other_arches: The smallest tier that runs the test on the architectures of a run after the first
+            that the image has; empty for :attr:`name`.
     """
 
     name: str = DEFAULT
     cost: float | None = None
     catches: str = ""
     uses: Sequence[str] = ()
+    other_arches: str = ""
 
     def __post_init__(self) -> None:
-        if self.name not in TIERS:
-            raise ValueError(f"{self.name!r} is not a tier (choose {', '.join(TIERS)})")
+        for name in (self.name, self.other_arches or self.name):
+            if name not in TIERS:
+                raise ValueError(f"{name!r} is not a tier (choose {', '.join(TIERS)})")
+        if TIERS.index(self.other_arches or self.name) < TIERS.index(self.name):
+            raise ValueError(
+                f"other_arches is {self.name} or a larger tier, not {self.other_arches!r}"
+            )
         try:
             positive = self.cost is None or self.cost > 0
         except TypeError:
@@ -66,9 +79,9 @@ class Tier:
         if isinstance(self.uses, str):
             raise ValueError(f"uses is a sequence of names, not {self.uses!r}")
 
-    def runs_in(self, tier: str) -> bool:
-        """Whether a run of a tier includes the test."""
-        return TIERS.index(self.name) <= TIERS.index(tier)
+    def on(self, other_arch: bool) -> str:
+        """Return the smallest tier that runs the test: on the first architecture, or on another one."""
+        return (self.other_arches if other_arch else "") or self.name
 
 
 def tier_of(item: pytest.Item) -> Tier:
@@ -125,8 +138,10 @@ def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
     Raises:
         pytest.UsageError: The mark of a test is malformed.
     """
-    tier = chosen(config)
-    others = {item: each.name for item in items if not (each := tier_of(item)).runs_in(tier)}
+    session = sessions.of(config)
+    names = {item: tier_of(item).on(session.is_on_other_arch(item)) for item in items}
+    most = TIERS.index(chosen(config))
+    others = {item: name for item, name in names.items() if TIERS.index(name) > most}
     if others:
         config.hook.pytest_deselected(items=list(others))
         items[:] = [item for item in items if item not in others]

@@ -27,9 +27,6 @@ from harness.pytest_plugin import session as sessions
 RETRIED: Final[str] = "retried"
 """The outcome of the one report of a try that does not count."""
 
-OURS: Final = frozenset({"verdict", "evidence"})
-"""The properties of a report that come from this plugin."""
-
 
 @dataclass
 class Try:
@@ -140,6 +137,8 @@ def _begin(item: pytest.Item) -> None:
     session = sessions.of(item.config)
     tries = item.stash.get(TRIES, None)
     if tries is None:
+        if arch := session.arch_of(item):
+            item.user_properties.append(("arch", arch))
         tries = item.stash[TRIES] = Tries(Try(1), [], len(item.user_properties))
     else:
         tries.before.append(tries.current.record(session.run.path))
@@ -147,7 +146,7 @@ def _begin(item: pytest.Item) -> None:
         # What an earlier try recorded is no property of this one.
         del item.user_properties[tries.properties :]
     tries.again = False
-    tries.current.built = len(session.lab.built) if session.has_lab else 0
+    tries.current.built = len(session.built(item))
 
 
 def folder(item: pytest.Item) -> Path:
@@ -222,9 +221,9 @@ def _start_over(item: pytest.Item, failed: Try) -> None:
     with contextlib.suppress(Exception):
         # What fails in it belongs to a try that does not count.
         item.session._setupstate.teardown_exact(None)
-    if session.has_lab and (built := session.lab.built[failed.built :]):
+    if built := session.built(item)[failed.built :]:
         with contextlib.suppress(HarnessError):
-            session.lab.discard(
+            session.lab_on(session.arch_of(item)).discard(
                 list(dict.fromkeys(built)), f"{item.nodeid} failed after it was built"
             )
 

@@ -21,6 +21,7 @@ from harness.pytest_plugin.interrupts import SIGTERM
 
 if TYPE_CHECKING:
     from harness.errors import Verdict
+    from harness.evidence.matrix import Matrix
     from harness.evidence.results import Results, TestResult
 
 _LIBRARY: Final = Path(harness.__file__).parent
@@ -148,7 +149,8 @@ def _evidence(item: pytest.Item) -> Path | None:
     """Return the evidence of a test's current try, or that of the machines which its module shares."""
     shared = None
     if "shared_lab" in getattr(item, "fixturenames", ()):
-        shared = sessions.of(item.config).shared.get(item.nodeid.split("::")[0])
+        session = sessions.of(item.config)
+        shared = session.shared.get(session.sharing(item))
     places = (item.stash[tries.TRIES].current.folder, shared)
     return next((each for each in places if each is not None and each.exists()), None)
 
@@ -225,6 +227,8 @@ class _Collector:
         each = self._config.option.dist == "each"
         place = self._run.last_try(crashitem, worker if each else "")
         properties = {"verdict": Verdict.INFRA.value}
+        if arch := self._arch_by_name(crashitem, place):
+            properties["arch"] = arch
         if place is not None:
             properties["evidence"] = str(place)
         report.user_properties += properties.items()
@@ -252,6 +256,17 @@ class _Collector:
             and not getattr(self._config.pluginmanager.get_plugin("dsession"), "shouldstop", False)
             and not self._result(report).tries
         )
+
+    def _arch_by_name(self, test: str, place: Path | None) -> str:
+        """Return the architecture of a test that has not reported it: its process ended before."""
+        from harness.errors import HarnessError
+
+        session = sessions.of(self._config)
+        if session.several:
+            return session.arch_in(test)
+        with contextlib.suppress(HarnessError):
+            return session.present[0] if place is not None else ""
+        return ""
 
     def _worker(self, report: object) -> str:
         node = getattr(report, "node", None)
@@ -283,6 +298,8 @@ class _Collector:
             result.seconds[report.when] = round(report.duration, 4)
         result.folder = getattr(report, "harness_folder", "")
         properties = dict(report.user_properties)
+        if arch := properties.get("arch"):
+            result.arch = str(arch)
         if report.outcome in ("failed", "rerun", tries.RETRIED):
             if result.outcome != "failed":
                 result.reason = tries.reason(report)
@@ -323,6 +340,7 @@ class _Collector:
                 continue
             if place := self._run.last_try(test, worker):
                 result.evidence = str(place.relative_to(self._run.path))
+            result.arch = result.arch or self._arch_by_name(test, place)
             result.reason = session.interruption
             if session.interruption == SIGTERM:
                 result.verdict = Verdict.INFRA.value
@@ -381,8 +399,15 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     with contextlib.suppress(OSError):
         if mine.interruption:
             # The facts take their time, and there may be little left.
-            results.write(mine.run.path, status, command=command)
-        results.write(mine.run.path, status, command=command, **_facts(mine))
+            results.write(mine.run.path, status, command=command, matrix=_matrix(config))
+        facts = _facts(mine)
+        results.write(mine.run.path, status, command=command, matrix=_matrix(config), **facts)
+
+
+def _matrix(config: pytest.Config) -> Matrix:
+    from harness.evidence.matrix import matrix
+
+    return matrix(_results(config).tests.values())
 
 
 def _facts(session: sessions.Session) -> dict[str, Any]:
@@ -408,17 +433,20 @@ def _facts(session: sessions.Session) -> dict[str, Any]:
             "name": image.name,
             "variant": image.variant,
             "version": image.version,
-            "arch": image.arch,
-            "inputs": digest_inputs(image),
         }
-        facts["versions"]["qemu"] = binary.find(image.arch).version
-        facts["host"]["accel"] = session.lab.accelerator(image.arch).name
+        facts["arches"] = {arch: {} for arch in session.present}
+        for arch, known in facts["arches"].items():
+            with contextlib.suppress(HarnessError):
+                lab = session.lab_on(arch)
+                known["inputs"] = digest_inputs(lab.image)
+                known["qemu"] = binary.find(arch).version
+                known["accel"] = lab.accelerator(arch).name
     return facts
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """List failed tests with their verdicts, how servers ran, and where the evidence is."""
+    """List failed tests, the verdicts on each architecture, how servers ran, where the evidence is."""
     session = sessions.of(config)
     if not session.engaged:
         return
@@ -448,6 +476,14 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"flaky    {result.id}")
         for line in _earlier(result.tries, session.run.path):
             terminalreporter.write_line(line)
+    if session.several:
+        from harness.evidence.matrix import table
+
+        # Tests that have no image, and the tests of a run that was interrupted at once, are no rows.
+        if rows := _matrix(config):
+            terminalreporter.section("suites by architecture")
+            for line in table(rows, session.arches):
+                terminalreporter.write_line(line)
     for line in servers(session.run.path):
         terminalreporter.write_line(line)
     if session.run.used:

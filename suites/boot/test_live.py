@@ -11,7 +11,10 @@ from harness import Installable, Lab, Machine, Verified
 
 
 @pytest.mark.tier(
-    "smoke", cost=30, catches="a medium that does not boot, or has no login on the console"
+    "smoke",
+    cost=30,
+    catches="a medium that does not boot, or has no login on the console",
+    other_arches="gate",
 )
 def test_power_on_to_login_on_the_console(lab: Lab) -> None:
     """The console shows a login prompt, takes the documented login and gives a shell."""

@@ -49,6 +49,7 @@ def check_given_up(
                 cost=115,
                 catches="a version that panics and is tried for ever, or whose failure nobody records",
                 uses=("settled", "panic"),
+                other_arches="gate",
             ),
         ),
         pytest.param(

@@ -39,6 +39,7 @@ def check_accepted(lab: Lab, disk: Disk, answers: Install) -> Machine[Any]:
     "smoke",
     cost=60,
     catches="an installer that a person cannot use, or a disk that does not boot alone",
+    other_arches="gate",
 )
 def test_interactively_over_the_serial_console(
     lab: Lab, live: Machine[Installable], answers: Install

@@ -48,6 +48,7 @@ def mark(machine: Machine[Any], text: str) -> str:
     cost=90,
     catches="a recovery entry that does not boot, or a repair that writes nothing",
     uses=("settled",),
+    other_arches="gate",
 )
 @pytest.mark.needs("recovery")
 def test_recovery_by_command_repairs_a_slot(

@@ -64,6 +64,7 @@ def run(
     cost=60,
     catches="a new version that does not run, or an upgrade that loses state",
     uses=("settled", "new"),
+    other_arches="gate",
 )
 def test_an_upgrade_changes_version_and_slot_and_keeps_state(
     machine: Machine[UpgradesAndRollsBack], publish: Address, releases: Releases

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from harness.arch import ARCHES
 from harness.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -461,6 +462,26 @@ def test_the_results_of_a_run_are_a_file(project: Path) -> None:
         "test_it.py::test_passes",
         "test_it.py::test_infra",
     }
+
+
+def test_one_run_judges_an_image_on_each_architecture(tmp_path: Path) -> None:
+    """The scenario is Harness' own; each architecture has its state, saved and forked."""
+    (tmp_path / "test_it.py").write_text(
+        "from harness import points\n\n"
+        "def test_live(lab, request):\n"
+        "    machine = lab.fork(points.live)\n"
+        "    for run in machine.console.run, machine.ssh.run:\n"
+        "        arch = run('uname -m').stdout.strip()\n"
+        "        assert request.node.name == f'test_live[{arch}]'\n"
+    )
+    done = harness("acceptance", "test_it.py", "--image", "micro", "--arch", "all", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / ".harness/runs/latest/results.json").read_text())
+    assert results["matrix"] == {"test_it.py": {arch: {"passed": 1} for arch in ARCHES}}
+    assert {test["id"]: test["arch"] for test in results["tests"]} == {
+        f"test_it.py::test_live[{arch}]": arch for arch in ARCHES
+    }
+    assert all(each["qemu"] and each["accel"] for each in results["arches"].values())
 
 
 @pytest.mark.parametrize(

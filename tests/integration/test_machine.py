@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from harness import Lab
+from harness import arch as arches
 from harness.deadline import UNSCALED
 from harness.errors import (
     CommandError,
     GuestStoppedError,
+    PanicError,
     SshError,
     UnknownNameError,
     UsageError,
@@ -301,12 +303,44 @@ def test_a_virtio_console(lab: Lab) -> None:
     assert machine.console.run("echo over virtio").stdout == "over virtio\n"
 
 
-def test_aarch64_boots_and_takes_the_key_from_fw_cfg(lab: Lab) -> None:
-    machine = lab.boot("micro", arch="aarch64")
+OTHERS = [name for name in arches.ARCHES if name != "x86_64"]
+"""The architectures that the tests of this module do not run on: micro's first one is theirs."""
+
+
+@pytest.mark.parametrize("arch", OTHERS)
+def test_the_words_of_a_machine_on_another_architecture(
+    lab: Lab, tmp_path: Path, arch: str
+) -> None:
+    """What depends on the architecture: UART, fw_cfg, virtio, watchers, reset, power button."""
+    base = tmp_path / "base.raw"
+    base.write_bytes(b"base" * 1024 + bytes(MIB - 4096))
+    machine = lab.boot("micro", arch=arch, disks=[Disk("data", base=base, serial="DATA-1")])
     machine.os.login()
-    assert machine.console.run("uname -m").stdout == "aarch64\n"
-    assert machine.ssh.run("uname -m").check().stdout == "aarch64\n"
+    assert machine.console.run("uname -m").stdout == f"{arch}\n"
+    # The key that lets SSH in came through fw_cfg.
+    assert machine.ssh.run("uname -m").check().stdout == f"{arch}\n"
+    content = bytes(range(256)) * 400
+    machine.ssh.put(content, "/tmp/file")
+    assert machine.ssh.get("/tmp/file") == content
+    assert machine.succeed("cat /sys/block/vda/serial; head -c 4 /dev/vda") == "DATA-1base"
+    machine.succeed("echo changed | dd of=/dev/vda conv=fsync")
+    assert machine.written("data") == [range(65536)]
+    before = machine.boot_id
+    machine.reboot()
+    assert machine.boot_id != before
+    assert machine.succeed("head -n 1 /dev/vda") == "changed\n"
     machine.shutdown()
+    assert [event.data["guest"] for event in machine.qmp.seen(["SHUTDOWN"])] == [True]
+
+
+@pytest.mark.parametrize("arch", OTHERS)
+def test_a_panic_on_another_architecture_ends_a_wait(lab: Lab, arch: str) -> None:
+    machine = lab.boot("micro", arch=arch)
+    machine.os.login()
+    machine.console.leave()
+    machine.console.send_line("echo c > /proc/sysrq-trigger")
+    with pytest.raises(PanicError, match="sysrq"):
+        machine.console.expect("words that never come", 600)
 
 
 def test_the_written_bytes_of_a_disk_are_known(lab: Lab, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from fixtures.project import Project
+from harness.arch import ARCHES
 
 # A system of two slots: it writes the new one, then the pointer to it. One of them flushes between.
 SUITE = """
@@ -89,6 +90,22 @@ def test_a_system_that_does_not_flush_is_noticed_and_the_cut_named(project: Proj
     place = name.split("-")[0]
     status, text = run(project, file, "--cut", f"{place}-flushed", "--recording", recording)
     assert status == 0, text
+
+
+def test_each_architecture_has_a_recording_of_its_own(project: Project) -> None:
+    project.write("test_upgrade.py", SUITE.format(flush=False))
+    status, text = run(project, "--cuts", "200", "--arch", "all")
+    assert status == 1, text
+    assert (project.folder / "recorded").read_text() == "xx"
+    failures = re.findall(r"^failed \S+; alone: (.*)$", text, re.M)
+    for arch in ARCHES:
+        assert f"\nupgrade on {arch}: 20 writes" in text
+        alone = next(command for command in failures if command.endswith(f" --arch {arch}"))
+        assert f"/recordings/{arch}/upgrade " in alone
+        status, text_alone = run(project, *alone.split())
+        assert status == 1, text_alone
+        assert "1 failed" in text_alone
+    assert (project.folder / "recorded").read_text() == "xx", "it was recorded anew"
 
 
 @pytest.mark.parametrize(

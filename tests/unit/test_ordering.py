@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from fixtures.project import Project
-from harness.pytest_plugin.ordering import Job, dealt, plan
+from harness import arch as arches
+from harness.pytest_plugin.ordering import Job, Pace, Use, dealt, paces, plan
 
 
 def ends(jobs: list[Job], order: list[int], workers: int) -> list[float]:
@@ -54,12 +57,15 @@ def test_a_few_jobs_are_dealt_once_each(count: int) -> None:
     assert sorted(order) == list(range(count))
 
 
+IMAGE, SETTLED = Use("image", 60), Use("settled", 10)
+
+
 def test_what_a_worker_makes_the_other_does_not_wait_for() -> None:
     jobs = [
-        Job(100, ("image", "settled")),
-        Job(90, ("image", "settled")),
-        Job(50, ("image",)),
-        Job(40, ("image", "2")),
+        Job(100, (IMAGE, SETTLED)),
+        Job(90, (IMAGE, SETTLED)),
+        Job(50, (IMAGE,)),
+        Job(40, (IMAGE, Use("2", 60))),
     ]
     first, second = ([turn.number for turn in turns] for turns in plan(jobs, 2))
     assert first[0] == 0
@@ -68,18 +74,23 @@ def test_what_a_worker_makes_the_other_does_not_wait_for() -> None:
 
 
 def test_points_of_one_recording_wait_until_it_is_made() -> None:
-    jobs = [Job(50, ("recording",)), Job(50, ("recording",)), Job(20), Job(30)]
+    recording = Use("recording", 60)
+    jobs = [Job(50, (recording,)), Job(50, (recording,)), Job(20), Job(30)]
     first, second = ([turn.number for turn in turns] for turns in plan(jobs, 2))
     assert (first, second) == ([0], [3, 2, 1])
 
 
-SUITE = """
+NOTE = """
 import pathlib, pytest
 
 @pytest.fixture(autouse=True)
 def note(request, worker_id):
     with pathlib.Path(f"order-{worker_id}").open("a") as file:
         print(request.node.name, file=file)
+"""
+
+SUITE = """
+import pytest
 
 def test_unknown(): ...
 
@@ -97,11 +108,13 @@ def test_shorter(): ...
 """
 
 
-def order(project: Project, *options: str, cache: str = "no:cacheprovider") -> list[list[str]]:
+def order(
+    project: Project, *options: str, suite: str = SUITE, cache: str = "no:cacheprovider"
+) -> list[list[str]]:
     """Return the tests of each worker, in their order; the workers in the order of their first tests."""
     for path in project.folder.glob("order-*"):
         path.unlink()
-    project.write("test_suite.py", SUITE)
+    project.write("test_suite.py", NOTE + suite)
     done = project.run(
         *(project.python, "-m", "pytest", "-p", cache, "-p", "no:labgrid", "--image", "micro"),
         *("--acceptance", "test_suite.py", *options),
@@ -152,12 +165,110 @@ def test_the_order_of_another_plugin_stays(project: Project) -> None:
     assert first == [["test_middle", "test_long"], ["test_shorter", "test_short"]]
 
 
+IMAGES = """
+import pytest
+
+@pytest.mark.tier("gate", cost=100)
+def test_long(image): ...
+
+@pytest.mark.tier("gate", cost=90)
+def test_middle(image): ...
+
+@pytest.mark.tier("gate", cost=9)
+def test_short(image): ...
+
+@pytest.mark.tier("gate", cost=8)
+def test_shorter(image): ...
+"""
+
+SLOWER = arches.of("aarch64").emulation / arches.of("x86_64").emulation
+
+BOTH = ("-n", "2", "--arch", "x86_64,aarch64", "--accel", "tcg")
+
+
+def test_an_architecture_that_takes_longer_has_the_longer_tests(project: Project) -> None:
+    """100 s of a mark are 120 on aarch64."""
+    (names,) = order(project, *BOTH, "-n", "1", suite=IMAGES)
+    assert names[0] == "test_long[aarch64]"
+
+
+@pytest.mark.parametrize(
+    ("accels", "built", "expected"),
+    [
+        (("tcg", "tcg"), True, [Pace(1, 0), Pace(SLOWER, 0)]),
+        (("tcg", "tcg"), False, [Pace(1, 1), Pace(SLOWER, arches.of("aarch64").emulation)]),
+        (("kvm", "tcg"), True, [Pace(1 / arches.of("x86_64").emulation, 0), Pace(SLOWER, 0)]),
+    ],
+)
+def test_the_pace_of_an_architecture_is_that_of_its_accelerator(
+    monkeypatch: pytest.MonkeyPatch,
+    accels: tuple[str, str],
+    built: bool,
+    expected: list[Pace],
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    of = dict(zip(("x86_64", "aarch64"), accels, strict=True))
+    lab = SimpleNamespace(
+        image=None,
+        accelerator=lambda arch: SimpleNamespace(name=of[arch]),
+        store=SimpleNamespace(where=lambda image: SimpleNamespace(exists=lambda: built)),
+    )
+    session: Any = SimpleNamespace(present=tuple(of), lab_on=lambda arch: lab)
+    assert list(paces(session)) == list(of)
+    assert [pytest.approx(pace) for pace in paces(session).values()] == expected
+
+
+def test_tests_that_share_a_machine_stay_together_on_each_architecture(project: Project) -> None:
+    text = IMAGES.replace("cost=90", "cost=60").replace("cost=9)", "cost=60)")
+    text = text.replace("cost=100", "cost=50")
+    text = text.replace("middle(image)", "middle(shared_lab)").replace(
+        "short(image)", "short(shared_lab)"
+    )
+    (names,) = order(project, *BOTH, "-n", "1", suite=text)
+    assert names[:4] == [
+        *("test_middle[aarch64]", "test_short[aarch64]"),
+        *("test_middle[x86_64]", "test_short[x86_64]"),
+    ]
+
+
+def test_seconds_are_measured_for_each_architecture(project: Project) -> None:
+    cache = "no:randomly"
+    order(project, *BOTH, suite=IMAGES, cache=cache)
+    path = project.folder / ".pytest_cache/v/harness/seconds"
+    measured = json.loads(path.read_text())
+    names = {f"test_suite.py::test_{name}" for name in ("long", "middle", "short", "shorter")}
+    assert {arch: set(tests) for arch, tests in measured.items()} == {
+        "x86_64": names,
+        "aarch64": names,
+    }
+    # A run of one architecture knows what a run of several has measured.
+    for arch, first in (("x86_64", "test_short"), ("aarch64", "test_shorter")):
+        measured[arch][f"test_suite.py::{first}"] = 500
+        path.write_text(json.dumps(measured))
+        names_of = order(project, "-n", "2", "--arch", arch, suite=IMAGES, cache=cache)
+        assert first in (names_of[0][0], names_of[1][0])
+    path.write_text(json.dumps(measured))
+    firsts = {names[0] for names in order(project, *BOTH, suite=IMAGES, cache=cache)}
+    assert firsts == {"test_short[x86_64]", "test_shorter[aarch64]"}
+
+
+def test_pytests_own_order_of_parameters_is_no_order_of_another_plugin(project: Project) -> None:
+    text = IMAGES.replace(
+        "import pytest\n",
+        "import pytest\n\n@pytest.fixture(scope='module', params=[1, 2])\ndef kind(request): ...\n",
+    ).replace("(image)", "(image, kind)")
+    first, second = order(project, "-n", "2", suite=text)
+    assert {first[0][:-3], second[0][:-3]} == {"test_long"}
+
+
 def test_measured_seconds_replace_those_of_the_marks(project: Project) -> None:
     cache = "no:randomly"  # any plugin that is not there: the cache stays
     order(project, "-n", "2", cache=cache)
     path = project.folder / ".pytest_cache/v/harness/seconds"
-    assert set(json.loads(path.read_text())) >= {"test_suite.py::test_long"}
-    path.write_text(json.dumps({"test_suite.py::test_short": 500, "test_suite.py::test_long": 2}))
+    assert "test_suite.py::test_long" in json.loads(path.read_text())[""]
+    measured = {"test_suite.py::test_short": 500, "test_suite.py::test_long": 2}
+    path.write_text(json.dumps({"": measured}))
     assert order(project, "-n", "2", cache=cache)[1][0] == "test_short"
-    path.write_text('["of another form"]')
-    assert order(project, "-n", "2", cache=cache)[0][0] == "test_long"
+    for other in (["of another form"], {"test_suite.py::test_short": 500}):
+        path.write_text(json.dumps(other))
+        assert order(project, "-n", "2", cache=cache)[0][0] == "test_long"

@@ -97,6 +97,8 @@ def test_the_hint_names_the_smallest_tier_that_runs_them() -> None:
         ("'gate', cost=0", "cost is a positive number of seconds, not 0"),
         ("'gate', cost='long'", "cost is a positive number of seconds, not 'long'"),
         ("'gate', uses='live'", "uses is a sequence of names, not 'live'"),
+        ("'gate', other_arches='fumes'", "'fumes' is not a tier (choose smoke, gate, nightly)"),
+        ("'gate', other_arches='smoke'", "other_arches is gate or a larger tier, not 'smoke'"),
         ("'gate', price=3", "tier() got an unexpected keyword argument 'price'"),
     ],
 )
@@ -123,13 +125,17 @@ from harness.pytest_plugin.tiers import tier_of
 def pytest_collection_finish(session):
     for item in session.items:
         tier = tier_of(item)
-        print("scenario", json.dumps([item.nodeid, tier.name, tier.cost, tier.catches]))
+        listed = [item.nodeid, tier.name, tier.cost, tier.catches, tier.on(other_arch=True)]
+        print("scenario", json.dumps(listed))
 """
 
 
+Scenario = tuple[str, str, float, str, str]
+
+
 @pytest.fixture(scope="module")
-def scenarios(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str, float, str]]:
-    """Each scenario of the suites: its node id, tier, cost, and what it alone would catch."""
+def scenarios(tmp_path_factory: pytest.TempPathFactory) -> list[Scenario]:
+    """Each scenario of the suites: node id, tier, cost, what it alone would catch, its other tier."""
     import json
 
     folder = tmp_path_factory.mktemp("listing")
@@ -153,24 +159,31 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str, 
 
 
 def test_each_scenario_says_what_it_costs_and_what_it_alone_would_catch(
-    scenarios: list[tuple[str, str, float, str]],
+    scenarios: list[Scenario],
 ) -> None:
     assert len(scenarios) > 50
-    assert [name for name, _, cost, catches in scenarios if not (cost and catches)] == []
+    assert [name for name, _, cost, catches, _ in scenarios if not (cost and catches)] == []
 
 
 def test_smoke_is_one_scenario_of_each_suite(
-    scenarios: list[tuple[str, str, float, str]],
+    scenarios: list[Scenario],
 ) -> None:
     suites = {path.parent.name for path in (ROOT / "suites").glob("*/test_*.py")}
-    smoke = [name.split("/")[1] for name, tier, _, _ in scenarios if tier == TIERS[0]]
+    smoke = [name.split("/")[1] for name, tier, *_ in scenarios if tier == TIERS[0]]
     assert sorted(smoke) == sorted(suites)
 
 
+def test_smoke_is_one_scenario_on_other_architectures(scenarios: list[Scenario]) -> None:
+    smoke = [name for name, *_, other in scenarios if other == TIERS[0]]
+    assert [name.split("::")[1] for name in smoke] == [
+        "test_a_plain_power_cut_while_the_system_writes"
+    ]
+
+
 def test_no_two_scenarios_alone_catch_the_same(
-    scenarios: list[tuple[str, str, float, str]],
+    scenarios: list[Scenario],
 ) -> None:
     caught: dict[str, set[str]] = {}
-    for name, _, _, catches in scenarios:
+    for name, _, _, catches, _ in scenarios:
         caught.setdefault(catches, set()).add(name.split("[")[0])
     assert {text: names for text, names in caught.items() if len(names) > 1} == {}
