@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import select
 import shutil
@@ -340,13 +341,19 @@ def test_a_state_that_cannot_be_saved_running_is_cold(lab: Lab) -> None:
 def test_a_machine_forks_while_it_runs(each: Lab, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not started with saveable=True"):
         each.fork(ready).save(tmp_path / "nowhere")
-    machine = each.boot("micro", saveable=True, disks=[Disk("data", size=8 * MIB)])
+    base = tmp_path / "disk.raw"
+    base.write_bytes(bytes(8 * MIB))
+    machine = each.boot("micro", saveable=True, disks=[Disk("data", base=base)])
     machine.os.login()
     machine.succeed("echo before | tee /tmp/mark | dd of=/dev/vda conv=fsync 2>/dev/null")
     with machine.fork() as other:
         machine.succeed("echo after | tee /tmp/mark | dd of=/dev/vda conv=fsync 2>/dev/null")
         assert mark(other) == ("before", "before")
         assert mark(machine) == ("after", "after")
+        saved = Snapshot.read(
+            Path(json.loads((other.evidence / "origin.json").read_text())["folder"])
+        )
+        assert str(base) in dict(saved.bases), "the fork has a copy of the disk's base"
         other.succeed("echo other > /tmp/mark")
         assert mark(machine) == ("after", "after")
 
