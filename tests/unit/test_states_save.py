@@ -15,7 +15,6 @@ from tests.programs import needs
 
 pytestmark = needs("qemu-img")
 
-NAMES = ("base", "middle", "top")
 MARKS = {"base": 0, "middle": 1, "top": 2}
 """The MiB at whose start the file has its own first letter."""
 
@@ -25,7 +24,7 @@ def chain(tmp_path: Path) -> dict[str, Path]:
     """Return a disk of 64 MiB: an overlay on an overlay on a raw file, each in a folder of its own."""
     files: dict[str, Path] = {}
     below: list[str] = []
-    for name, place in MARKS.items():
+    for name in MARKS:
         content = tmp_path / "content"
         with content.open("wb") as file:
             file.truncate(64 * MIB)
