@@ -92,7 +92,6 @@ class Arch:
         has_smm: Whether the machine type has System Management Mode, and the option ``smm``.
         smbios_needs_uefi: Whether the guest can read SMBIOS only where UEFI publishes the tables.
         kernel_boot_excludes_tpm: Whether QEMU's direct kernel boot breaks the tables of a TPM.
-        elf_machine: The number of the architecture in an ELF header, ``e_machine``.
         has_vmgenid: Whether QEMU has the VM generation ID device, by which Linux notices that it runs in
             a fork.
         reseed_code: Machine code for Linux that reseeds the random pool of a fork and ends; empty where
@@ -127,7 +126,6 @@ class Arch:
     has_smm: bool
     smbios_needs_uefi: bool
     kernel_boot_excludes_tpm: bool
-    elf_machine: int
     has_vmgenid: bool
     reseed_code: bytes
     display: str
@@ -200,7 +198,6 @@ _X86_64: Final = Arch(
     # hw/i386/x86-common.c). The TPM's event log makes the ACPI tables larger, and the initrd
     # overwrites them.
     kernel_boot_excludes_tpm=True,
-    elf_machine=62,
     has_vmgenid=True,
     reseed_code=b"",
     display="VGA",
@@ -278,7 +275,6 @@ _AARCH64: Final = Arch(
     has_smm=False,
     smbios_needs_uefi=True,
     kernel_boot_excludes_tpm=False,
-    elf_machine=183,
     # QEMU 10.0 builds hw/acpi/vmgenid.c for x86 only, although Linux 6.10 and later have a driver for a
     # device tree as well (Documentation/devicetree/bindings/rng/microsoft,vmgenid.yaml).
     has_vmgenid=False,

@@ -30,20 +30,26 @@ def program(arch: str) -> bytes:
     It calls the ioctl ``RNDRESEEDCRNG`` on its standard input, and exits with the error number, or 0.
     """
     row = arches.of(arch)
+    (machine,) = row.marks.elf
     size = _HEADERS + len(row.reseed_code)
     # elf(5): a 64-bit little-endian executable for System V, whose one segment is the whole file. The
     # header of the segment begins in the last 8 bytes of the file's header: their number of segments, 1,
     # is its type, and their number of sections, 5, which Linux does not look at, is its flags.
     return (
         b"\x7fELF\2\1\1".ljust(16, b"\0")
-        + struct.pack("<HHIQQQIHH", 2, row.elf_machine, 1, _BASE + _HEADERS, 56, 0, 0, 64, 56)
+        + struct.pack("<HHIQQQIHH", 2, machine, 1, _BASE + _HEADERS, 56, 0, 0, 64, 56)
         + struct.pack("<HHHHQQQQQQ", 1, 0, 5, 0, 0, _BASE, 0, size, size, 0)
         + row.reseed_code
     )
 
 
 def command(arch: str, seed: str) -> str:
-    """Return the command for root's POSIX shell; see :meth:`harness.machine.system.System.reseed`."""
+    """Return the command for root's POSIX shell; empty where a device makes it needless.
+
+    :meth:`harness.machine.system.System.reseed` defines it.
+    """
+    if not arches.of(arch).reseed_code:
+        return ""
     # The shell's own printf decodes the program: under emulation, a process costs milliseconds.
     return (
         f"echo {seed} >/dev/urandom;z='{_ZEROS}';for i in /run /dev/shm /tmp;do i=$i/.harness-reseed;"
