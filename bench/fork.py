@@ -6,6 +6,7 @@ import time
 
 from bench.core import Budget, Context, Row, missing
 from bench.labs import lab, private
+from harness import arch as arches
 from harness.lab import Lab
 from harness.points import live
 from harness.spec import format_size
@@ -15,7 +16,7 @@ OVER_SSH = "fork to first command over SSH"
 SAVE = "save of a booted machine"
 PRIVATE = "private memory of an idle fork"
 
-FORK_BUDGET = Budget(0.25)
+FORK_BUDGETS = {"x86_64": Budget(0.25), "aarch64": Budget(0.6)}
 SSH_BUDGET = Budget(1.0)
 SAVE_BUDGET = Budget(0.5)
 PRIVATE_BUDGET = Budget(80.0)
@@ -24,18 +25,19 @@ LABGRID = "its drivers always boot: they have no snapshot and no fork"
 
 
 def run(context: Context) -> list[Row]:
-    """Measure micro, then skiff, which has the budgets."""
+    """Measure micro of each architecture, then skiff, which has the budgets."""
     rows: list[Row] = []
     for image in ("micro", "skiff"):
-        with lab(context, image) as here:
-            rows += _image(context, here, image, judged=image == "skiff")
+        for arch in arches.ARCHES:
+            with lab(context, image, arch=arch) as here:
+                rows += _image(context, here, f"{image} {arch}", judged=image == "skiff")
     return [*rows, missing(FORK, "labgrid", "s", LABGRID)]
 
 
-def _image(context: Context, here: Lab, image: str, *, judged: bool) -> list[Row]:
+def _image(context: Context, here: Lab, subject: str, *, judged: bool) -> list[Row]:
     here.state(live)
-    context.say(f"{image}: the state live is ready")
-    cold, saved = _cold(context, here, image)
+    context.say(f"{subject}: the state live is ready")
+    cold, saved = _cold(context, here, subject)
     forks, over_ssh, idle, after_ssh = [], [], [], []
     for number in range(context.pick(15, 3)):
         started = time.perf_counter()
@@ -50,22 +52,22 @@ def _image(context: Context, here: Lab, image: str, *, judged: bool) -> list[Row
         over_ssh.append(time.perf_counter() - started)
         after_ssh.append(private(machine))
         machine.stop()
-        context.say(f"{image}: fork {number + 1}: {forks[-1]:.3f} s, SSH {over_ssh[-1]:.3f} s")
+        context.say(f"{subject}: fork {number + 1}: {forks[-1]:.3f} s, SSH {over_ssh[-1]:.3f} s")
     memory = format_size(machine.spec.memory)
     return [
-        Row("boot to first command on the console", image, "s", tuple(cold)),
+        Row("boot to first command on the console", subject, "s", tuple(cold)),
         Row(
             FORK,
-            image,
+            subject,
             "s",
             tuple(forks),
-            budget=FORK_BUDGET if judged else None,
+            budget=FORK_BUDGETS.get(machine.spec.arch) if judged else None,
             note="from the call; includes setting the clock and reseeding the random pool",
         ),
-        Row(OVER_SSH, image, "s", tuple(over_ssh), budget=SSH_BUDGET if judged else None),
+        Row(OVER_SSH, subject, "s", tuple(over_ssh), budget=SSH_BUDGET if judged else None),
         Row(
             SAVE,
-            image,
+            subject,
             "s",
             tuple(saved),
             budget=SAVE_BUDGET if judged else None,
@@ -73,17 +75,17 @@ def _image(context: Context, here: Lab, image: str, *, judged: bool) -> list[Row
         ),
         Row(
             PRIVATE,
-            image,
+            subject,
             "MB",
             tuple(idle),
             budget=PRIVATE_BUDGET if judged else None,
             note="the pages it has written, QEMU's own included, after the command on the console",
         ),
-        Row("private memory of a fork after SSH", image, "MB", tuple(after_ssh)),
+        Row("private memory of a fork after SSH", subject, "MB", tuple(after_ssh)),
     ]
 
 
-def _cold(context: Context, here: Lab, image: str) -> tuple[list[float], list[float]]:
+def _cold(context: Context, here: Lab, subject: str) -> tuple[list[float], list[float]]:
     """Boot a machine as the state does and save it while it runs; return the seconds of each."""
     cold, saved = [], []
     for number in range(context.pick(3, 1)):
@@ -96,5 +98,5 @@ def _cold(context: Context, here: Lab, image: str) -> tuple[list[float], list[fl
         machine.save(machine.evidence / "saved")
         saved.append(time.perf_counter() - started)
         machine.stop()
-        context.say(f"{image}: boot {number + 1}: {cold[-1]:.2f} s, save {saved[-1]:.3f} s")
+        context.say(f"{subject}: boot {number + 1}: {cold[-1]:.2f} s, save {saved[-1]:.3f} s")
     return cold, saved

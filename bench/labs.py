@@ -30,11 +30,13 @@ def open_lab(image: str, evidence: Path, **options: Any) -> Lab:
 
 
 @contextlib.contextmanager
-def lab(context: Context, image: str) -> Iterator[Lab]:
+def lab(context: Context, image: str, **options: Any) -> Iterator[Lab]:
     """Yield a lab for an image; it has the caches of the host and keeps its progress in a file."""
     with (
         (context.folder / f"progress-{image}").open("a", encoding="utf-8") as stream,
-        open_lab(image, context.folder / "runs", progress=Progress(stream, live=False)) as lab,
+        open_lab(
+            image, context.folder / "runs", progress=Progress(stream, live=False), **options
+        ) as lab,
     ):
         yield lab
 

@@ -6,6 +6,7 @@ A new architecture is a new row. Nothing else in Harness branches on an architec
 from __future__ import annotations
 
 import platform
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -91,7 +92,10 @@ class Arch:
         has_smm: Whether the machine type has System Management Mode, and the option ``smm``.
         smbios_needs_uefi: Whether the guest can read SMBIOS only where UEFI publishes the tables.
         kernel_boot_excludes_tpm: Whether QEMU's direct kernel boot breaks the tables of a TPM.
-        has_vmgenid: Whether QEMU has the VM generation ID device.
+        has_vmgenid: Whether QEMU has the VM generation ID device, by which Linux notices that it runs in
+            a fork.
+        reseed_code: Machine code for Linux that reseeds the random pool of a fork and ends; empty where
+            ``has_vmgenid`` makes it needless. :mod:`harness.profiles._reseed` says what it does.
         display: The display adapter.
         has_vga: Whether that adapter is a VGA, with a text mode, and the machine has a PC's keyboard.
         tpm: The device of a TPM.
@@ -123,6 +127,7 @@ class Arch:
     smbios_needs_uefi: bool
     kernel_boot_excludes_tpm: bool
     has_vmgenid: bool
+    reseed_code: bytes
     display: str
     has_vga: bool
     tpm: str
@@ -194,6 +199,7 @@ _X86_64: Final = Arch(
     # overwrites them.
     kernel_boot_excludes_tpm=True,
     has_vmgenid=True,
+    reseed_code=b"",
     display="VGA",
     has_vga=True,
     # QEMU offers the TIS interface on both architectures (docs/specs/tpm.rst of QEMU).
@@ -234,6 +240,19 @@ _X86_64: Final = Arch(
     ),
 )
 
+# The arguments of a system call are in x0 and x1, its number is in x8 (syscall(2); the numbers are those
+# of include/uapi/asm-generic/unistd.h of Linux).
+_AARCH64_RESEED: Final = struct.pack(
+    "<7I",
+    0xD2800000,  # mov x0, #0           standard input
+    0x528A40E1,  # mov w1, #0x5207      RNDRESEEDCRNG
+    0xD28003A8,  # mov x8, #29          ioctl
+    0xD4000001,  # svc #0
+    0x4B0003E0,  # neg w0, w0           the error number
+    0xD2800BA8,  # mov x8, #93          exit
+    0xD4000001,  # svc #0
+)
+
 _AARCH64: Final = Arch(
     name="aarch64",
     aliases=("arm64",),
@@ -256,7 +275,10 @@ _AARCH64: Final = Arch(
     has_smm=False,
     smbios_needs_uefi=True,
     kernel_boot_excludes_tpm=False,
+    # QEMU 10.0 builds hw/acpi/vmgenid.c for x86 only, although Linux 6.10 and later have a driver for a
+    # device tree as well (Documentation/devicetree/bindings/rng/microsoft,vmgenid.yaml).
     has_vmgenid=False,
+    reseed_code=_AARCH64_RESEED,
     display="virtio-gpu-pci",
     has_vga=False,
     tpm="tpm-tis-device",

@@ -10,6 +10,7 @@ The output is bytes of any kind, so the strings are bytes as well.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -29,10 +30,7 @@ class Literals:
     def __init__(self, texts: Sequence[bytes]) -> None:
         self._automaton = BytesAhoCorasick(texts, matchkind=MatchKind.LeftmostFirst)
         self._longest = max(map(len, texts), default=1)
-        self._hidden = [
-            tuple(index for index, other in enumerate(texts) if _overlaps(text, other))
-            for text in texts
-        ]
+        self._hidden = _hidden(tuple(texts))
 
     def find(self, data: bytes | bytearray, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the start and the index of each text in ``data[start:end]``, in order.
@@ -56,6 +54,15 @@ class Literals:
     def within(self, index: int) -> tuple[int, ...]:
         """Return the indexes of the texts that a match may hide, itself included."""
         return self._hidden[index]
+
+
+@functools.lru_cache(maxsize=16)
+def _hidden(texts: tuple[bytes, ...]) -> tuple[tuple[int, ...], ...]:
+    """Return the indexes of the texts that each text may hide; each console has the same texts."""
+    return tuple(
+        tuple(index for index, other in enumerate(texts) if _overlaps(text, other))
+        for text in texts
+    )
 
 
 def _overlaps(text: bytes, other: bytes) -> bool:

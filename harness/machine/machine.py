@@ -633,7 +633,8 @@ class Machine(Generic[OS_co]):
 
         number = next(self._forks)
         name = name or f"{self.name}-fork{number}"
-        saved = self.save(self.evidence / "disks" / f"saved-{number}")
+        # Every base stays where it is: the fork ends before those of its origin go.
+        saved = self.save(self.evidence / "disks" / f"saved-{number}", inside=Path("/"))
         evidence = self.evidence.parent / name
         setup = replace(self._setup, origin=saved, evidence=evidence, saveable=False)
         return launch(saved.fork_spec(name), setup)

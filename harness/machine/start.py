@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import re
+import secrets
 import shutil
 import socket
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from harness import arch
 from harness.console import Console
 from harness.credentials import passage
 from harness.deadline import UNSCALED, Deadline
@@ -44,6 +46,8 @@ from harness.states.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from harness.ssh import Ssh
+
+_CANNOT_RESEED: Final = "echo 'the profile has no command that reseeds'; false"
 
 _FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+(\S+)\s+(\d+)\s+\S+\s+(\d+)")
 """A forwarded port in the answer to QEMU's ``info usernet``: host, its port, the guest's port."""
@@ -362,18 +366,28 @@ def _forwarded(qmp: Qmp) -> dict[int, tuple[str, int]]:
 
 
 def _differ(machine: Machine[Any], origin: Snapshot) -> None:
-    """Make a fork that has just begun to run differ from its siblings where it must."""
+    """Make a fork that has just begun to run differ from its siblings where it must.
+
+    The data of the step names all that is still as in the origin, and the reason.
+    """
     with machine.timeline.step(
         "fork", machine=machine.name, origin=str(origin.folder), saved=origin.saved
     ) as step:
-        command = machine.os.as_root(restoring.difference(origin.spec, machine.spec))
+        reseed = None
+        if not arch.of(machine.spec.arch).has_vmgenid:
+            reseed = machine.os.reseed(secrets.token_hex(16)) or _CANNOT_RESEED
+        commands = restoring.differences(origin.spec, machine.spec, reseed=reseed)
+        script = machine.os.as_root(restoring.script(commands))
         if machine.console.logged_in:
-            status = machine.console.run(command).status
+            result = machine.console.run(script)
         elif origin.host_key is not None:
-            status = machine.ssh.run(command).status
+            result = machine.ssh.run(script)
         else:
             # No way to run a command in the guest: it is as if it had slept.
-            step.data["clock"] = "that of the origin: no user is logged in"
+            step.data.update(dict.fromkeys(commands, "that of the origin: no user is logged in"))
             return
-        if status:
-            step.data["clock"] = f"not set: status {status}"
+        failed = set(commands)
+        if result.ok:
+            failed &= set(result.stdout.splitlines())
+        why = f"that of the origin: status {result.status}: {result.evidence}"
+        step.data.update(dict.fromkeys(failed, why))

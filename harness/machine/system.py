@@ -85,6 +85,19 @@ class System(Protocol):
     def unit_state(self, unit: str) -> str:
         """Return the shell command that prints a service's state, such as ``active`` or ``failed``."""
 
+    def reseed(self, seed: str) -> str:
+        """Return the command for root's shell that reseeds the kernel's random pool at once.
+
+        It runs first in a fork that has no VM generation device. Its status is 0 only if all random
+        numbers that the kernel draws from then on depend on the seed.
+
+        Args:
+            seed: Random characters, which need no quotes.
+
+        Returns:
+            The command; empty for a system that cannot reseed.
+        """
+
     def identity(self) -> Identity:
         """Return the identity of the running system."""
 

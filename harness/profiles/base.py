@@ -20,6 +20,7 @@ from harness.deadline import Deadline
 from harness.errors import UsageError
 from harness.machine.system import Identity, System
 from harness.powercut.ext4 import check_ext4
+from harness.profiles import _reseed
 from harness.profiles.abilities import Slotted, capabilities_with
 from harness.profiles.terms import Refusal
 from harness.spec import Account, ConsoleDevice, Disk, Firmware, FirmwareKind, MachineSpec, Nic, Tpm
@@ -232,6 +233,10 @@ class Profile(metaclass=_Words):
     def unit_state(self, unit: str) -> str:
         """Return the shell command that prints a service's state, such as ``active`` or ``failed``."""
         return f"systemctl show -P ActiveState -- {unit}"
+
+    def reseed(self, seed: str) -> str:
+        """Return the command for root's shell that reseeds Linux' random pool at once."""
+        return _reseed.command(self.selection.arch, seed)
 
     def identity(self) -> Identity:
         """Return the identity of the running system."""

@@ -1,13 +1,15 @@
 """Resumes a fork where the saved machine was paused, and makes it differ from its siblings.
 
 Three things differ: the random pool, which the kernel reseeds by itself when the ID of the VM generation
-device changes (Linux ``drivers/virt/vmgenid.c``); the clock; the MAC addresses.
+device changes (Linux ``drivers/virt/vmgenid.c``), and by a command where QEMU has no such device; the
+clock; the MAC addresses.
 ``docs/explanation/states.md`` lists those that stay the same.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,17 +84,24 @@ def restore(qmp: Qmp, devices: Path, limit: Deadline) -> None:
         raise QmpError(f"QEMU could not load {devices}: {ended.data['status']}")
 
 
-def difference(before: MachineSpec, after: MachineSpec, now: float | None = None) -> str:
-    """Return the command for root's shell that makes a fork differ from its siblings.
+def differences(
+    before: MachineSpec, after: MachineSpec, *, reseed: str | None = None, now: float | None = None
+) -> dict[str, str]:
+    """Return what has to differ between a fork and its siblings, and the command that sees to it.
 
-    It needs a POSIX shell, and ``date`` and ``ip`` of busybox, or of GNU coreutils and iproute2.
+    The commands are for root's POSIX shell, in this order. They need ``date`` and ``ip`` of busybox, or
+    of GNU coreutils and iproute2.
 
     Args:
         before: The spec of the saved machine.
         after: The spec of the fork.
+        reseed: The command that reseeds the random pool; ``None`` if the kernel does so by itself.
         now: The time to set, in seconds of the epoch; by default the time of the host.
     """
-    lines = []
+    commands = {}
+    if reseed is not None:
+        # Before a program draws.
+        commands["random pool"] = reseed
     changed = [
         (before.mac(old), after.mac(new))
         for old, new in zip(before.nics, after.nics, strict=True)
@@ -100,12 +109,18 @@ def difference(before: MachineSpec, after: MachineSpec, now: float | None = None
     ]
     if changed:
         cases = "".join(
-            f'{old}) ip link set dev "${{i##*/}}" address {new};;' for old, new in changed
+            f'{old}) ip link set dev "${{i##*/}}" address {new}||b=;;' for old, new in changed
         )
-        lines.append(
-            f"for i in /sys/class/net/*;do read -r a <$i/address;case $a in {cases} esac;done"
-        )
+        loop = f"for i in /sys/class/net/*;do read -r a <$i/address;case $a in {cases} esac;done"
+        commands["MAC addresses"] = f"b=1;{loop};[ $b ]"
     # The clock comes last, since the commands before it take time. busybox takes whole seconds only, and
     # a second process would cost more time than the fraction of a second.
-    lines.append(f"date -u -s @{round(time.time() if now is None else now)} >/dev/null")
-    return "; ".join(lines)
+    commands["clock"] = f"date -u -s @{round(time.time() if now is None else now)} >/dev/null"
+    return commands
+
+
+def script(commands: Mapping[str, str]) -> str:
+    """Return one command that runs all; it prints the name of each that fails, on a line of its own."""
+    steps = ";".join(f"{{ {command};}}||echo '{name}'" for name, command in commands.items())
+    # The console's driver prints the first line of a command, and a serial line is slow.
+    return f"# this machine is a fork\n{steps}"

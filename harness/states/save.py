@@ -228,7 +228,9 @@ def _save_disk(file: DiskFile, target: Path, inside: Path, move: bool) -> list[P
         kept += 1
     loose = below[: len(below) - kept]
     bases = below[len(below) - kept :]
-    if file.format != "qcow2":
+    if file.format != "qcow2" or (loose and not bases):
+        # The whole content becomes part of the snapshot. Rebasing onto nothing would do that, too, but
+        # it reads the holes of the bases.
         disks.qemu_img(
             "convert", "-U", "-f", file.format, "-O", "qcow2", str(file.path), str(target)
         )
@@ -240,6 +242,6 @@ def _save_disk(file: DiskFile, target: Path, inside: Path, move: bool) -> list[P
             copy_data(source.fileno(), sink.fileno())
     if loose:
         # Rebasing copies the content of the loose bases. (qemu-img convert -B would drop it.)
-        lowest = ["-b", str(bases[0][0]), "-F", bases[0][1]] if bases else ["-b", ""]
-        disks.qemu_img("rebase", "-f", "qcow2", *lowest, str(target))
+        path, kind = bases[0]
+        disks.qemu_img("rebase", "-f", "qcow2", "-b", str(path), "-F", kind, str(target))
     return [path for path, _ in bases]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import select
 import shutil
@@ -19,8 +20,10 @@ from pathlib import Path
 import pytest
 
 from harness import Lab
+from harness import arch as arches
 from harness.errors import CommandError, SnapshotError, UsageError
 from harness.machine import Machine
+from harness.profiles.micro import Micro
 from harness.spec import MIB, Disk, Nic, parse_size
 from harness.states import Snapshot, State, StateCache, state
 from harness.states.manifest import StateManifest, entry_id
@@ -30,7 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 KEY = "k" * 64
 
-RANDOM = "head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid"
+DRAWS = "dd if=/dev/urandom bs=16 count=64 2>/dev/null | od -An -v -tx1"
+"""Prints 64 draws, a line each."""
 
 
 @state
@@ -40,6 +44,27 @@ def ready(lab: Lab) -> Machine:
     machine.ssh.connect()
     machine.console.run("echo a result that the guest keeps")
     machine.succeed("echo from the parent | tee /tmp/mark | dd of=/dev/vda conv=fsync 2>/dev/null")
+    return machine
+
+
+@state
+def drawn(lab: Lab) -> Machine:
+    """A machine whose kernel would not reseed its random pool by itself for a while."""
+    machine = lab.boot("micro", saveable=True)
+    machine.os.login()
+    if not arches.of(machine.spec.arch).has_vmgenid:
+        machine.console.run(machine.os.reseed("0" * 32), check=True)
+    return machine
+
+
+@state
+def timed(lab: Lab) -> Machine:
+    """A machine in which a timer runs."""
+    machine = lab.boot("micro")
+    machine.os.login()
+    machine.console.run(
+        "cat /proc/uptime > /tmp/before; (sleep 4; cat /proc/uptime > /tmp/after) > /dev/null 2>&1 &"
+    )
     return machine
 
 
@@ -125,6 +150,16 @@ def own(tmp_path: Path) -> Iterator[Lab]:
         yield lab
 
 
+@pytest.fixture(params=arches.ARCHES)
+def each(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Lab]:
+    """Yield a lab for the guests of each architecture."""
+    if request.param == lab.image.arch:
+        yield lab
+        return
+    with Lab("micro", arch=request.param, evidence=lab.folder / request.param) as other:
+        yield other
+
+
 def digests(folder: Path) -> dict[str, str]:
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -133,35 +168,82 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_fork_resumes_from_the_saved_machine(lab: Lab) -> None:
-    machine = lab.fork(ready)
+def test_a_fork_resumes_from_the_saved_machine(each: Lab) -> None:
+    machine = each.fork(ready)
     assert mark(machine) == ("from the parent", "from the parent")
     assert machine.ssh.run("cat /tmp/mark").stdout == "from the parent\n"
-    assert machine.ssh.host_key == lab.state(ready).snapshot.host_key
+    assert machine.ssh.host_key == each.state(ready).snapshot.host_key
     assert "entries/ready-" in (machine.evidence / "origin.json").read_text()
     names = [step.name for step in machine.timeline.steps]
     assert "fork" in names
 
 
-def test_forks_do_not_see_each_other(lab: Lab) -> None:
-    saved = lab.state(ready).snapshot.folder
+def test_forks_do_not_see_each_other(each: Lab) -> None:
+    saved = each.state(ready).snapshot.folder
     before = digests(saved)
-    first, second = lab.fork(ready), lab.fork(ready)
+    first, second = each.fork(ready), each.fork(ready)
     first.succeed("echo of first | tee /tmp/mark | dd of=/dev/vda conv=fsync 2>/dev/null")
     assert mark(first) == ("of first", "of first")
     assert mark(second) == ("from the parent", "from the parent")
     assert first.port(22) != second.port(22)
-    assert mark(lab.fork(ready)) == ("from the parent", "from the parent")
+    assert mark(each.fork(ready)) == ("from the parent", "from the parent")
     assert digests(saved) == before
 
 
-def test_forks_have_the_time_and_their_own_random_pool(lab: Lab) -> None:
-    first, second = lab.fork(ready), lab.fork(ready)
+def test_forks_have_the_time(each: Lab) -> None:
+    first, second = each.fork(ready), each.fork(ready)
     for machine in (first, second):
         clock = int(machine.console.run("date +%s").stdout)
         assert abs(clock - time.time()) < 5
-    assert first.console.run(RANDOM).stdout != second.console.run(RANDOM).stdout
-    assert second.ssh.run("echo there").stdout == "there\n"
+    assert second.ssh.run("cat /sys/class/net/eth0/carrier").stdout == "1\n"
+
+
+def test_timers_and_the_uptime_go_on(each: Lab) -> None:
+    machine = each.fork(timed)
+    machine.console.run("until [ -s /tmp/after ]; do sleep 1; done", check=True)
+    before, after = (
+        float(machine.console.run(f"cut -d ' ' -f 1 /tmp/{name}").stdout)
+        for name in ("before", "after")
+    )
+    assert before + 4 <= after <= float(machine.console.run("cat /proc/uptime").stdout.split()[0])
+
+
+def draw(machine: Machine) -> set[str]:
+    """Return the first draws from the random pool that a test can have a fork make."""
+    draws = set(machine.console.run(DRAWS).stdout.splitlines())
+    assert len(draws) == 64
+    return draws
+
+
+def test_no_fork_draws_the_random_numbers_of_another(each: Lab) -> None:
+    draws: set[str] = set()
+    for number in range(1, 4):
+        draws |= draw(each.fork(drawn))
+        assert len(draws) == 64 * number
+
+
+def test_a_fork_of_a_running_machine_draws_its_own_random_numbers(each: Lab) -> None:
+    machine = each.boot("micro", saveable=True)
+    machine.os.login()
+    with machine.fork() as other:
+        assert draw(machine).isdisjoint(draw(other))
+
+
+def test_a_fork_says_what_is_still_as_in_the_origin(
+    each: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Micro, "reseed", lambda self, seed: "")
+    for point in (at_the_login, ready):
+        each.fork(point)
+    unattended, attended = (step.data for step in each.timeline.steps if step.name == "fork")
+    nobody = "that of the origin: no user is logged in"
+    assert unattended["clock"] == nobody
+    assert "clock" not in attended
+    if arches.of(each.image.arch).has_vmgenid:
+        assert "random pool" not in {*unattended, *attended}
+    else:
+        assert unattended["random pool"] == nobody
+        assert "the profile has no command that reseeds" in attended["random pool"]
 
 
 @state
@@ -171,22 +253,14 @@ def on_two_networks(lab: Lab) -> Machine:
     return machine
 
 
-def test_mac_addresses_differ_where_forks_may_meet(lab: Lab) -> None:
+def test_mac_addresses_differ_where_forks_may_meet(each: Lab) -> None:
     """An interface with forwarded ports keeps its saved MAC address, which has the DHCP lease."""
-    forks = [lab.fork(on_two_networks), lab.fork(on_two_networks)]
+    forks = [each.fork(on_two_networks), each.fork(on_two_networks)]
     outputs = [fork.console.run("cat /sys/class/net/eth[01]/address").stdout for fork in forks]
     addresses = [output.split() for output in outputs]
     assert addresses == [[fork.spec.mac(nic) for nic in fork.spec.nics] for fork in forks]
     assert addresses[0][0] == addresses[1][0]
     assert addresses[0][1] != addresses[1][1]
-
-
-def test_the_random_pool_differs_before_the_first_command(lab: Lab) -> None:
-    outputs = set()
-    for _ in range(3):
-        # The first command of a fork, after those of Harness.
-        outputs.add(lab.fork(ready).console.run(RANDOM).stdout)
-    assert len(outputs) == 3
 
 
 def read_until(process: subprocess.Popen[bytes], text: bytes) -> bytes:
@@ -199,8 +273,8 @@ def read_until(process: subprocess.Popen[bytes], text: bytes) -> bytes:
     return output
 
 
-def test_the_script_of_a_fork_runs_by_hand(lab: Lab) -> None:
-    machine = lab.fork(ready)
+def test_the_script_of_a_fork_runs_by_hand(each: Lab) -> None:
+    machine = each.fork(ready)
     machine.stop()
     by_hand = subprocess.Popen(
         [machine.evidence / "qemu.sh", "--fresh"],
@@ -226,29 +300,29 @@ def test_the_script_of_a_fork_runs_by_hand(lab: Lab) -> None:
         by_hand.stdout.close()
 
 
-def test_a_fork_reboots(lab: Lab) -> None:
-    machine = lab.fork(ready)
+def test_a_fork_reboots(each: Lab) -> None:
+    machine = each.fork(ready)
     before = machine.boot_id
     machine.reboot()
     assert machine.boot_id != before
     assert machine.succeed("head -n 1 /dev/vda") == "from the parent\n"
 
 
-def test_a_state_builds_on_its_parent(lab: Lab) -> None:
-    assert mark(lab.fork(changed)) == ("from the child", "from the child")
-    assert mark(lab.fork(ready)) == ("from the parent", "from the parent")
-    parent, child = lab.state(ready), lab.state(changed)
+def test_a_state_builds_on_its_parent(each: Lab) -> None:
+    assert mark(each.fork(changed)) == ("from the child", "from the child")
+    assert mark(each.fork(ready)) == ("from the parent", "from the parent")
+    parent, child = each.state(ready), each.state(changed)
     assert child.manifest.parent == parent.entry
 
 
-def test_a_disk_that_moved_to_another_machine_keeps_its_content(lab: Lab) -> None:
-    machine = lab.fork(moved)
+def test_a_disk_that_moved_to_another_machine_keeps_its_content(each: Lab) -> None:
+    machine = each.fork(moved)
     for place, content in ((0, "from the parent"), (4, "from between"), (6, "from above")):
         output = machine.console.run(f"dd if=/dev/vda bs=1M skip={place} count=1 2>&- | head -n 1")
         assert output.stdout == content + "\n"
     machine.stop()
-    bases = [name for name, _ in lab.state(moved).snapshot.bases if "disks" in name]
-    assert bases == [str(lab.state(ready).snapshot.folder / "disks" / "data.qcow2")]
+    bases = [name for name, _ in each.state(moved).snapshot.bases if "disks" in name]
+    assert bases == [str(each.state(ready).snapshot.folder / "disks" / "data.qcow2")]
 
 
 def test_a_fork_stands_at_the_login_prompt(lab: Lab) -> None:
@@ -264,16 +338,22 @@ def test_a_state_that_cannot_be_saved_running_is_cold(lab: Lab) -> None:
     assert machine.console.run("echo logged in").stdout == "logged in\n"
 
 
-def test_a_machine_forks_while_it_runs(lab: Lab, tmp_path: Path) -> None:
+def test_a_machine_forks_while_it_runs(each: Lab, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not started with saveable=True"):
-        lab.fork(ready).save(tmp_path / "nowhere")
-    machine = lab.boot("micro", saveable=True, disks=[Disk("data", size=8 * MIB)])
+        each.fork(ready).save(tmp_path / "nowhere")
+    base = tmp_path / "disk.raw"
+    base.write_bytes(bytes(8 * MIB))
+    machine = each.boot("micro", saveable=True, disks=[Disk("data", base=base)])
     machine.os.login()
     machine.succeed("echo before | tee /tmp/mark | dd of=/dev/vda conv=fsync 2>/dev/null")
     with machine.fork() as other:
         machine.succeed("echo after | tee /tmp/mark | dd of=/dev/vda conv=fsync 2>/dev/null")
         assert mark(other) == ("before", "before")
         assert mark(machine) == ("after", "after")
+        saved = Snapshot.read(
+            Path(json.loads((other.evidence / "origin.json").read_text())["folder"])
+        )
+        assert str(base) in dict(saved.bases), "the fork has a copy of the disk's base"
         other.succeed("echo other > /tmp/mark")
         assert mark(machine) == ("after", "after")
 

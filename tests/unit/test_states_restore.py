@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from harness.qemu.argv import Allocations, Ram
 from harness.qemu.binary import Qemu
 from harness.spec import MIB, Firmware, FirmwareKind, MachineSpec, Nic
 from harness.states import restore
-from harness.states.restore import allocate, difference
+from harness.states.restore import allocate, differences, script
 from harness.states.save import Memory
 from harness.states.snapshot import Snapshot
+
+SHELLS = [shell for shell in ("sh", "bash", "busybox sh") if shutil.which(shell.split()[0])]
 
 SPEC = MachineSpec("one", "x86_64", Firmware(FirmwareKind.BIOS), memory=64 * MIB)
 BOOTED = Allocations(Path("/qemu"), "pc-q35-10.0", "tcg", "max", qmp_fd=3, console_fd=4)
@@ -65,17 +69,51 @@ def test_a_fork_on_arm_has_no_generation_device() -> None:
 
 def test_a_fork_of_another_name_has_its_own_mac_address() -> None:
     other = replace(SPEC, name="two")
-    line = difference(SPEC, other, now=1000.6)
+    commands = differences(SPEC, other, now=1000.6)
     nic = SPEC.nics[0]
-    assert f"{SPEC.mac(nic)}) ip link set dev " in line
-    assert f"address {other.mac(nic)};;" in line
-    assert "date -u -s @1001" in line
+    assert f"{SPEC.mac(nic)}) ip link set dev " in commands["MAC addresses"]
+    assert f"address {other.mac(nic)}||" in commands["MAC addresses"]
+    assert "date -u -s @1001" in commands["clock"]
 
 
 def test_a_mac_address_that_stays_needs_no_command() -> None:
-    assert "ip link" not in difference(SPEC, SPEC)
+    assert "MAC addresses" not in differences(SPEC, SPEC)
     fixed = replace(SPEC, nics=(Nic(mac="52:54:00:00:00:01"),))
-    assert "ip link" not in difference(fixed, replace(fixed, name="two"))
+    assert "MAC addresses" not in differences(fixed, replace(fixed, name="two"))
+
+
+def test_the_random_pool_is_reseeded_first_and_the_clock_is_set_last() -> None:
+    other = replace(SPEC, name="two")
+    assert list(differences(SPEC, other, reseed="x")) == ["random pool", "MAC addresses", "clock"]
+    assert "random pool" not in differences(SPEC, other)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_script_names_what_failed_and_goes_on(shell: str) -> None:
+    commands = {"pool": "false", "addresses": "b=; [ $b ]", "clock": "echo set"}
+    command = [*shell.split(), "-c", script(commands)]
+    assert subprocess.check_output(command, text=True) == "pool\naddresses\nset\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_refused_mac_address_is_named(tmp_path: Path, shell: str, refused: bool) -> None:
+    """The shell sees interfaces of the test's own, and an ``ip`` that refuses to change one of two."""
+    before = replace(SPEC, nics=(Nic("a", forward=()), Nic("b", forward=())))
+    after = replace(before, name="two")
+    for nic in before.nics:
+        (tmp_path / nic.name).mkdir()
+        (tmp_path / nic.name / "address").write_text(f"{before.mac(nic)}\n")
+    command = differences(before, after)["MAC addresses"].replace("/sys/class/net", str(tmp_path))
+    fake = f"ip() {{ echo $*; [ $4 != {'a' if refused else 'c'} ]; }};"
+    done = subprocess.run(
+        [*shell.split(), "-c", fake + script({"MAC addresses": command})],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    changes = [f"link set dev {nic.name} address {after.mac(nic)}" for nic in after.nics]
+    assert done.stdout.splitlines() == [*changes, *(["MAC addresses"] if refused else [])]
 
 
 @pytest.mark.parametrize(
