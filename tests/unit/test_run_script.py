@@ -429,7 +429,7 @@ def test_all_phases_run_in_order_and_pytest_has_the_last_word(host: Host) -> Non
         *("integration", "tests/integration", "smoke", "harness"),
     ]
     assert "passed: lint" in lines[-2]
-    assert done.stdout.splitlines()[-1] == "harness acceptance --tier smoke -n auto"
+    assert done.stdout.splitlines()[-1] == "harness acceptance --tier smoke --arch all -n auto"
 
 
 @pytest.mark.parametrize(("fails", "after"), [("ruff", "type"), ("mypy", "unit")])

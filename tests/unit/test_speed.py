@@ -56,12 +56,10 @@ def test_a_fast_host_shortens_emulation_but_no_factor_is_below_one(
     assert measure("tcg", "x86_64", cache) == pytest.approx(4.0)
 
 
-def test_a_slow_host_takes_longer_and_arm_even_longer(cache_of: Callable[[float], Path]) -> None:
+def test_a_slow_host_takes_longer(cache_of: Callable[[float], Path]) -> None:
     cache = cache_of(3.0)
     assert measure("kvm", "aarch64", cache) == pytest.approx(3.0)
-    x86 = measure("tcg", "x86_64", cache)
-    assert x86 == pytest.approx(24.0)
-    assert measure("tcg", "aarch64", cache) > x86
+    assert measure("tcg", "x86_64", cache) == pytest.approx(24.0)
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
