@@ -41,19 +41,37 @@ def one(tmp_path: Path) -> Iterator[Shell]:
         yield pair
 
 
-def dying(guest: ShellGuest, after: bytes, words: bytes) -> None:
-    """Let the line carry ``words`` behind ``after``, and then nothing any more."""
-    dead: list[bool] = []
+class Splice:
+    """Puts ``words`` into the line once, behind the first of ``needles``, however reads divide it.
 
-    def tamper(data: bytes) -> bytes:
-        if dead:
-            return b""
-        if after not in data:
+    Args:
+        needles: What the guest prints.
+        words: What follows it.
+        dies: Whether the line carries nothing any more after the words.
+    """
+
+    def __init__(self, *needles: bytes, words: bytes, dies: bool = False) -> None:
+        self.done = False
+        self._needles = needles
+        self._words = words
+        self._dies = dies
+        self._seen = b""
+
+    def __call__(self, data: bytes) -> bytes:
+        if self.done:
+            return b"" if self._dies else data
+        before = len(self._seen)
+        self._seen += data
+        ends = [
+            self._seen.find(needle) + len(needle)
+            for needle in self._needles
+            if needle in self._seen
+        ]
+        if not ends:
             return data
-        dead.append(True)
-        return data[: data.index(after) + len(after)] + words
-
-    guest.tamper = tamper
+        self.done = True
+        at = min(ends) - before
+        return data[:at] + self._words + (b"" if self._dies else data[at:])
 
 
 def slow(data: bytes) -> bytes:
@@ -102,19 +120,10 @@ def test_a_printed_log_of_a_crash_is_no_crash(one: Shell, tmp_path: Path, length
 def test_noise_in_an_answer_with_such_words_is_no_crash(one: Shell) -> None:
     console, guest = one
     noise = b"[   12.345678] vda: detected capacity change\r\n"
-    noisy: list[bool] = []
-
-    def tamper(data: bytes) -> bytes:
-        at = data.find(b"BUG: 42 fixed")
-        if at < 0 or b"$ " in data[:at] or noisy:
-            return data
-        noisy.append(True)
-        return data[: at + 10] + noise + data[at + 10 :]
-
-    guest.tamper = tamper
+    guest.tamper = splice = Splice(b"BUG: 42 fi", words=noise)
     command = "sleep 0.2; printf 'BUG: 42 %s the thing\\n' fixed"
     assert console.run(command, SOON).stdout == "BUG: 42 fixed the thing\n"
-    assert noisy
+    assert splice.done
     healthy(console)
 
 
@@ -146,16 +155,7 @@ def test_a_crash_within_an_answer_is_noticed(
     one: Shell, words: bytes, kind: type[GuestError]
 ) -> None:
     console, guest = one
-    inserted: list[bool] = []
-
-    def tamper(data: bytes) -> bytes:
-        at = data.find(b"   5\r\n")
-        if at < 0 or inserted:
-            return data
-        inserted.append(True)
-        return data[:at] + b"\r\n" + words + data[at:]
-
-    guest.tamper = tamper
+    guest.tamper = Splice(b"   5\r\n", words=words)
     with pytest.raises(kind) as caught:
         console.run(LONG, SOON)
     assert f"expecting({kind.__name__})" in str(caught.value)
@@ -165,7 +165,7 @@ def test_a_crash_within_an_answer_is_noticed(
 
 def test_a_panic_within_an_answer_ends_the_run_soon(one: Shell) -> None:
     console, guest = one
-    dying(guest, b"   5\r\n", b"\r\n" + PANIC)
+    guest.tamper = Splice(b"   5\r\n", words=b"\r\n" + PANIC, dies=True)
     with pytest.raises(PanicError, match="silent") as caught:
         console.run(LONG, 10 * SOON)
     assert "then the guest was silent" in str(caught.value)
@@ -174,7 +174,7 @@ def test_a_panic_within_an_answer_ends_the_run_soon(one: Shell) -> None:
 
 def test_an_emergency_shell_within_an_answer_ends_the_run_soon(one: Shell) -> None:
     console, guest = one
-    dying(guest, b"   5\r\n", EMERGENCY)
+    guest.tamper = Splice(b"   5\r\n", words=EMERGENCY, dies=True)
     with pytest.raises(EmergencyModeError):
         console.run(LONG, 10 * SOON)
     console.forget_login()
@@ -210,18 +210,9 @@ def test_a_guest_that_answers_has_not_panicked(one: Shell) -> None:
 
 def test_a_guest_that_answers_after_a_broken_answer_has_not_panicked(one: Shell) -> None:
     console, guest = one
-    inserted: list[bool] = []
-
-    def tamper(data: bytes) -> bytes:
-        at = data.find(b"   5\r\n")
-        if at < 0 or inserted:
-            return data
-        inserted.append(True)
-        return data[:at] + b"\r\n" + PANIC + data[at:]
-
-    guest.tamper = tamper
+    guest.tamper = splice = Splice(b"   5\r\n", words=PANIC)
     assert console.run(LONG, SOON).stdout.count("\n") == 9
-    assert inserted
+    assert splice.done
     with pytest.raises(WaitTimeoutError):
         console.expect("never printed", 3.0)  # longer than the silence that confirms a suspect
     healthy(console)
@@ -266,7 +257,7 @@ def test_a_reset_confirms_a_panic(one: Shell, monkeypatch: pytest.MonkeyPatch) -
 def test_a_panic_within_an_answer_and_a_restart_end_the_run_as_a_panic(one: Shell) -> None:
     console, guest = one
     restart = b"[    0.000000] Linux version 6.12.0 (gcc)\r\n"
-    dying(guest, b"   5\r\n", b"\r\n" + PANIC + restart)
+    guest.tamper = Splice(b"   5\r\n", words=b"\r\n" + PANIC + restart, dies=True)
     with pytest.raises(PanicError):
         console.run(LONG, 10 * SOON)
     console.forget_login()
@@ -275,10 +266,7 @@ def test_a_panic_within_an_answer_and_a_restart_end_the_run_as_a_panic(one: Shel
 def test_a_crash_behind_an_answer_is_noticed(one: Shell) -> None:
     console, guest = one
 
-    def tamper(data: bytes) -> bytes:
-        return data + OOPS if b"> \r\n" in data or b">\r\n" in data else data
-
-    guest.tamper = tamper
+    guest.tamper = Splice(b"> \r\n", b">\r\n", words=OOPS)
     console.run("echo 'BUG: no crash'", SOON)
     guest.tamper = lambda data: data
     with pytest.raises(OopsError):
