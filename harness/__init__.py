@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from harness import errors, points
     from harness.catalog import Selection
+    from harness.cluster import History
     from harness.errors import HarnessError, Verdict
     from harness.lab import Lab
     from harness.machine import Machine
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "harness.catalog": ("Selection",),
+    "harness.cluster": ("History",),
     "harness.errors": ("HarnessError", "Verdict"),
     "harness.lab": ("Lab",),
     "harness.machine": ("Machine",),
@@ -113,6 +115,7 @@ __all__ = [
     "Disk",
     "GuestForward",
     "HarnessError",
+    "History",
     "Identity",
     "Install",
     "Installable",

@@ -42,11 +42,16 @@ is a test that failed and passed at a later try. The tree, with ``!`` where a se
     │   ├── OutputLostError                      no room in the guest for a command's output
     │   ├── InstallRefusedError                  the image's installer refused; its own words
     │   ├── UpgradeRefusedError                  the image's upgrade refused or failed; its own words
-    │   └── RecoveryRefusedError                 a rollback, repair or reset was refused; its own words
+    │   ├── RecoveryRefusedError                 a rollback, repair or reset was refused; its own words
+    │   ├── OperationRefusedError                a cluster refused a write or read of a client
+    │   ├── OutcomeUnknownError                  a cluster did not answer a client
+    │   └── HistoryError                         a cluster's answers contradict each other
     ├── SshError                        product
     │   ├── SshKeyRefusedError
     │   ├── HostKeyChangedError
     │   └── ConnectionLostError                  in the middle of a command
+    ├── ProviderError                   test     a provider of a cluster raised what it may not
+    ├── HistoryUndecidedError           infra    a history is too tangled to be checked
     └── WaitTimeoutError                timeout  names the event, the last output, the silence; infra
         │                                        if the host was under pressure
         └── GuestIdleError                       hangs while it comes up: before the deadline
@@ -305,6 +310,28 @@ class UpgradeRefusedError(GuestError):
 
 class RecoveryRefusedError(GuestError):
     """The image refused a rollback, a repair or a reset, or abandoned it; carries its own words."""
+
+
+class OperationRefusedError(GuestError):
+    """A cluster refused a client's write or read: it was not applied, and never will be."""
+
+
+class OutcomeUnknownError(GuestError):
+    """A cluster did not answer a client: it may have applied a write, or may at any later time."""
+
+
+class HistoryError(GuestError):
+    """The answers of a cluster contradict each other: a lost write, a stale read; shows the proof."""
+
+
+class ProviderError(HarnessError):
+    """A cluster's provider raised an error that its protocol does not allow."""
+
+    verdict = Verdict.TEST
+
+
+class HistoryUndecidedError(HarnessError):
+    """The search for an order of a history's operations ended without an answer."""
 
 
 class SshError(HarnessError):

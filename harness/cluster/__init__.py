@@ -1,0 +1,32 @@
+"""Clusters: machines that serve clients together, and what they promise those clients.
+
+- :mod:`~harness.cluster.provider`: what Harness has to know of one kind of cluster.
+- :mod:`~harness.cluster.clients`: concurrent clients that write and read while a test breaks things.
+- :mod:`~harness.cluster.history`: what they asked, what was answered, and when; the check afterwards.
+- :mod:`~harness.cluster.checks`: lost writes, stale reads and other faults, with their proof; by
+  :mod:`~harness.cluster.linearizability` and :mod:`~harness.cluster.shrink`, and drawn by
+  :mod:`~harness.cluster.drawing`.
+"""
+
+from harness.cluster.checks import Fault, Findings, Violation, examine
+from harness.cluster.clients import Clients
+from harness.cluster.history import History
+from harness.cluster.linearizability import decide
+from harness.cluster.operation import Kind, Operation, Outcome
+from harness.cluster.provider import Member, Provider, Store
+
+__all__ = [
+    "Clients",
+    "Fault",
+    "Findings",
+    "History",
+    "Kind",
+    "Member",
+    "Operation",
+    "Outcome",
+    "Provider",
+    "Store",
+    "Violation",
+    "decide",
+    "examine",
+]
