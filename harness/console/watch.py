@@ -227,7 +227,8 @@ DEFAULT_WATCHERS: Final = (
         "the firmware found nothing to boot and started its shell",
         FirmwareShellError,
         ["UEFI Interactive Shell"],
-        r"^UEFI Interactive Shell v\d",
+        # Anywhere in a line: on a busy host the firmware was seen to lose the end of the line before.
+        r"UEFI Interactive Shell v\d",
         "check that the disk is attached and has an EFI system partition that the firmware can read",
     ),
     watcher(
@@ -235,7 +236,8 @@ DEFAULT_WATCHERS: Final = (
         "the firmware found no bootable device",
         NoBootDeviceError,
         ["No bootable "],
-        r"^(?:BdsDxe: )?No bootable (?:device\b|option or device was found)",
+        r"^No bootable (?:device\b|option or device was found)"
+        r"|BdsDxe: No bootable option or device was found",
         "check that the disk is attached and boots from this firmware (BIOS or UEFI)",
     ),
     watcher(

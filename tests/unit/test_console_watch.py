@@ -45,7 +45,16 @@ GENUINE = [
     ("emergency", b"Press Enter for maintenance"),
     ("init-crash", b"\x1b[!p[!!!!!!] Failed to start up manager."),
     ("firmware-shell", b"\x1b[2J\x1b[01;01H\x1b[0m\x1b[37m\x1b[40mUEFI Interactive Shell v2.2"),
+    (
+        "firmware-shell",
+        b'BdsDxe: starting Boot0002 "EFI Internal Shell" fr\x1bBUEFI Interactive Shell v2.2',
+    ),
     ("no-boot-device", b"BdsDxe: No bootable option or device was found."),
+    (
+        "no-boot-device",
+        b'"EFI Internal Shell" fr\x1bBBdsDxe: No bootable option or device was found.',
+    ),
+    ("no-boot-device", b"No bootable option or device was found."),
     ("no-boot-device", b"No bootable device."),
     ("first-boot", b"-- Press any key to proceed --"),
 ]
