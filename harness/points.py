@@ -93,6 +93,7 @@ def live(lab: Lab) -> Machine[Any]:
     disks = [] if lab.image.machine.disk is None else [target_disk(lab.image)]
     machine = lab.boot(disks=disks)
     machine.os.login()
+    _reach(lab, machine)
     return machine
 
 
@@ -109,7 +110,17 @@ def installed(lab: Lab, machine: Machine[Any]) -> Machine[Any]:
     machine.shutdown()
     system = boot_installed(lab, installed_disk(machine))
     system.os.login()
+    _reach(lab, system)
     return system
+
+
+def _reach(lab: Lab, machine: Machine[Any]) -> None:
+    """Connect by SSH if the image has it: whoever comes to a fork finds the server there.
+
+    A prompt on the console may come long before.
+    """
+    if "ssh" in lab.image.capabilities:
+        machine.ssh.connect()
 
 
 @state(parent=installed)
