@@ -387,7 +387,9 @@ def _differ(machine: Machine[Any], origin: Snapshot) -> None:
             step.data.update(dict.fromkeys(commands, "that of the origin: no user is logged in"))
             return
         failed = set(commands)
+        why = "that of the origin"
         if result.ok:
             failed &= set(result.stdout.splitlines())
-        why = f"that of the origin: status {result.status}: {result.evidence}"
-        step.data.update(dict.fromkeys(failed, why))
+        else:
+            why += f": status {result.status}"
+        step.data.update(dict.fromkeys(failed, f"{why}: {result.evidence}"))

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import pytest
-from _pytest.fixtures import reorder_items
 
 from harness.pytest_plugin import session as sessions
 from harness.pytest_plugin import tiers
@@ -210,7 +209,7 @@ def paces(session: sessions.Session) -> dict[str, Pace]:
     from harness.errors import HarnessError
 
     reference = arches.of(arches.ARCHES[0]).emulation
-    found = {}
+    by_arch = {}
     with contextlib.suppress(HarnessError):
         for arch in session.present:
             lab = session.lab_on(arch)
@@ -222,8 +221,8 @@ def paces(session: sessions.Session) -> dict[str, Pace]:
                 built = lab.store.where(lab.image).exists()
             run = (emulation if accel == "tcg" else 1.0) / reference
             build = 1.0 if arch == arches.host() else emulation
-            found[arch] = Pace(run, 0.0 if built else build)
-    return found
+            by_arch[arch] = Pace(run, 0.0 if built else build)
+    return by_arch
 
 
 _MEASURED: Final = pytest.StashKey[dict[str, dict[str, float]]]()
@@ -280,6 +279,9 @@ def pytest_collection_modifyitems(
     if _INPUT not in worker:
         yield
         return
+    # Private to pytest, so no project that has no machines shall depend on it.
+    from _pytest.fixtures import reorder_items
+
     # pytest itself brings tests together that share a parameter of the session or of their module.
     before = {item: number for number, item in enumerate(reorder_items(items))}
     yield

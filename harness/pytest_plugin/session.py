@@ -292,10 +292,11 @@ class Session:
         """End the lab and the run's folder, as far as there are any."""
         try:
             with contextlib.ExitStack() as ending:
-                for lab in self._labs.values():
-                    ending.callback(lab.close)
+                # The last one is closed first: it holds what the others share, such as the progress.
                 if self.has_lab:
                     ending.callback(self.lab.close)
+                for lab in self._labs.values():
+                    ending.callback(lab.close)
         finally:
             # A lab does not end a run that it was given.
             if "run" in self.__dict__:

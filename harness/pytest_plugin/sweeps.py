@@ -298,7 +298,8 @@ def cut(
     totals = {
         "sweep": recording.folder.name,
         "recording": str(recording.folder),
-        "arch": _arch,
+        "arch": lab.image.arch,
+        "of several": bool(_arch),
         "writes": log.writes,
         "flushes": log.flushes,
         "places": len(candidates),
@@ -325,7 +326,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         sweep = tried[0][0]
         points = sorted({totals["point"] for totals, _ in tried})
         seconds = sum(totals["rebuilt"] for totals, _ in tried) / len(tried)
-        name = f"{sweep['sweep']} on {sweep['arch']}" if sweep["arch"] else sweep["sweep"]
+        name = f"{sweep['sweep']} on {sweep['arch']}" if sweep["of several"] else sweep["sweep"]
         terminalreporter.write_line(
             f"{name}: {sweep['writes']} writes, {sweep['flushes']} flushes;"
             f" {sweep['places']} places of {sweep['kinds']} kinds are"
@@ -337,7 +338,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             if report.outcome == "failed":
                 file = report.nodeid.split("[")[0]
                 tier = f" --tier {config.option.tier}" if config.option.tier else ""
-                arch = f" --arch {totals['arch']}" if totals["arch"] else ""
+                arch = f" --arch {totals['arch']}" if config.option.arch else ""
                 terminalreporter.write_line(
                     f"failed {totals['point']}; alone:"
                     f" {file} --cut {totals['point']} --recording {totals['recording']}{tier}{arch}"

@@ -102,6 +102,8 @@ def check_disk(path: Path, image_format: str, arch: str, what: str) -> None:
 def check_archive(path: Path, arch: str, what: str) -> None:
     """Refuse a tar whose kernels and EFI programs are all made for other architectures.
 
+    ELF files do not count: a tool for another architecture may be among the files.
+
     Args:
         path: The file; one that is compressed, or no tar, is accepted.
         arch: The architecture of the guests that get the files.
@@ -116,7 +118,7 @@ def check_archive(path: Path, arch: str, what: str) -> None:
         for member in itertools.islice(archive, _MEMBERS):
             if not member.isreg() or (content := archive.extractfile(member)) is None:
                 continue
-            for name, words in kernel_marks(_reader(content, member.size)).items():
+            for name, words in kernel_marks(_reader(content, member.size), elf=False).items():
                 marks.setdefault(name, f"{member.name}: {words}")
     _refuse(arch, what, marks)
 
@@ -151,8 +153,13 @@ def _reader(file: IO[bytes], end: int) -> Read:
     return read
 
 
-def kernel_marks(read: Read) -> dict[str, str]:
-    """Return the marks of architectures in a kernel, a sentence by architecture."""
+def kernel_marks(read: Read, *, elf: bool = True) -> dict[str, str]:
+    """Return the marks of architectures in a kernel, a sentence by architecture.
+
+    Args:
+        read: Reads the file.
+        elf: Whether an ELF file is a kernel.
+    """
     head = read(0, _HEAD)
     if head[:2] == b"\x1f\x8b":
         # QEMU unpacks it for aarch64 (load_image_gzipped_buffer in hw/core/loader.c).
@@ -160,17 +167,17 @@ def kernel_marks(read: Read) -> dict[str, str]:
             head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, _HEAD)
         except zlib.error:
             return {}
-    found = {}
+    by_arch = {}
     for arch in arches.ARCHES:
         marks = arches.of(arch).marks
         magic, at = marks.kernel
         if (machine := _pe_machine(head, read)) in marks.pe:
-            found[arch] = f"it is an EFI program (PE) for machine {machine:#06x}"
-        elif (machine := _elf_machine(head)) in marks.elf:
-            found[arch] = f"it is an ELF file for machine {machine}"
+            by_arch[arch] = f"it is an EFI program (PE) for machine {machine:#06x}"
+        elif elf and (machine := _elf_machine(head)) in marks.elf:
+            by_arch[arch] = f"it is an ELF file for machine {machine}"
         elif head[at:].startswith(magic):
-            found[arch] = f"it is a Linux kernel of {arch}"
-    return found
+            by_arch[arch] = f"it is a Linux kernel of {arch}"
+    return by_arch
 
 
 def _pe_machine(head: bytes, read: Read) -> int | None:
@@ -203,19 +210,19 @@ def disk_marks(read: Read) -> dict[str, str]:
     loaders = set()
     for start in volumes if partitions else [0]:
         loaders |= file_system.names(read, start, "EFI", "BOOT")
-    found = {}
+    by_arch = {}
     for arch in arches.ARCHES:
         loader = arches.of(arch).marks.efi_loader
         if loader in loaders:
-            found[arch] = f"its EFI system partition has the boot loader EFI/BOOT/{loader}"
-    if found:
-        return found
+            by_arch[arch] = f"its EFI system partition has the boot loader EFI/BOOT/{loader}"
+    if by_arch:
+        return by_arch
     types = {each.type for each in partitions}
     for arch in arches.ARCHES:
         for name, kind in arches.of(arch).marks.partitions.items():
             if kind in types:
-                found.setdefault(arch, f"it has a partition of the type {name}")
-    return found
+                by_arch.setdefault(arch, f"it has a partition of the type {name}")
+    return by_arch
 
 
 class _Qcow2:

@@ -93,9 +93,9 @@ def test_a_missing_qemu_names_its_package(projects: Project, tmp_path: Path) -> 
     tools = tmp_path / "tools"
     tools.mkdir()
     for name in ("sh", "truncate", "qemu-img", "setpriv"):
-        found = shutil.which(name)
-        assert found is not None
-        (tools / name).symlink_to(found)
+        program = shutil.which(name)
+        assert program is not None
+        (tools / name).symlink_to(program)
     text = both(projects, env={"PATH": str(tools)})
     assert f"{arches.of(FOREIGN).qemu} is not installed" in text
     assert f"install the package {arches.of(FOREIGN).qemu_package}" in text
