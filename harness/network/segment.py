@@ -36,7 +36,8 @@ CAPTURE_LIMIT: Final = 256 * 1024 * 1024
 _ANSWER: Final = 60.0
 """Seconds in which the process answers; it needs milliseconds."""
 
-_NAME: Final = re.compile(r"[a-z][a-z0-9.-]{0,62}")
+_SEGMENT: Final = re.compile(r"[a-z][a-z0-9-]{0,30}")
+_PORT: Final = re.compile(rf"{_SEGMENT.pattern}(\.{_SEGMENT.pattern})?")
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _STATE: Final = "segment.json"
 _FRAMES: Final = "segment.frames"
@@ -226,7 +227,10 @@ class Segment:
         scope: Scope | None = None,
         state: SegmentState | None = None,
     ) -> None:
-        _check_name("segment", name)
+        if not _SEGMENT.fullmatch(name):
+            raise UsageError(
+                f"{name!r} is not a valid segment name (at most 31 lower-case letters, digits and '-')"
+            )
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise UsageError(f"a seed is a whole number, not {seed!r}")
         self.name = name
@@ -317,7 +321,11 @@ class Segment:
             UsageError: The name is not valid, or in use; or another port has that address.
         """
         name = machine if isinstance(machine, str) else machine.name
-        _check_name("port", name)
+        if not _PORT.fullmatch(name):
+            raise UsageError(
+                f"{name!r} is not a valid port name (that of a machine, or node-1.net1 for a further"
+                " interface of node-1)"
+            )
         if mac is not None:
             mac = mac.lower()
             if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1:
@@ -521,10 +529,3 @@ class Segment:
             self._process.kill()
         self._reader.join()
         self._control.close()
-
-
-def _check_name(kind: str, name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"{name!r} is not a valid {kind} name (at most 63 lower-case letters, digits, '-' and '.')"
-        )
