@@ -240,22 +240,25 @@ class _Server:
         except OSError as error:
             self._capture, self._capture_error = None, str(error)
 
-    def _do_attach(self, port: str, vlan: dict[str, Any] | None) -> str:
-        """Connect a machine to a port; return why not, if so."""
+    def _do_add_port(self, port: str, vlan: dict[str, Any]) -> None:
+        known = self._switch.ports.get(port)
+        if known is None:
+            self._switch.add_port(port, Vlan.load(vlan))
+        else:
+            known.vlan = Vlan.load(vlan)
+
+    def _do_attach(self, port: str) -> bool:
+        """Connect a machine to a port; return whether the port was free."""
         end = socket.socket(fileno=self._descriptors.pop(0))
         known = self._switch.ports.get(port)
         if known is not None and known.outlet is not None:
             for old in [old for old in self._sockets.values() if old.port is known]:
                 if not _hung_up(old.socket):
                     end.close()
-                    return "in use"
+                    return False
                 self._hang_up(old)
-        if known is None or vlan is not None:
-            new = Vlan() if vlan is None else Vlan.load(vlan)
-            if known is None:
-                known = self._switch.add_port(port, new)
-            else:
-                known.vlan = new
+        if known is None:
+            known = self._switch.add_port(port, Vlan())
         end.setblocking(False)
         connected = _Socket(self, known, end)
         self._sockets[end.fileno()] = connected
@@ -263,7 +266,7 @@ class _Server:
         known.outlet = connected
         self.watch(connected)
         known.flush()
-        return ""
+        return True
 
     def _do_impair(self, links: list[list[str | None]], impairment: dict[str, Any]) -> None:
         for link in _links(links):

@@ -303,9 +303,21 @@ class Segment:
         """The names of its ports."""
         return tuple(self._ports)
 
-    def attach(
-        self, machine: Machine, *, mac: str | None = None, vlan: Vlan | None = None
-    ) -> socket.socket:
+    def add_port(self, machine: Machine, *, vlan: Vlan | None = None) -> None:
+        """Add a port before its machine is there, to impair its links; or change a port's VLANs.
+
+        Args:
+            machine: The machine, or the name of its port.
+            vlan: Its VLANs; VLAN 1 untagged by default.
+
+        Raises:
+            UsageError: The name is not valid.
+        """
+        name = _port_name(machine)
+        self._order("add_port", port=name, vlan=(vlan or Vlan()).dump())
+        self._ports.setdefault(name, None)
+
+    def attach(self, machine: Machine, *, mac: str | None = None) -> socket.socket:
         """Connect a machine to its port; return the machine's end, which QEMU's netdev ``dgram`` takes.
 
         The port keeps its links, faults and counters when its machine goes, and the next one of that
@@ -315,17 +327,11 @@ class Segment:
         Args:
             machine: The machine, or the name of its port.
             mac: Its MAC address, if known, to refuse the same one twice.
-            vlan: Its VLANs; by default those that the port had, and VLAN 1 untagged at first.
 
         Raises:
             UsageError: The name is not valid, or in use; or another port has that address.
         """
-        name = machine if isinstance(machine, str) else machine.name
-        if not _PORT.fullmatch(name):
-            raise UsageError(
-                f"{name!r} is not a valid port name (that of a machine, or node-1.net1 for a further"
-                " interface of node-1)"
-            )
+        name = _port_name(machine)
         if mac is not None:
             mac = mac.lower()
             if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1:
@@ -341,13 +347,7 @@ class Segment:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, contextlib.ExitStack() as undo:
             undo.enter_context(theirs)
-            refusal = self._order(
-                "attach",
-                port=name,
-                vlan=None if vlan is None else vlan.dump(),
-                descriptors=[ours.fileno()],
-            )
-            if refusal:
+            if not self._order("attach", port=name, descriptors=[ours.fileno()]):
                 raise UsageError(
                     f"port {name} of segment {self.name} has a machine",
                     hint="end it first, or attach another name",
@@ -529,3 +529,13 @@ class Segment:
             self._process.kill()
         self._reader.join()
         self._control.close()
+
+
+def _port_name(machine: Machine) -> str:
+    name = machine if isinstance(machine, str) else machine.name
+    if not _PORT.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is not a valid port name (that of a machine, or node-1.net1 for a further"
+            " interface of node-1)"
+        )
+    return name

@@ -116,6 +116,14 @@ def test_a_broadcast_and_a_multicast_go_to_all_others(bench: Bench) -> None:
     assert received(bench) == {"a": 0, "b": 2, "c": 2}
 
 
+def test_a_frame_to_an_address_at_its_own_port_goes_nowhere(bench: Bench) -> None:
+    bench.put("a", frame(BROADCAST, D))
+    for machine in bench.machines.values():
+        machine.frames.clear()
+    bench.put("a", frame(D, A))
+    assert received(bench) == {"a": 0, "b": 0, "c": 0}
+
+
 def test_an_address_is_learned_again_where_it_moves(bench: Bench) -> None:
     bench.put("c", frame(BROADCAST, B))
     bench.send(1)

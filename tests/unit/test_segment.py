@@ -56,8 +56,8 @@ class Lan:
         for end in self.ends.values():
             end.close()
 
-    def attach(self, name: str, vlan: Vlan | None = None) -> None:
-        end = self.ends[name] = self.segment.attach(name, vlan=vlan)
+    def attach(self, name: str) -> None:
+        end = self.ends[name] = self.segment.attach(name)
         end.settimeout(PATIENCE)
 
     def learn(self) -> None:
@@ -135,10 +135,12 @@ def test_an_empty_and_a_huge_frame_do_no_harm(lan: Lan) -> None:
 
 
 def test_vlans_are_kept_apart(tmp_path: Path) -> None:
-    with Segment("lan", folder=tmp_path) as segment, Lan(segment) as lan:
-        lan.attach("a", Vlan.access(10))
-        lan.attach("b", Vlan.access(20))
-        lan.attach("c", Vlan.trunk([10, 20]))
+    with Segment("lan", folder=tmp_path) as segment, Lan(segment, "a") as lan:
+        segment.add_port("a", vlan=Vlan.access(10))
+        segment.add_port("b", vlan=Vlan.access(20))
+        segment.add_port("c", vlan=Vlan.trunk([10, 20]))
+        lan.attach("b")
+        lan.attach("c")
         lan.ends["a"].send(frame("a"))
         assert lan.receive("c")[12:16] == b"\x81\x00\x00\x0a"
         lan.ends["b"].send(frame("b"))
@@ -283,6 +285,18 @@ def test_one_mac_address_is_not_attached_twice(lan: Lan) -> None:
         lan.segment.attach("e", mac="52:54:00:aa:00:01")
     with lan.segment.attach("d", mac="52:54:00:aa:00:01"):
         pass
+
+
+def test_a_link_is_impaired_before_its_machines_are_there(tmp_path: Path) -> None:
+    with Segment("lan", folder=tmp_path) as segment:
+        for name in "ab":
+            segment.add_port(name)
+        segment.link("a", "b").forward.cut()
+        with Lan(segment, "a", "b") as lan:
+            lan.ends["a"].send(frame("a"))
+            lan.ends["b"].send(frame("b"))
+            assert lan.receive("a") == frame("b")
+            wait_for(lambda: segment.counters().links["a", "b"].cut == 1)
 
 
 @pytest.mark.parametrize("name", ["x" * 32, "", "Lan", "../x"])
@@ -458,7 +472,7 @@ def test_it_ends_when_its_owner_is_killed(tmp_path: Path, heir: str) -> None:
 
 def test_an_order_that_fails_is_an_error_and_the_segment_lives_on(lan: Lan) -> None:
     with pytest.raises(SegmentError, match="refuses 'attach'") as caught:
-        lan.segment._order("attach", port="z", vlan=None)
+        lan.segment._order("attach", port="z")
     assert "IndexError" in caught.value.evidence
     assert lan.waiting("b", "a") == []
 
