@@ -28,6 +28,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from harness.network.addresses import Addresses
 from harness.network.impairment import Flapping, Impairment
 from harness.network.pcapng import Capture
 from harness.network.switch import LARGEST, Port, Switch
@@ -216,6 +217,7 @@ class _Server:
         limit: int,
         state: dict[str, Any] | None,
         frames: str,
+        addresses: dict[str, Any] | None,
     ) -> None:
         tap = None
         if capture:
@@ -226,6 +228,8 @@ class _Server:
         else:
             self._switch = Switch.load(state, base64.b64decode(frames), self.now(), tap)
             self._do_pause()
+        if addresses is not None:
+            self._switch.add_station(Addresses.load(addresses))
 
     def _tap(self, port: str, inbound: bool, frame: bytes, comment: str) -> None:
         if self._capture is not None:
@@ -283,7 +287,7 @@ class _Server:
         switch = self._switch
         return {
             "ports": {name: asdict(port.counters) for name, port in switch.ports.items()},
-            "up": [name for name, port in switch.ports.items() if port.outlet is not None],
+            "up": [name for name, port in switch.ports.items() if port.outlet],
             "links": [[*link, asdict(wire.counters)] for link, wire in switch.wires.items()],
             "capture_error": self._capture_error,
         }

@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Interface
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -20,7 +21,9 @@ from harness.deadline import UNSCALED
 from harness.errors import SegmentError, UnknownNameError, UsageError
 from harness.jsonfile import write as write_json
 from harness.network import process
+from harness.network.addresses import Addresses
 from harness.network.impairment import Flapping, Impairment
+from harness.network.station import MAC
 from harness.network.switch import PortCounters
 from harness.network.vlan import Vlan
 from harness.network.wire import Link as Direction
@@ -207,9 +210,11 @@ class Segment:
         seed: Decides what happens to each frame.
         capture: Whether to write ``NAME.pcapng``, with all frames of all ports.
         capture_limit: Bytes of the capture; the oldest frames go first (:mod:`harness.network.pcapng`).
+        addresses: The networks whose addresses the machines get by DHCP and router advertisements, and
+            whose names by DNS; ``None`` for a segment where nobody answers.
         scope: The failure scope that fails when the process dies.
-        state: The saved segment that this one continues; it is paused until :meth:`resume`. The seed is
-            then that of the saved one.
+        state: The saved segment that this one continues; it is paused until :meth:`resume`. The seed and
+            the addresses are then those of the saved one.
 
     Raises:
         UsageError: The name is not valid.
@@ -224,6 +229,7 @@ class Segment:
         seed: int = 0,
         capture: bool = False,
         capture_limit: int = CAPTURE_LIMIT,
+        addresses: Addresses | None = None,
         scope: Scope | None = None,
         state: SegmentState | None = None,
     ) -> None:
@@ -235,6 +241,10 @@ class Segment:
             raise UsageError(f"a seed is a whole number, not {seed!r}")
         self.name = name
         self.seed = seed if state is None else state.content["switch"]["seed"]
+        self.addresses = addresses
+        if state is not None:
+            saved = state.content["addresses"]
+            self.addresses = None if saved is None else Addresses.load(saved)
         self.capture = folder / f"{name}.pcapng" if capture else None
         self._stderr = folder / f"{name}.stderr"
         self._scope = scope
@@ -254,6 +264,7 @@ class Segment:
                 limit=capture_limit,
                 state=None if state is None else state.content["switch"],
                 frames="" if state is None else base64.b64encode(state.frames).decode(),
+                addresses=None if self.addresses is None else self.addresses.dump(),
             )
         except BaseException:
             self.close()
@@ -313,7 +324,7 @@ class Segment:
         Raises:
             UsageError: The name is not valid.
         """
-        name = _port_name(machine)
+        name = self._new_port(machine)
         self._order("add_port", port=name, vlan=(vlan or Vlan()).dump())
         self._ports.setdefault(name, None)
 
@@ -331,12 +342,16 @@ class Segment:
         Raises:
             UsageError: The name is not valid, or in use; or another port has that address.
         """
-        name = _port_name(machine)
+        name = self._new_port(machine)
         if mac is not None:
             mac = mac.lower()
             if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1:
                 raise UsageError(
                     f"{mac!r} is not the MAC address of a machine", hint="52:54:00:12:34:56 is one"
+                )
+            if self.addresses is not None and mac == MAC.hex(":"):
+                raise UsageError(
+                    f"{name} on segment {self.name} has the station's MAC address {mac}"
                 )
             for other, taken in self._ports.items():
                 if taken == mac and other != name:
@@ -355,6 +370,26 @@ class Segment:
             undo.pop_all()
         self._ports[name] = mac or self._ports.get(name)
         return theirs
+
+    def address(self, machine: Machine) -> IPv4Interface:
+        """Return the address of a machine on this segment, which DHCP leases to it.
+
+        It depends on the machine's name alone, so that a configuration can contain it beforehand.
+
+        Raises:
+            UsageError: The segment has no addresses.
+        """
+        if self.addresses is None:
+            raise UsageError(
+                f"segment {self.name} has no addresses", hint="Segment(..., addresses=Addresses())"
+            )
+        return self.addresses.of(_port_name(machine))
+
+    def _new_port(self, machine: Machine) -> str:
+        name = _port_name(machine)
+        if self.addresses is not None:
+            self.addresses.check(name, self._ports)
+        return name
 
     def _port(self, machine: Machine) -> str:
         name = machine if isinstance(machine, str) else machine.name
@@ -453,7 +488,11 @@ class Segment:
         self.pause()
         answer = self._order("save")
         return SegmentState(
-            {"ports": dict(self._ports), "switch": answer["state"]},
+            {
+                "ports": dict(self._ports),
+                "addresses": None if self.addresses is None else self.addresses.dump(),
+                "switch": answer["state"],
+            },
             base64.b64decode(answer["frames"]),
         )
 

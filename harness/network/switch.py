@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol
 
+from harness.network import station
+from harness.network.addresses import Addresses
 from harness.network.impairment import Flapping, Impairment
 from harness.network.vlan import TPID, Vlan
 from harness.network.wire import HEADER, Link, Schedule, Wire
@@ -83,19 +85,27 @@ class Port:
 
     Attributes:
         outlet: The machine's end; ``None`` while no machine is there.
+        station: Takes all frames instead, each with the port that it came from; ``None`` for a port of a
+            machine.
         counters: What became of the frames.
     """
 
-    __slots__ = ("_queues", "counters", "learned", "name", "outlet", "vlan")
+    __slots__ = ("_queues", "counters", "learned", "name", "outlet", "station", "vlan")
 
     def __init__(self, name: str, vlan: Vlan) -> None:
         self.name = name
         self.vlan = vlan
         self.outlet: Outlet | None = None
+        self.station: Callable[[str, bytes], None] | None = None
         self.counters = PortCounters()
         self.learned = 0
         # In the order in which they are served.
         self._queues: dict[str, deque[bytes]] = {}
+
+    @property
+    def up(self) -> bool:
+        """Whether somebody is there."""
+        return self.outlet is not None or self.station is not None
 
     @property
     def backlog(self) -> bool:
@@ -106,8 +116,13 @@ class Port:
         """Hand a frame to the machine, or queue it; return whether it was dropped."""
         counters = self.counters
         if self.outlet is None:
-            counters.absent += 1
-            return True
+            if self.station is None:
+                counters.absent += 1
+                return True
+            counters.sent += 1
+            counters.sent_bytes += len(frame)
+            self.station(source, frame)
+            return False
         if not self._queues and self.outlet.put(frame):
             counters.sent += 1
             counters.sent_bytes += len(frame)
@@ -189,6 +204,15 @@ class Switch:
         self._active: dict[Link, Wire] = {}
 
     # --- ports --------------------------------------------------------------------------------------
+
+    def add_station(self, addresses: Addresses) -> None:
+        """Add the station, which answers machines that ask for an address, a name or a prefix."""
+        port = self.ports.get(station.PORT) or self.add_port(station.PORT, Vlan())
+        port.station = station.Station(
+            addresses,
+            lambda: [name for name in self.ports if name != station.PORT],
+            lambda frame: self.receive(station.PORT, frame, self._now),
+        ).take
 
     def add_port(self, name: str, vlan: Vlan) -> Port:
         """Add a port; its machine is not there yet."""
@@ -315,7 +339,7 @@ class Switch:
         elif destination.startswith(_RESERVED) and destination[5] < 16:
             return
         for other in self.ports.values():
-            if other is not port and other.outlet is not None:
+            if other is not port and other.up:
                 self._send(port, other, vlan, plain, tag)
 
     def _learn(self, port: Port, key: tuple[int, bytes]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from harness import Lab
 from harness.errors import SegmentError, UsageError
 from harness.machine import Machine
-from harness.network import Segment
+from harness.network import Addresses, Segment
 from harness.spec import Nic
 
 ADDRESSES = {"left": "10.77.0.1", "right": "10.77.0.2"}
@@ -109,6 +109,26 @@ def test_a_machine_comes_back_to_its_port(lab: Lab, tmp_path: Path) -> None:
             # The port has its faults still.
             assert "duplicates" in ping(left, "right")
             assert segment.ports == ("left", "right")
+
+
+def test_guests_get_addresses_and_names(lab: Lab, tmp_path: Path) -> None:
+    addresses = Addresses()
+    with Segment("own", folder=tmp_path, addresses=addresses) as segment:
+        machines = [boot(lab, name, segment) for name in ADDRESSES]
+        for machine in machines:
+            machine.wait_ready()
+        left, right = machines
+        mine = segment.address(right)
+        right.wait_until_succeeds(f"ip address | grep -qF 'inet {mine} '")
+        left.wait_until_succeeds(f"ip address | grep -qF 'inet {segment.address(left)} '")
+        assert f"Address: {mine.ip}" in left.succeed(f"nslookup right.lan {addresses.station.ip}")
+        assert " 0% packet loss" in left.succeed(f"ping -c 2 {mine.ip}")
+        assert " 0% packet loss" in left.succeed(f"ping -c 2 {addresses.station.ip}")
+        assert "0% packet loss" not in left.execute("ping -c 1 -W 1 192.0.2.1").stdout
+        # By the router's advertisement, of the prefix and the machine's own MAC address.
+        global_ = "ip -6 address show scope global | sed -n 's/.*inet6 \\(fd77:[^/]*\\).*/\\1/p'"
+        right.wait_until_succeeds(f'test -n "$({global_})"')
+        left.wait_until_succeeds(f"ping6 -c 1 {right.succeed(global_).split()[0]}")
 
 
 def test_a_segment_that_dies_fails_its_machines(lab: Lab, tmp_path: Path) -> None:

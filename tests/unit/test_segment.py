@@ -558,7 +558,7 @@ def test_a_state_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "segment.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(SegmentError, match="has format 99, not 1"):
         SegmentState.read(tmp_path)
-    state = SegmentState({"ports": {}, "switch": {"seed": 1}}, b"")
+    state = SegmentState({"ports": {}, "addresses": None, "switch": {"seed": 1}}, b"")
     with pytest.raises(SegmentError, match="refuses 'begin'"):
         Segment("lan", folder=tmp_path, state=state)
 
