@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -19,6 +20,7 @@ import pytest
 
 from harness.errors import SegmentError, UnknownNameError, UsageError
 from harness.network import Impairment, Segment, SegmentState, Vlan
+from harness.network.process import ROUND
 from harness.scope import Scope
 from tests.programs import need
 
@@ -365,6 +367,20 @@ def flood(lan: Lan) -> Iterator[Callable[[bytes], None]]:
     for process in processes:
         process.kill()
         process.communicate()
+
+
+def test_ports_have_their_turns(lan: Lan) -> None:
+    lan.segment.pause()
+    lan.ends["a"].setblocking(False)
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            lan.ends["a"].send(frame("a", "b"))
+            count += 1
+    lan.ends["c"].send(frame("c", "b"))
+    lan.segment.resume()
+    got = [lan.receive("b") for _ in range(count + 1)]
+    assert got.index(frame("c", "b")) <= 2 * ROUND < 100 < count
 
 
 @pytest.mark.parametrize("target", ["", "b", "x"])
