@@ -28,7 +28,9 @@ from harness.errors import HarnessError
 from harness.host import capacity as host
 from harness.qemu import binary
 
-BENCHMARKS: Final = ("start", "console", "boot", "failure", "output", "fork", "crowd", "suite")
+BENCHMARKS: Final = (
+    *("start", "console", "boot", "failure", "output", "segment", "fork", "crowd", "suite"),
+)
 """The modules of this package, in the order they run; each has ``run(Context) -> list[Row]``."""
 
 BY_NAME: Final = ("hangs", "calm")

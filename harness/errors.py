@@ -191,6 +191,10 @@ class ServiceError(HostError):
     """A service that guests talk to did not start, or ended while it was needed."""
 
 
+class SegmentError(HostError):
+    """A segment did not start, ended under its machines, or cannot be read."""
+
+
 class FirmwareMissingError(HostError):
     """No firmware descriptor of QEMU fits; the hint names the package."""
 

@@ -55,6 +55,7 @@ from harness.host.pressure import Pressure
 from harness.host.scheduler import Scheduler
 from harness.machine import Machine, Setup, launch
 from harness.machine.system import OS
+from harness.network import Segment
 from harness.progress import Progress
 from harness.qemu import binary
 from harness.scope import Scope
@@ -552,6 +553,7 @@ class Lab:
         arch: str | None = None,
         saveable: bool = False,
         services: Sequence[Service] = (),
+        segments: Sequence[Segment] = (),
         cpus: int | None = None,
         memory: int | None = None,
         display: bool = False,
@@ -574,6 +576,7 @@ class Lab:
             arch: The architecture; the one under test by default.
             saveable: Whether the machine can be saved and forked while it runs.
             services: Servers that the guest can reach, at fixed addresses, and nothing else.
+            segments: The segments that its interfaces are on (:meth:`Nic.on <harness.spec.Nic.on>`).
             cpus: Virtual CPUs; the image's own number by default.
             memory: Bytes of RAM; the image's own size by default.
             display: Whether the machine has a VGA adapter.
@@ -613,7 +616,14 @@ class Lab:
             console=console,
             tpm=tpm,
         )
-        return self._launch(spec, selection, account, saveable=saveable, services=services)
+        return self._launch(
+            spec,
+            selection,
+            account,
+            saveable=saveable,
+            services=services,
+            segments=segments,
+        )
 
     def launch(
         self,
@@ -889,6 +899,7 @@ class Lab:
         saveable: bool = False,
         working_set: int | None = None,
         services: Sequence[Service] = (),
+        segments: Sequence[Segment] = (),
     ) -> Machine[OS]:
         """Start the machine of a spec, once the host admits it."""
         services = services or self._default_services
@@ -915,6 +926,7 @@ class Lab:
                 origin=origin,
                 saveable=saveable or self._building,
                 services={service.forward.name: service.address for service in services},
+                segments={segment.name: segment for segment in segments},
                 provenance=_provenance(selection),
                 adopt=self._stack.push,
             ),

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from harness import arch as arches
 from harness.credentials import passage
@@ -185,7 +185,7 @@ def _check_port(owner: str, port: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """A network interface on QEMU's user-mode network.
+    """A network interface on QEMU's user-mode network, or on a segment.
 
     Attributes:
         name: The name among the machine's interfaces.
@@ -193,6 +193,8 @@ class Nic:
         outbound: Whether the guest can connect to the host and beyond.
         mac: The MAC address; ``None`` derives one from the names of the machine and the interface.
         guest_forwards: Services that the guest can connect to, with or without ``outbound``.
+        segment: The name of the segment that the interface is on, which leads to its machines alone;
+            empty for the user-mode network. :meth:`on` returns such an interface.
     """
 
     name: str = "net0"
@@ -200,14 +202,33 @@ class Nic:
     outbound: bool = False
     mac: str | None = None
     guest_forwards: tuple[GuestForward, ...] = ()
+    segment: str = ""
 
     def __post_init__(self) -> None:
         _check_name("nic", self.name)
+        if self.segment:
+            _check_name("segment", self.segment)
+        if self.segment and (self.forward or self.outbound or self.guest_forwards):
+            raise UsageError(
+                f"nic {self.name}: on segment {self.segment} it reaches neither the host nor a service",
+                hint="Nic.on(segment), beside a Nic() for SSH and services",
+            )
         for port in self.forward:
             _check_port(f"nic {self.name}", port)
         places = [(forward.address, forward.port) for forward in self.guest_forwards]
         if twice := _duplicates(f"{address}:{port}" for address, port in places):
             raise UsageError(f"nic {self.name}: two services at {twice}")
+
+    @classmethod
+    def on(cls, segment: str, name: str = "", *, mac: str | None = None) -> Self:
+        """Return an interface on a segment.
+
+        Args:
+            segment: The name of the segment.
+            name: The name among the machine's interfaces; the segment's by default.
+            mac: The MAC address; ``None`` derives one from the names of the machine and the interface.
+        """
+        return cls(name or segment, forward=(), mac=mac, segment=segment)
 
 
 def _check_bytes(what: str, size: object) -> None:
@@ -298,6 +319,15 @@ class MachineSpec:
         """Whether the guest can read SMBIOS tables."""
         row = arches.of(self.arch)
         return not row.smbios_needs_uefi or self.firmware.kind is not FirmwareKind.KERNEL
+
+    def port(self, nic: Nic) -> str:
+        """Return the name of an interface's port on its segment.
+
+        That is the machine's, so that words such as ``partition`` take machines; a second interface on
+        the same segment has its own name behind it.
+        """
+        first = next(other for other in self.nics if other.segment == nic.segment)
+        return self.name if nic == first else f"{self.name}.{nic.name}"
 
     def mac(self, nic: Nic) -> str:
         """Return the MAC address of ``nic``: locally administered, and the same for equal names."""

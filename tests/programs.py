@@ -24,6 +24,7 @@ PACKAGES = {
     "shellcheck": "shellcheck",
     "ssh-keygen": "openssh-client",
     "unshare": "util-linux",
+    "tshark": "tshark",
     "zstd": "zstd",
 }
 """The Debian package of each program."""

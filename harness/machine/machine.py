@@ -33,6 +33,7 @@ from harness.states.snapshot import Snapshot
 if TYPE_CHECKING:
     from harness.console import Console, Expected
     from harness.host.accel import Accel
+    from harness.network import Segment
     from harness.qemu.qmp import Qmp
     from harness.ssh import Ssh
     from harness.ssh.key import KeyPair
@@ -59,6 +60,7 @@ class Setup(Generic[OS]):
         origin: The snapshot that the machine goes on from; without one it boots.
         saveable: Whether :meth:`Machine.save` and :meth:`Machine.fork` work.
         services: Host and port, by name, of the services that the spec's interfaces reach.
+        segments: The segments, by name, that the spec's interfaces are on.
         provenance: Image, version, digests: the origin of the machine's files, for its record.
         adopt: Called with each machine once it runs, forks included, for an owner that stops it.
     """
@@ -73,6 +75,7 @@ class Setup(Generic[OS]):
     origin: Snapshot | None = None
     saveable: bool = False
     services: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    segments: Mapping[str, Segment] = field(default_factory=dict)
     provenance: Mapping[str, object] = field(default_factory=dict)
     adopt: Callable[[Machine[Any]], object] | None = None
 

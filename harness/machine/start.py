@@ -156,6 +156,10 @@ class _Starting:
             allocations = replace(
                 allocations, console_fd=console_end.fileno(), qmp_fd=qmp_end.fileno()
             )
+            ends = self._attach(there)
+            allocations = replace(
+                allocations, segments={nic: end.fileno() for nic, end in ends.items()}
+            )
             record_machine(
                 spec,
                 allocations,
@@ -167,6 +171,7 @@ class _Starting:
                 # The saved machine's last line counts as output of this one: a prompt may be on it.
                 console_end.sendall(self._hot.line.encode())
             inherited = [console_end.fileno(), qmp_end.fileno(), *self._turn.descriptors]
+            inherited += [end.fileno() for end in ends.values()]
             if memory is not None:
                 inherited.append(memory.fd)
             if tpm is not None:
@@ -284,6 +289,22 @@ class _Starting:
             variables=variables,
             services=dict(setup.services),
         )
+
+    def _attach(self, there: contextlib.ExitStack) -> dict[str, socket.socket]:
+        """Connect the interfaces to their segments; return QEMU's end of each by its name."""
+        spec = self._spec
+        ends: dict[str, socket.socket] = {}
+        for nic in spec.nics:
+            if not nic.segment:
+                continue
+            segment = self._setup.segments.get(nic.segment)
+            if segment is None:
+                raise UsageError(
+                    f"machine {spec.name} is on segment {nic.segment}, which is not there",
+                    hint=f"lab.boot(segments=[...]) with {nic.segment}",
+                )
+            ends[nic.name] = there.enter_context(segment.attach(spec.port(nic), mac=spec.mac(nic)))
+        return ends
 
     def _write_credentials(self) -> Path | None:
         """Write the credentials that are handed over as files; return their folder, if there are any."""

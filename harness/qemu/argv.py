@@ -69,6 +69,8 @@ class Allocations:
         tpm_path: The path at which a swtpm started by hand listens.
         forwarder: The command that QEMU runs for each connection to a service.
         credentials: The folder with a file for each credential that is handed over as one.
+        segments: The socket that leads to its segment, by the name of the interface; one without is
+            alone on its network.
     """
 
     qemu: Path
@@ -89,6 +91,7 @@ class Allocations:
     tpm_path: Path | None = None
     forwarder: tuple[str, ...] = field(default_factory=guest_forward.command)
     credentials: Path | None = None
+    segments: dict[str, int] = field(default_factory=dict)
 
 
 def by_hand(allocations: Allocations, directory: Path) -> Allocations:
@@ -108,6 +111,7 @@ def by_hand(allocations: Allocations, directory: Path) -> Allocations:
         qmp_path=directory / "qmp.sock",
         tpm_fd=None,
         tpm_path=directory / "swtpm.sock",
+        segments={},
         ram=ram,
     )
 
@@ -304,7 +308,13 @@ def _tpm(spec: MachineSpec, allocations: Allocations) -> list[tuple[str, str]]:
 
 def _nics(spec: MachineSpec, allocations: Allocations) -> list[tuple[str, str]]:
     pairs = []
-    for nic in spec.nics:
+    for number, nic in enumerate(spec.nics):
+        if nic.segment:
+            pairs += [
+                ("-netdev", _segment(nic, number, allocations)),
+                ("-device", _nic_device(spec, nic)),
+            ]
+            continue
         netdev = f"user,id={nic.name},restrict={'off' if nic.outbound else 'on'}"
         # With port 0 the kernel picks a free port when QEMU binds it; "info usernet" returns it.
         netdev += "".join(f",hostfwd=tcp:127.0.0.1:0-:{port}" for port in nic.forward)
@@ -316,6 +326,14 @@ def _nics(spec: MachineSpec, allocations: Allocations) -> list[tuple[str, str]]:
             netdev += f",guestfwd=tcp:{forward.address}:{forward.port}-cmd:{escape(command)}"
         pairs += [("-netdev", netdev), ("-device", _nic_device(spec, nic))]
     return pairs
+
+
+def _segment(nic: Nic, number: int, allocations: Allocations) -> str:
+    descriptor = allocations.segments.get(nic.name)
+    if descriptor is None:
+        # A hub with nothing else on it: the guest sees a link that is up.
+        return f"hubport,id={nic.name},hubid={number}"
+    return f"dgram,id={nic.name},local.type=fd,local.str={descriptor}"
 
 
 def _nic_device(spec: MachineSpec, nic: Nic) -> str:

@@ -499,3 +499,22 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UsageError, match="is not the record of a machine"):
         MachineRecord.read(path)
+
+
+def test_an_interface_on_a_segment_gets_its_socket_and_by_hand_a_hub(tmp_path: Path) -> None:
+    spec = MachineSpec("m", "x86_64", KERNEL, nics=(Nic(), Nic.on("lan"), Nic.on("wan", "second")))
+    words = argv.build(spec, replace(ALLOCATIONS, segments={"lan": 7, "second": 8}))
+    assert options(words, "-netdev")[1:] == [
+        "dgram,id=lan,local.type=fd,local.str=7",
+        "dgram,id=second,local.type=fd,local.str=8",
+    ]
+    assert options(words, "-device")[1].startswith(
+        "virtio-net-pci,netdev=lan,id=lan-device,mac=52:"
+    )
+    allocations = replace(ALLOCATIONS, segments={"lan": 7, "second": 8})
+    text = record(spec, allocations, tmp_path, tmp_path).read_text()
+    assert "-netdev hubport,id=lan,hubid=1" in text
+    assert "-netdev hubport,id=second,hubid=2" in text
+    again = MachineRecord.read(tmp_path / "machine.json")
+    assert again.spec == spec
+    assert again.allocations.segments == {"lan": 7, "second": 8}

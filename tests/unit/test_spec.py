@@ -12,6 +12,7 @@ from harness.spec import (
     Disk,
     Firmware,
     FirmwareKind,
+    GuestForward,
     MachineSpec,
     Nic,
     Tpm,
@@ -157,3 +158,20 @@ def test_a_folder_of_images_beside_an_installed_package_is_not_harness_own(
     (tmp_path / "images").mkdir()
     monkeypatch.setattr(paths, "_PACKAGE", package)
     assert paths.catalog_dirs("more") == (Path("more").absolute(),)
+
+
+def test_an_interface_on_a_segment_reaches_nothing_else() -> None:
+    for wrong in ({"forward": (22,)}, {"outbound": True}):
+        with pytest.raises(UsageError, match="on segment lan it reaches neither the host"):
+            Nic("lan", segment="lan", **{"forward": (), **wrong})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="on segment lan"):
+        Nic("lan", forward=(), segment="lan", guest_forwards=(GuestForward("updates"),))
+    with pytest.raises(UsageError, match="'Lan' is not a valid segment name"):
+        Nic.on("Lan", "lan")
+
+
+def test_the_port_of_an_interface_is_named_after_its_machine() -> None:
+    nics = (Nic(), Nic.on("lan"), Nic.on("lan", "second"), Nic.on("wan"))
+    spec = MachineSpec("node-1", "x86_64", BIOS, nics=nics)
+    assert [spec.port(nic) for nic in nics[1:]] == ["node-1", "node-1.second", "node-1"]
+    assert len({spec.mac(nic) for nic in nics}) == 4
