@@ -249,6 +249,8 @@ class Segment:
         self._stderr = folder / f"{name}.stderr"
         self._scope = scope
         self._ports: dict[str, str | None] = {}
+        # Held while a port is checked and added: machines of a cluster start at the same time.
+        self._adding = threading.Lock()
         self._orders = threading.Lock()
         self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._failure: SegmentError | None = None
@@ -324,9 +326,10 @@ class Segment:
         Raises:
             UsageError: The name is not valid.
         """
-        name = self._new_port(machine)
-        self._order("add_port", port=name, vlan=(vlan or Vlan()).dump())
-        self._ports.setdefault(name, None)
+        with self._adding:
+            name = self._new_port(machine)
+            self._order("add_port", port=name, vlan=(vlan or Vlan()).dump())
+            self._ports.setdefault(name, None)
 
     def attach(self, machine: Machine, *, mac: str | None = None) -> socket.socket:
         """Connect a machine to its port; return the machine's end, which QEMU's netdev ``dgram`` takes.
@@ -342,23 +345,32 @@ class Segment:
         Raises:
             UsageError: The name is not valid, or in use; or another port has that address.
         """
-        name = self._new_port(machine)
-        if mac is not None:
-            mac = mac.lower()
-            if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1:
+        with self._adding:
+            name = self._new_port(machine)
+            if mac is not None:
+                mac = mac.lower()
+                self._check_mac(name, mac)
+            end = self._connect(name)
+            self._ports[name] = mac or self._ports.get(name)
+        return end
+
+    def _check_mac(self, name: str, mac: str) -> None:
+        """Refuse an address that is none of a machine, or that another port has."""
+        if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1:
+            raise UsageError(
+                f"{mac!r} is not the MAC address of a machine", hint="52:54:00:12:34:56 is one"
+            )
+        if self.addresses is not None and mac == MAC.hex(":"):
+            raise UsageError(f"{name} on segment {self.name} has the station's MAC address {mac}")
+        for other, taken in self._ports.items():
+            if taken == mac and other != name:
                 raise UsageError(
-                    f"{mac!r} is not the MAC address of a machine", hint="52:54:00:12:34:56 is one"
+                    f"{name} and {other} on segment {self.name} have the same MAC address {mac}",
+                    hint="give their interfaces different names or MAC addresses",
                 )
-            if self.addresses is not None and mac == MAC.hex(":"):
-                raise UsageError(
-                    f"{name} on segment {self.name} has the station's MAC address {mac}"
-                )
-            for other, taken in self._ports.items():
-                if taken == mac and other != name:
-                    raise UsageError(
-                        f"{name} and {other} on segment {self.name} have the same MAC address {mac}",
-                        hint="give their interfaces different names or MAC addresses",
-                    )
+
+    def _connect(self, name: str) -> socket.socket:
+        """Have the process take one end of a new socket pair; return the other one."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, contextlib.ExitStack() as undo:
             undo.enter_context(theirs)
@@ -368,7 +380,6 @@ class Segment:
                     hint="end it first, or attach another name",
                 )
             undo.pop_all()
-        self._ports[name] = mac or self._ports.get(name)
         return theirs
 
     def address(self, machine: Machine) -> IPv4Interface:

@@ -289,6 +289,38 @@ def test_one_mac_address_is_not_attached_twice(lan: Lan) -> None:
         pass
 
 
+def test_machines_that_start_at_the_same_time_do_not_share_a_mac_address(
+    lan: Lan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = lan.segment._connect
+    both = threading.Barrier(2)
+
+    def slowly(name: str) -> socket.socket:
+        # Both are past the check of the address, or only one is and the other waits for it.
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(1)
+        return connect(name)
+
+    monkeypatch.setattr(lan.segment, "_connect", slowly)
+    ends: list[socket.socket] = []
+    refused: list[UsageError] = []
+
+    def attach(name: str) -> None:
+        try:
+            ends.append(lan.segment.attach(name, mac="52:54:00:aa:00:01"))
+        except UsageError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=attach, args=(name,)) for name in "de"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for end in ends:
+        end.close()
+    assert (len(ends), len(refused)) == (1, 1)
+
+
 def test_a_link_is_impaired_before_its_machines_are_there(tmp_path: Path) -> None:
     with Segment("lan", folder=tmp_path) as segment:
         for name in "ab":
