@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         Verified,
     )
     from harness.profiles import of as profile_of
-    from harness.pytest_plugin.fixtures import Defect, Releases
+    from harness.pytest_plugin.fixtures import Defect, ForArches, Releases, UpdateFiles
     from harness.pytest_plugin.sweeps import Cut, Recorder
     from harness.result import Result
     from harness.services import Ca, Registry, UpdateServer, faults
@@ -73,7 +73,7 @@ _HOMES = {
         "Upgradable",
         "Verified",
     ),
-    "harness.pytest_plugin.fixtures": ("Defect", "Releases"),
+    "harness.pytest_plugin.fixtures": ("Defect", "ForArches", "Releases", "UpdateFiles"),
     "harness.pytest_plugin.sweeps": ("Cut", "Recorder"),
     "harness.result": ("Result",),
     "harness.services": ("Ca", "Registry", "UpdateServer"),
@@ -113,6 +113,7 @@ __all__ = [
     "Cut",
     "Defect",
     "Disk",
+    "ForArches",
     "GuestForward",
     "HarnessError",
     "History",
@@ -141,6 +142,7 @@ __all__ = [
     "State",
     "Tpm",
     "UpdateFile",
+    "UpdateFiles",
     "UpdateServer",
     "Upgradable",
     "Verdict",

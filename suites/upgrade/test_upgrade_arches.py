@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from harness import (
+    ForArches,
     Lab,
     Machine,
     MultiArch,
     Registry,
     Releases,
     Selection,
+    UpdateFiles,
     UpdateServer,
     errors,
     points,
@@ -22,8 +24,7 @@ from harness import (
 pytestmark = pytest.mark.needs("upgrade", "multi-arch", "ssh")
 
 Sets = Sequence[tuple[str, Sequence[Path]]]
-ForArches = Callable[[str, Sets], str]
-"""Makes the address of a version whose files these are."""
+"""Architectures, and the files of an update for each."""
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def for_arches(
 
 
 @pytest.fixture
-def others(image: Selection, update_files: Callable[[str], list[Path]], releases: Releases) -> Sets:
+def others(image: Selection, update_files: UpdateFiles, releases: Releases) -> Sets:
     """Return sets of the other architectures.
 
     Stand-ins: the old version of the image's own, which is whole and signed. A system that takes one of
@@ -53,13 +54,19 @@ def others(image: Selection, update_files: Callable[[str], list[Path]], releases
 
 
 def refused(machine: Machine[MultiArch], source: str) -> str:
-    """Expect the system to refuse and to write no slot, and return its reason."""
+    """Check that the system refuses and writes no slot; return its reason."""
     slots = machine.os.slots()
     with pytest.raises(errors.UpgradeRefusedError) as caught:
         machine.os.upgrade(source)
     assert machine.os.slots() == slots
     assert not set(machine.os.slot_names) & set(machine.os.slots_written())
     return caught.value.what
+
+
+def prepared(machine: Machine[MultiArch]) -> str:
+    """Return the version in the slot that is not running."""
+    slots = {slot.name: slot.version for slot in machine.os.slots()}
+    return slots[machine.os.other_slot()]
 
 
 @pytest.mark.tier(
@@ -72,16 +79,14 @@ def test_one_address_for_all_architectures(
     image: Selection,
     machine: Machine[MultiArch],
     for_arches: ForArches,
-    update_files: Callable[[str], list[Path]],
+    update_files: UpdateFiles,
     releases: Releases,
     others: Sets,
 ) -> None:
-    """The system installs the files of its own architecture, wherever they are in the order."""
-    machine.os.upgrade(
-        for_arches(releases.new, [*others, (image.arch, update_files(releases.new))])
-    )
-    slots = {slot.name: slot.version for slot in machine.os.slots()}
-    assert slots[machine.os.other_slot()] == releases.new
+    """The system installs the files of its own architecture, with others before and behind them."""
+    own = (image.arch, update_files(releases.new))
+    machine.os.upgrade(for_arches(releases.new, [*others, own, *others]))
+    assert prepared(machine) == releases.new
 
 
 @pytest.mark.tier(
@@ -94,14 +99,13 @@ def test_the_first_of_two_entries_for_one_architecture(
     image: Selection,
     machine: Machine[MultiArch],
     push_arches: ForArches,
-    update_files: Callable[[str], list[Path]],
+    update_files: UpdateFiles,
     releases: Releases,
 ) -> None:
     """The first entry counts: OCI image specification, image-index.md."""
     files = [update_files(version) for version in (releases.new, releases.old)]
     machine.os.upgrade(push_arches(releases.new, [(image.arch, each) for each in files]))
-    slots = {slot.name: slot.version for slot in machine.os.slots()}
-    assert slots[machine.os.other_slot()] == releases.new
+    assert prepared(machine) == releases.new
 
 
 @pytest.mark.tier(
@@ -127,7 +131,7 @@ def test_an_update_for_another_architecture_under_the_right_name(
     image: Selection,
     machine: Machine[MultiArch],
     for_arches: ForArches,
-    update_files: Callable[[str, str], list[Path]],
+    update_files: UpdateFiles,
     releases: Releases,
 ) -> None:
     """The release mixed the architectures up: the system sees it before it writes."""
