@@ -284,7 +284,7 @@ def run(context: Context) -> list[Row]:
         {name: partial(rate, subject, seconds, cpu[name]) for name, subject in subjects.items()},
         context.say,
     )
-    # One frame in a thousand never arrives, and nobody waits for it.
+    # The lossy link loses one frame in a thousand, for which a latency would wait.
     single = {name: subject for name, subject in subjects.items() if "lossy" not in name}
     times = paired(
         rounds,

@@ -7,7 +7,8 @@ plain to find and to explain, in linear time, before the search for everything e
 2. **A lost acknowledged write, or a stale read**: a read returned a value although a newer one had been
    acknowledged before the read began. Newer means that its write began when the older value had been
    written for certain. The write is lost if no later read returned it; if one did, the read was stale.
-   Where the next write follows at once, a stale read can look like a loss: nobody looked again.
+   Where the next write follows at once, a stale read counts as a loss: no later read shows the newer
+   value.
 3. **Reads that go backwards**: as above, but the newer value was not acknowledged: a read saw it.
 4. **Anything else that is not linearizable**: :mod:`harness.cluster.linearizability` decides, and
    :mod:`harness.cluster.shrink` finds the few operations that contradict each other.
@@ -37,7 +38,7 @@ _MOST_LISTED: Final = 5
 
 
 class Fault(StrEnum):
-    """What a cluster did wrong."""
+    """The faults of a cluster."""
 
     NOWHERE = "value from nowhere"
     LOST = "lost acknowledged write"

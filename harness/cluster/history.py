@@ -32,7 +32,7 @@ class History:
         {"id": 0, "end": 0.0214, "outcome": "ok"}
 
     Times are seconds on one monotonic clock, which begins with the history. A start is rounded down to a
-    microsecond and an end up, so that rounding accuses nobody.
+    microsecond and an end up, so rounding accuses no cluster.
 
     Args:
         path: The file, by custom ``history.jsonl`` in the folder of the test; ``None`` for none.

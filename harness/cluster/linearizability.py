@@ -16,11 +16,11 @@ operations that are under way at the same time, and not on the length of the his
 registers makes it smaller, and changes no answer:
 
 - A read of the present value takes effect at once: it changes nothing.
-- A write whose value nobody read takes effect just before some other write that is under way: nobody
-  sees it.
+- A write whose value no read returned takes effect just before some other write that is under way:
+  no client sees it.
 - A value that no other write brings back is not overwritten while a read of it is still to come.
-- A write of unknown outcome whose value nobody read is left out: it need not have happened. One whose
-  value was read has happened before the end of the first such read, if no other write has that value.
+- A write of unknown outcome whose value no read returned is left out: it need not have happened. One
+  whose value was read has happened before the end of the first such read, if no other write has that value.
 
 The search is exponential in the worst case, for any algorithm that takes arbitrary values (Gibbons and
 Korach, "Testing Shared Memories", 1997). It ends after a number of configurations without an answer.
@@ -46,7 +46,7 @@ MOST_CONFIGURATIONS: Final = 2_000_000
 """The number after which a search ends without an answer: about a second, and 100 MB."""
 
 _UNREAD: Final = -1
-"""The value of the register after a write whose value nobody read; all such values are alike."""
+"""The value of the register after a write whose value no read returned; all such values are alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class _Entry:
         start: When it may take effect at the earliest.
         end: When it has taken effect, or never will.
         write: Whether it is a write.
-        value: The number of the value; :data:`_UNREAD` for a write whose value nobody read.
+        value: The number of the value; :data:`_UNREAD` for a write whose value no read returned.
         certain: Whether it has happened.
     """
 
@@ -89,8 +89,8 @@ class _Event:
         entry: The operation.
         bit: The bit that stands for it in the set of a configuration while it is under way.
         returns: Whether it is its return.
-        writes: At a return, the bits and values of the writes under way that somebody read.
-        unread: At a return, the bits of the writes under way that nobody read.
+        writes: At a return, the bits and values of the writes under way whose value a read returned.
+        unread: At a return, the bits of the other writes under way.
         reads: At a return, the bits of the reads under way, by value.
     """
 
@@ -212,7 +212,7 @@ def _entries(
 def _events(entries: list[_Entry]) -> list[_Event]:
     """Return the calls and returns in the order of time; at the same moment, calls come first.
 
-    So operations that touch are concurrent: a clock that stands still accuses nobody.
+    So operations that touch are concurrent: a clock that stands still accuses no cluster.
     """
     order = sorted(
         [(entry.start, False, number) for number, entry in enumerate(entries)]

@@ -36,7 +36,7 @@ class Store(Protocol):
     - :class:`~harness.errors.OperationRefusedError`: it was not applied, and never will be. Only an
       answer that says so proves that; a connection that was refused does, too.
     - :class:`~harness.errors.OutcomeUnknownError`: everything else, above all a time limit, a connection
-      that was lost after the request was sent, and an answer that nobody understands.
+      that was lost after the request was sent, and an answer that cannot be read.
 
     Neither tries anything again by itself: a second try of a write may apply it twice, and later than a
     newer one. Clients are spread over the members, so that a member that lags or stands alone is asked.

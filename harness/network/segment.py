@@ -211,7 +211,7 @@ class Segment:
         capture: Whether to write ``NAME.pcapng``, with all frames of all ports.
         capture_limit: Bytes of the capture; the oldest frames go first (:mod:`harness.network.pcapng`).
         addresses: The networks whose addresses the machines get by DHCP and router advertisements, and
-            whose names by DNS; ``None`` for a segment where nobody answers.
+            whose names by DNS; ``None`` for a segment without a station.
         scope: The failure scope that fails when the process dies.
         state: The saved segment that this one continues; it is paused until :meth:`resume`. The seed and
             the addresses are then those of the saved one.

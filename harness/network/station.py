@@ -2,8 +2,8 @@
 
 It is one more machine on the segment, inside the switch. It answers ARP (RFC 826), DHCP (RFC 2131, with
 options of RFC 2132), DNS (RFC 1035: addresses of the machines, and no others), ICMP echo (RFC 792), and
-router solicitations of IPv6 (RFC 4861) with a prefix and without a default route. It asks nobody and
-keeps nothing: a lease is the address that the port's name has, so it holds across forks.
+router solicitations of IPv6 (RFC 4861) with a prefix and without a default route. It asks no machine
+and keeps nothing: a lease is the address that the port's name has, so it holds across forks.
 
 What machines send is hostile: whatever is not a well-formed question is ignored.
 """
@@ -130,22 +130,22 @@ class Station:
             answer = _ACK if wanted == own.ip.packed else _NAK
         else:
             return
-        told = {53: bytes([answer]), 54: self._own}
+        granted = {53: bytes([answer]), 54: self._own}
         address = b"\0\0\0\0"
         if answer != _NAK:
             name, domain = port.partition(".")[0], self._addresses.domain
-            told |= {1: own.netmask.packed, 6: self._own, 12: name.encode(), 15: domain.encode()}
+            granted |= {1: own.netmask.packed, 6: self._own, 12: name.encode(), 15: domain.encode()}
             if kind != _INFORM:
-                told[51] = self._addresses.lease.to_bytes(4, "big")
+                granted[51] = self._addresses.lease.to_bytes(4, "big")
                 address = own.ip.packed
         reply = _BOOTP.pack(
             *(2, 1, 6, 0, number, 0, flags, current, address, self._own, b"\0\0\0\0", mac)
         )
         reply += _COOKIE + b"".join(
-            bytes([code, len(value)]) + value for code, value in told.items()
+            bytes([code, len(value)]) + value for code, value in granted.items()
         )
         # To all: a client that has no address yet may not take a frame to the one that it is offered
-        # (RFC 2131, 4.1), and nobody else listens.
+        # (RFC 2131, 4.1), and no other machine waits for it.
         to = current if any(current) and answer != _NAK else b"\xff" * 4
         target = mac[:6] if any(current) and answer != _NAK else _BROADCAST
         self._udp(target, to, _DHCP_SERVER, _DHCP_CLIENT, reply + b"\xff")

@@ -187,7 +187,7 @@ class Switch:
 
     Args:
         seed: Decides all faults.
-        tap: Called for each frame that arrives at a port, leaves it, or is dropped; ``None`` for nobody.
+        tap: Called for each frame that arrives at a port, leaves it, or is dropped, if any.
     """
 
     def __init__(self, seed: int, tap: Tap | None = None) -> None:

@@ -103,13 +103,13 @@ def test_a_machine_gets_its_address_by_dhcp(lan: Segment) -> None:
         *("dhcp.option.ip_address_lease_time", "ip.dst"),
         *("ip.checksum.status", "udp.checksum.status", "_ws.malformed"),
     )
-    told = ["255.255.0.0", "10.77.0.1", "node-1", "lan"]
+    granted = ["255.255.0.0", "10.77.0.1", "node-1", "lan"]
     assert rows == [
-        ["2", mine, *told, "3600", "255.255.255.255", "1", "1", ""],
-        ["5", mine, *told, "3600", "255.255.255.255", "1", "1", ""],
-        ["5", mine, *told, "3600", mine, "1", "1", ""],
+        ["2", mine, *granted, "3600", "255.255.255.255", "1", "1", ""],
+        ["5", mine, *granted, "3600", "255.255.255.255", "1", "1", ""],
+        ["5", mine, *granted, "3600", mine, "1", "1", ""],
         ["6", "0.0.0.0", *[""] * 5, "255.255.255.255", "1", "1", ""],
-        ["5", "0.0.0.0", *told, "", mine, "1", "1", ""],
+        ["5", "0.0.0.0", *granted, "", mine, "1", "1", ""],
     ]
 
 
