@@ -20,7 +20,8 @@ registers makes it smaller, and changes no answer:
   no client sees it.
 - A value that no other write brings back is not overwritten while a read of it is still to come.
 - A write of unknown outcome whose value no read returned is left out: it need not have happened. One
-  whose value was read has happened before the end of the first such read, if no other write has that value.
+  whose value was read has happened before the end of the first such read, if no other write has that
+  value.
 
 The search is exponential in the worst case, for any algorithm that takes arbitrary values (Gibbons and
 Korach, "Testing Shared Memories", 1997). It ends after a number of configurations without an answer.
