@@ -22,7 +22,7 @@ from harness.ssh.key import KeyPair
 from tests.unit.test_console_support import SOON
 
 PANIC = b"[    3.141592] Kernel panic - not syncing: test\r\n"
-LONG = UNSCALED.after(600)
+LONG = 600.0
 """Longer than any test: a wait that ends has been ended."""
 
 KEY = KeyPair.generate()
