@@ -328,6 +328,10 @@ class HistoryError(GuestError):
     """The answers of a cluster contradict each other: a lost write, a stale read; shows the proof."""
 
 
+class RollingUpgradeError(GuestError):
+    """A member of a cluster did not come to the version of a rolling upgrade; those after it were left."""
+
+
 class ProviderError(HarnessError):
     """A cluster's provider raised an error that its protocol does not allow."""
 

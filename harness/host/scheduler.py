@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ from harness.deadline import UNSCALED, Scale
 from harness.evidence.timeline import Timeline
 from harness.host import speed
 from harness.host.accel import Accel
-from harness.host.admission import Admission, Grant, footprint, fork_footprint, pool
+from harness.host.admission import Admission, Grant, Need, footprint, fork_footprint, pool
 from harness.host.capacity import capacity
 from harness.host.pressure import Pressure
 from harness.scope import Scope
@@ -90,55 +90,87 @@ class Scheduler:
         urgent: bool = False,
         scope: Scope | None = None,
     ) -> Turn:
-        """Wait for a machine's turn; return it with the scale that the machine's deadlines need.
+        """Wait for a machine's turn: :meth:`admit_together` of one."""
+        (turn,) = self.admit_together(
+            [spec],
+            timeline,
+            fork,
+            working_set=working_set,
+            urgent=urgent,
+            scope=scope,
+        )
+        return turn
 
-        The time in line counts against no deadline; a step of the timeline says why it waits.
+    def admit_together(
+        self,
+        specs: Sequence[MachineSpec],
+        timeline: Timeline,
+        fork: bool = False,
+        *,
+        working_set: int | None = None,
+        urgent: bool = False,
+        scope: Scope | None = None,
+    ) -> tuple[Turn, ...]:
+        """Wait until the host has room for all machines; return their turns with their scales.
+
+        They are admitted together or not at all: two clusters never wait for each other's room. The time
+        in line counts against no deadline; a step of the timeline says why they wait.
 
         Args:
-            spec: The machine.
+            specs: The machines.
             timeline: Gets a step for each reason to wait.
-            fork: Whether the machine shares the RAM of its origin.
+            fork: Whether each machine shares the RAM of its origin.
             working_set: Bytes of RAM that a fork will write to: see
                 :func:`harness.host.admission.fork_footprint`.
-            urgent: Whether other tests wait for its result: see :meth:`Admission.admit_together`.
+            urgent: Whether other tests wait for the result: see :meth:`Admission.admit_together`.
             scope: A failure scope; its failure ends the wait.
 
         Raises:
-            HostError: The host can never carry it, or the cache cannot be used.
+            HostError: The host can never carry them, or the cache cannot be used.
             HarnessError: The failure of the scope.
         """
         room = capacity()
         admission = Admission(pool(self.cache, room), room)
-        accel = self.accel(spec.arch)
-        if accel.doubt:
-            timeline.note("doubtful accelerator", machine=spec.name, what=accel.doubt)
-        memory = (
-            fork_footprint(spec.memory, working_set) if fork else footprint(spec.memory, accel.name)
-        )
+        accels = [self.accel(spec.arch) for spec in specs]
+        name = ", ".join(spec.name for spec in specs)
         with contextlib.ExitStack() as waiting:
 
             def explain(reason: str) -> None:
                 waiting.close()
-                waiting.enter_context(timeline.step(reason, machine=spec.name))
+                waiting.enter_context(timeline.step(reason, machine=name))
 
-            grant = admission.admit(
-                spec.name,
-                memory=memory,
-                cpus=spec.cpus,
+            grants = admission.admit_together(
+                [
+                    Need(
+                        spec.name,
+                        cpus=spec.cpus,
+                        memory=fork_footprint(spec.memory, working_set)
+                        if fork
+                        else footprint(spec.memory, accel.name),
+                    )
+                    for spec, accel in zip(specs, accels, strict=True)
+                ],
                 urgent=urgent,
                 progress=explain,
                 scope=scope,
             )
-        try:
-            scale = Scale(
-                self.timeout_scale * speed.measure(accel.name, spec.arch, self.cache),
-                reason="emulation" if accel.name == "tcg" else "",
-                # An accelerator that does not work gets no better when the load goes: the wait for it
-                # is not stretched.
-                clock=None if accel.doubt else self.pressure,
-                doubt=accel.doubt,
-            )
-            return Turn(grant, scale, self.pressure)
-        except BaseException:
-            grant.release()
-            raise
+        with contextlib.ExitStack() as undo:
+            for grant in grants:
+                undo.callback(grant.release)
+            turns = []
+            for spec, accel, grant in zip(specs, accels, grants, strict=True):
+                if accel.doubt:
+                    timeline.note("doubtful accelerator", machine=spec.name, what=accel.doubt)
+                turns.append(Turn(grant, self._scale(accel, spec.arch), self.pressure))
+            undo.pop_all()
+        return tuple(turns)
+
+    def _scale(self, accel: Accel, arch: str) -> Scale:
+        return Scale(
+            self.timeout_scale * speed.measure(accel.name, arch, self.cache),
+            reason="emulation" if accel.name == "tcg" else "",
+            # An accelerator that does not work gets no better when the load goes: the wait for it is not
+            # stretched.
+            clock=None if accel.doubt else self.pressure,
+            doubt=accel.doubt,
+        )

@@ -63,6 +63,7 @@ class Setup(Generic[OS]):
         segments: The segments, by name, that the spec's interfaces are on.
         provenance: Image, version, digests: the origin of the machine's files, for its record.
         adopt: Called with each machine once it runs, forks included, for an owner that stops it.
+        start: How often the machine was powered on, this time included.
     """
 
     accel: Callable[[str], Accel]
@@ -78,6 +79,7 @@ class Setup(Generic[OS]):
     segments: Mapping[str, Segment] = field(default_factory=dict)
     provenance: Mapping[str, object] = field(default_factory=dict)
     adopt: Callable[[Machine[Any]], object] | None = None
+    start: int = 1
 
 
 class Machine(Generic[OS_co]):
@@ -404,6 +406,50 @@ class Machine(Generic[OS_co]):
         """Take the power away: QEMU is killed; the disks stay as they are."""
         with self.timeline.step("power cut", machine=self.name):
             self.stop()
+
+    def power_on(self, *, wait: bool = True) -> Machine[OS_co]:
+        """Return the machine that goes on after this one has ended, in order or by a power cut.
+
+        It has this one's name, MAC addresses, disks, firmware variables and TPM; they move to it, so a
+        machine is powered on once. Its evidence lies beside this one's, as ``NAME-start2``.
+
+        Args:
+            wait: Whether to wait until the system is up, and to log in on the console if a user was
+                logged in there.
+
+        Raises:
+            UsageError: This machine still runs; or a disk is written in place.
+            HostError: The host cannot carry it.
+            WaitTimeoutError: It does not come up.
+        """
+        # launch() returns machines, so one of the two modules has to import the other late.
+        from harness.machine.start import launch
+
+        if self.running:
+            raise UsageError(
+                f"machine {self.name} still runs",
+                hint="machine.shutdown() or machine.power_cut() ends it; machine.reboot() restarts it",
+            )
+        self.stop()
+        number = self._setup.start + 1
+        logged_in = self.console.logged_in
+        saved = self.save_disks(
+            self.evidence / "disks" / "power-on", "its power was off", inside=Path("/")
+        )
+        first = self.evidence.name.removesuffix(f"-start{self._setup.start}")
+        setup = replace(
+            self._setup,
+            origin=saved,
+            evidence=self.evidence.with_name(f"{first}-start{number}"),
+            saveable=False,
+            start=number,
+        )
+        machine = launch(saved.fork_spec(), setup)
+        if wait:
+            machine.wait_ready()
+            if logged_in:
+                machine.os.login()
+        return machine
 
     def pause(self) -> None:
         """Stop the guest's CPUs."""

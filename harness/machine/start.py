@@ -83,8 +83,9 @@ def launch(spec: MachineSpec, setup: Setup[OS]) -> Machine[OS]:
         scope = stack.enter_context(setup.scope.child(f"machine {spec.name}"))
         turn = Turn()
         if setup.admit is not None:
-            shares = hot is not None and not setup.saveable and not unmapped
-            turn = setup.admit(spec, setup.timeline, shares)
+            turn = setup.admit(
+                spec, setup.timeline, shares_ram(setup.origin, saveable=setup.saveable)
+            )
         stack.enter_context(turn)
         scope.check()
         with setup.timeline.step("start", machine=spec.name) as step:
@@ -101,6 +102,16 @@ def launch(spec: MachineSpec, setup: Setup[OS]) -> Machine[OS]:
             setup.adopt(machine)
         undo.pop_all()
     return machine
+
+
+def shares_ram(origin: Snapshot | None, *, saveable: bool) -> bool:
+    """Return whether a machine shares the RAM of its origin, as admission wants to know."""
+    return (
+        origin is not None
+        and not origin.cold
+        and not saveable
+        and not filesystem.unmapped(origin.ram)
+    )
 
 
 class _Starting:

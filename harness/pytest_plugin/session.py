@@ -19,8 +19,8 @@ import pytest
 if TYPE_CHECKING:
     from harness.evidence.run import Run
     from harness.lab import Lab
+    from harness.lab.parts import Point
     from harness.progress import Progress
-    from harness.states import State
 
 ALL_ARCHES: Final = "all"
 """The value of ``--arch`` that means each architecture which Harness knows."""
@@ -178,7 +178,7 @@ class Session:
             self._labs[arch] = self._new_lab(arch, f"{self.worker}-{arch}".lstrip("-"))
         return self._labs[arch]
 
-    def built(self, item: pytest.Item) -> Sequence[State]:
+    def built(self, item: pytest.Item) -> Sequence[Point]:
         """Return the states that the lab of a test has built in this process."""
         return self.lab_on(self.arch_of(item)).built if self.has_lab else ()
 

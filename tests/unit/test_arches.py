@@ -206,8 +206,8 @@ def test_a_second_try_discards_the_states_of_its_architecture(project: Project) 
     project.write(
         "conftest.py",
         "from harness import Lab\n\n"
-        "def discard(self, states, why):\n"
-        "    open('discarded', 'a').write(f'{self.image.arch} {list(states)}')\n\n"
+        "def discard(self, points, why):\n"
+        "    open('discarded', 'a').write(f'{self.image.arch} {list(points)}')\n\n"
         "Lab.discard = discard\n",
     )
     text = """

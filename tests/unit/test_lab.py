@@ -12,6 +12,7 @@ from typing import TypeVar
 import pytest
 
 from harness import Lab
+from harness.lab.parts import Point
 from harness.states import Lease, State, StateCache
 from harness.states.graph import state
 
@@ -90,6 +91,6 @@ def test_a_discarded_state_is_not_lent_again(
     monkeypatch.setattr(Lab, "state_inputs", lambda *_: {})
     with Lab("micro", evidence=tmp_path) as lab:
         first = lab.state(waited_for)
-        lab.discard([waited_for], "its test failed")
+        lab.discard([Point(lab.image, waited_for)], "its test failed")
         assert lab.state(waited_for) is not first
     assert discarded == [first]

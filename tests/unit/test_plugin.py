@@ -155,9 +155,9 @@ def test_a_failure_inside_the_library_shows_the_tests_frames_only(project: Proje
     assert done.status == 1, done.text
     assert "lab.select('nothing-like-it')" in done.text
     assert "unknown image 'nothing-like-it'" in done.text
-    assert "harness/lab.py" not in done.text
+    assert "harness/lab/lab.py" not in done.text
     whole = project.pytest("-q", "--image", "micro", "--full-trace")
-    assert "harness/lab.py" in whole.text
+    assert "harness/lab/lab.py" in whole.text
 
 
 def test_a_failure_below_a_module_of_python_shows_the_tests_frames_only(project: Project) -> None:

@@ -27,18 +27,17 @@ import json
 import math
 import shutil
 import sys
-import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeVar, cast, overload
+from typing import Any, Final, Protocol, Self, TypeVar, cast
 
-from harness import paths, profiles, seed
+from harness import profiles, seed
 from harness.artifacts import Artifacts, Store, digest_inputs
-from harness.catalog import Catalog, Selection, load
+from harness.catalog import Catalog, Selection
 from harness.errors import (
     HarnessError,
     QemuStartError,
@@ -49,17 +48,19 @@ from harness.errors import (
     verdict_of,
 )
 from harness.evidence.run import Run
-from harness.evidence.timeline import Step, Timeline
-from harness.host.accel import Accel, probe
-from harness.host.pressure import Pressure
-from harness.host.scheduler import Scheduler
+from harness.evidence.timeline import Timeline
+from harness.host.accel import Accel
+from harness.host.scheduler import Turn
+from harness.lab.parts import Options, Parts, Point
 from harness.machine import Machine, Setup, launch
+from harness.machine.start import shares_ram
 from harness.machine.system import OS
-from harness.network import Segment
+from harness.network import Addresses, Segment, SegmentState
+from harness.parallel import in_parallel
 from harness.progress import Progress
 from harness.qemu import binary
 from harness.scope import Scope
-from harness.services import Ca, Server, ServiceRunner
+from harness.services import Ca, Server
 from harness.spec import (
     Account,
     ConsoleDevice,
@@ -81,6 +82,11 @@ EVIDENCE: Final = Path(".harness/runs")
 SERVICES_RECORD: Final = "services.jsonl"
 """In the run's folder: how each server of each process ran, for the report."""
 
+LAN: Final = "lan"
+"""The segment that the members of a cluster are on."""
+
+_ADDRESSES: Final = Addresses()
+
 _FORK_TRIES: Final = 3
 """How often a state is rebuilt when the cached one does not start."""
 
@@ -101,185 +107,18 @@ class Service(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
-    """The options of a lab, as :class:`Lab` documents them."""
-
-    image: str
-    arch: str | None
-    images: tuple[Path, ...] | None
-    default_image: str
-    accel: str
-    cache: Path | None
-    keep: bool
-    fresh: bool
-    timeout_scale: float
-    state_budget: int
-    services: str
-
-
-class _part(functools.cached_property[ValueT]):  # noqa: N801 - used like cached_property
-    """A part of a lab, made once: from Python 3.12 on, cached_property lets threads make several."""
-
-    @overload
-    def __get__(self, instance: None, owner: type[Any] | None = None) -> Self: ...
-    @overload
-    def __get__(self, instance: object, owner: type[Any] | None = None) -> ValueT: ...
-    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
-        with contextlib.nullcontext() if instance is None else instance.lock:
-            return super().__get__(instance, owner)
-
-
-@dataclass(eq=False)
-class _Parts:
-    """The parts that a lab shares with its children; each is made at its first use, by any thread.
+class _Start:
+    """A machine to start from a snapshot.
 
     Attributes:
-        options: The options.
-        progress: Shows what is going on.
-        evidence: The folder that gets the folder of the run.
-        begun: The run that the lab is one of several of; ``None`` if the lab begins one.
-        worker: The name of this lab among those of the run; empty for the only one.
-        lock: Held while a part is made.
-        making: Held while a state or a server is made, by what is made. Steps of a state may start
-            threads that ask for other states: one lock for all would stop them.
+        spec: Its spec.
+        image: Its image.
+        origin: The snapshot.
     """
 
-    options: _Options
-    progress: Progress
-    evidence: Path
-    begun: Run | None
-    worker: str
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    making: defaultdict[object, threading.RLock] = field(
-        default_factory=lambda: defaultdict(threading.RLock)
-    )
-    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    leases: dict[State, Lease] = field(default_factory=dict)
-    failed_states: dict[State, HarnessError] = field(default_factory=dict)
-    built: list[State] = field(default_factory=list)
-    servers: dict[type[Server], Server] = field(default_factory=dict)
-    doubts: set[str] = field(default_factory=set)
-
-    @_part
-    def run(self) -> Run:
-        return self.begun or Run.reserve(self.evidence)
-
-    @_part
-    def cache(self) -> Path:
-        return self.options.cache or paths.cache_dir()
-
-    @_part
-    def own_folders(self) -> tuple[Path, ...]:
-        """The project's folders of images."""
-        if self.options.images is not None:
-            return self.options.images
-        folder = Path("images").absolute()
-        return (folder,) if folder.is_dir() else ()
-
-    @_part
-    def own_catalog(self) -> Catalog:
-        return load(*self.own_folders, known_profiles=profiles.names())
-
-    @_part
-    def catalog(self) -> Catalog:
-        """The project's images, then Harness' own, which give way to equal names."""
-        bundled = paths.bundled("images")
-        if bundled in self.own_folders or not bundled.is_dir():
-            return self.own_catalog
-        own = [self.own_catalog.get(name) for name in self.own_catalog.names]
-        others = load(bundled, known_profiles=profiles.names())
-        return Catalog(
-            [
-                *own,
-                *(others.get(name) for name in others.names if name not in self.own_catalog.names),
-            ]
-        )
-
-    @_part
-    def reference(self) -> str:
-        """The name of the image under test: the one asked for, the default, or the only one.
-
-        Raises:
-            UsageError: There are several and none was named, or there is none.
-        """
-        names = self.own_catalog.names
-        if self.options.image:
-            return self.options.image
-        if self.options.default_image in names:
-            return self.options.default_image
-        if len(names) == 1:
-            return names[0]
-        if names:
-            raise UsageError("no image was named", hint=f"--image NAME: {', '.join(names)}")
-        where = ", ".join(map(str, self.own_folders)) or str(Path("images").absolute())
-        raise UsageError(
-            f"there is no image in {where}",
-            hint="describe one in images/NAME/image.yaml, name a folder by --images DIR, or take one"
-            f" of Harness' own: --image {' or '.join(self.catalog.names)}",
-        )
-
-    @_part
-    def store(self) -> Store:
-        return Store(self.cache)
-
-    @_part
-    def states(self) -> StateCache:
-        return StateCache(self.cache / "states", budget=self.options.state_budget)
-
-    @_part
-    def key(self) -> KeyPair:
-        return KeyPair.generate()
-
-    @_part
-    def scheduler(self) -> Scheduler:
-        return Scheduler(
-            self.cache, self.accelerator, self.options.timeout_scale, pressure=self.pressure
-        )
-
-    @_part
-    def pressure(self) -> Pressure:
-        """Measures the host while machines run; their deadlines follow it."""
-        return Pressure((self.evidence, self.cache))
-
-    def accelerator(self, arch: str) -> Accel:
-        accel = probe(self.options.accel, arch, qemu=binary.find(arch).path, cache_dir=self.cache)
-        with self.lock:
-            new = accel.doubt not in self.doubts
-            self.doubts.add(accel.doubt)
-        if accel.doubt and new:
-            self.progress.say(f"warning: {accel.doubt}. Guests may never come up: --accel auto")
-        return accel
-
-    @_part
-    def services_folder(self) -> Path:
-        folder = self.run.folder(f"services-{self.worker}" if self.worker else "services")
-        # Servers keep data below "disks": it goes with the run, or by the next run after a kill.
-        self.stack.callback(shutil.rmtree, folder / "disks", ignore_errors=True)
-        return folder
-
-    @_part
-    def ca(self) -> Ca:
-        return Ca(self.services_folder / "disks" / "ca")
-
-    @_part
-    def unknown_ca(self) -> Ca:
-        """A CA whose certificate no guest gets: what it signed must be refused."""
-        return Ca(self.services_folder / "disks" / "unknown-ca", "A CA that nobody knows")
-
-    @_part
-    def service_runner(self) -> ServiceRunner:
-        return ServiceRunner(
-            self.store, self.services_folder / "disks", self.options.services, self.progress.say
-        )
-
-    def show(self, step: Step) -> None:
-        """Show a step of a timeline while it goes on."""
-        if not step.machine:
-            return
-        if step.seconds is None:
-            self.progress.begin(step.machine, step.name, step.data.get("limit", math.inf))
-        else:
-            self.progress.end(step.machine)
+    spec: MachineSpec
+    image: Selection
+    origin: Snapshot
 
 
 class Lab:
@@ -333,7 +172,7 @@ class Lab:
     ) -> None:
         if not 0 < timeout_scale < math.inf:
             raise UsageError(f"the scale of deadlines is a number above 0, not {timeout_scale}")
-        options = _Options(
+        options = Options(
             image=image,
             arch=arch,
             images=None if images is None else tuple(Path(each).absolute() for each in images),
@@ -346,13 +185,15 @@ class Lab:
             state_budget=state_budget,
             services=services,
         )
-        self._parts = _Parts(
+        self._parts = Parts(
             options,
             progress or Progress(sys.stderr),
             Path(evidence).absolute(),
             run,
             worker,
         )
+        self._reference = ""
+        self._arch = arch
         self._stack = contextlib.ExitStack()
         self._folder: Path | None = None
         self._timeline: Timeline | None = None
@@ -398,9 +239,9 @@ class Lab:
     @property
     def reference(self) -> str:
         """The name of the image under test, as :meth:`select` takes it."""
-        return self._parts.reference
+        return self._reference or self._parts.reference
 
-    @functools.cached_property
+    @property
     def image(self) -> Selection:
         """The image under test.
 
@@ -408,7 +249,7 @@ class Lab:
             UsageError: None was named and there is not just one.
             UnknownNameError: There is no such image, version, variant or architecture.
         """
-        return self.catalog.resolve(self.reference, self._parts.options.arch)
+        return self.catalog.resolve(self.reference, self._arch)
 
     @property
     def key(self) -> KeyPair:
@@ -476,7 +317,7 @@ class Lab:
         """
         if isinstance(image, Selection):
             return image
-        return self.catalog.resolve(image or self.reference, arch or self._parts.options.arch)
+        return self.catalog.resolve(image or self.reference, arch or self._arch)
 
     def artifacts(
         self,
@@ -537,6 +378,62 @@ class Lab:
                 yield child
         finally:
             child.scope.close()
+
+    def with_image(self, image: str = "", arch: str | None = None) -> Lab:
+        """Return this lab with another image under test, whose states :meth:`fork` starts from.
+
+        Everything else is shared: machines of either end with this lab, and fail together.
+
+        Args:
+            image: ``NAME[/VARIANT][:VERSION]``; the image under test by default.
+            arch: The architecture; the one under test by default.
+
+        Raises:
+            UnknownNameError: The catalogue has no such image, version, variant or architecture.
+        """
+        with self._parts.lock:
+            # Made now: each of the two would make its own.
+            self._folder, self._timeline = self.folder, self.timeline
+        other = copy.copy(self)
+        other._reference = image or self.reference
+        other._arch = arch or self._arch
+        _ = other.image
+        return other
+
+    def segment(
+        self,
+        name: str = LAN,
+        *,
+        addresses: Addresses | None = _ADDRESSES,
+        seed: int = 0,
+        capture: bool = True,
+        state: SegmentState | None = None,
+    ) -> Segment:
+        """Start an Ethernet between machines; it ends with this lab, and its machines before it.
+
+        Args:
+            name: Its name, by which interfaces name it: ``Nic.on(name)``.
+            addresses: The networks whose addresses machines get; ``None`` for no DHCP, DNS, and router.
+            seed: Decides what its links do to each frame.
+            capture: Whether the evidence gets its frames, as ``NAME.pcapng``.
+            state: The saved segment that this one continues.
+
+        Raises:
+            UsageError: The name is not valid.
+            SegmentError: Its process does not start.
+        """
+        folder = self.folder / self._unique(f"segment-{name}")
+        folder.mkdir()
+        segment = Segment(
+            name,
+            folder=folder,
+            seed=seed,
+            capture=capture,
+            addresses=addresses,
+            scope=self.scope,
+            state=state,
+        )
+        return self._stack.enter_context(segment)
 
     def boot(
         self,
@@ -633,6 +530,7 @@ class Lab:
         account: Account | None = None,
         saveable: bool = False,
         services: Sequence[Service] = (),
+        segments: Sequence[Segment] = (),
     ) -> Machine[OS]:
         """Start the machine of a spec that was written by hand, and return it while it starts.
 
@@ -642,12 +540,15 @@ class Lab:
             account: The user who logs in; the image's own login by default.
             saveable: Whether the machine can be saved and forked while it runs.
             services: Servers that the guest can reach, and nothing else.
+            segments: The segments that its interfaces are on.
 
         Raises:
             UsageError, HostError: As :meth:`boot`.
         """
         selection = self.select(image)
-        return self._launch(spec, selection, account, saveable=saveable, services=services)
+        return self._launch(
+            spec, selection, account, saveable=saveable, services=services, segments=segments
+        )
 
     def fork(
         self,
@@ -656,6 +557,7 @@ class Lab:
         image: Selection | str | None = None,
         name: str | None = None,
         services: Sequence[Service] = (),
+        segments: Sequence[Segment] = (),
         working_set: int | None = None,
     ) -> Machine[OS]:
         """Return a running machine of this lab's own that goes on from a state or a snapshot.
@@ -669,6 +571,7 @@ class Lab:
                 those of the image under test.
             name: The machine's name; the saved machine's by default.
             services: Servers that the fork can reach; the saved machine need not have known them.
+            segments: The segments that its interfaces are on, by the names that the saved machine knew.
             working_set: Bytes of its RAM that the fork will write to, for admission; a quarter of it by
                 default, 0 for a fork that idles.
 
@@ -678,7 +581,7 @@ class Lab:
             QemuStartError: QEMU cannot restore the snapshot.
         """
         if isinstance(origin, Snapshot):
-            return self._fork(origin, name, services, working_set, image)
+            return self._fork(origin, name, services, working_set, segments, image)
         if not isinstance(origin, State):
             raise UsageError(
                 f"{origin!r} is not a state",
@@ -691,21 +594,112 @@ class Lab:
                 return self.reach(origin)
             finally:
                 self._default_services = ()
+        return self._from(
+            origin, lambda lease: self._fork(lease.snapshot, name, services, working_set, segments)
+        )
+
+    def _from(self, origin: State, start: Callable[[Lease], ValueT]) -> ValueT:
+        """Start something from a state, which is built again if it does not start."""
+        point = Point(self.image, origin)
         last: Exception | None = None
         for _ in range(_FORK_TRIES):
             lease = self.state(origin)
             try:
-                return self._fork(lease.snapshot, name, services, working_set)
+                return start(lease)
             except (StateError, QemuStartError) as error:
                 last = error
                 with self._parts.lock:
                     # Another thread may have discarded it, and even have built it again.
-                    mine = self._parts.leases.get(origin) is lease
+                    mine = self._parts.leases.get(point) is lease
                     if mine:
-                        del self._parts.leases[origin]
+                        del self._parts.leases[point]
                 if mine:
                     self.states.discard(lease, self.progress.say)
         raise StateError(f"state {origin.name} does not start") from last
+
+    def fork_together(
+        self,
+        origin: State | Snapshot,
+        names: Sequence[str],
+        *,
+        services: Sequence[Service] = (),
+        segments: Sequence[Segment] = (),
+        working_set: int | None = None,
+    ) -> list[Machine[OS]]:
+        """Return several forks of one origin: the host has room for all of them, or none starts.
+
+        They start at the same time. If one does not, the others end.
+
+        Args:
+            origin: The state, or a saved machine of the image under test.
+            names: The name of each machine.
+            services: As for :meth:`fork`; each reaches all of them.
+            segments: As for :meth:`fork`; each is on all of them.
+            working_set: As for :meth:`fork`.
+
+        Raises:
+            UsageError, HostError, StateError, QemuStartError: As :meth:`fork`.
+        """
+        if isinstance(origin, State):
+            if self._parts.options.fresh:
+                origin = self._reach_to_save(origin)
+            else:
+                return self._from(
+                    origin,
+                    lambda lease: self.fork_together(
+                        lease.snapshot,
+                        names,
+                        services=services,
+                        segments=segments,
+                        working_set=working_set,
+                    ),
+                )
+        saved: Snapshot = origin
+        return self._start_together(
+            [_Start(saved.fork_spec(name), self.image, saved) for name in names],
+            services=services,
+            segments=segments,
+            working_set=working_set,
+        )
+
+    def _start_together(
+        self,
+        starts: Sequence[_Start],
+        *,
+        services: Sequence[Service],
+        segments: Sequence[Segment],
+        working_set: int | None,
+    ) -> list[Machine[OS]]:
+        """Start machines in parallel once the host has room for all; end the others if one fails."""
+        with contextlib.ExitStack() as undo:
+            turns = self._parts.scheduler.admit_together(
+                [start.spec for start in starts],
+                self.timeline,
+                all(shares_ram(start.origin, saveable=self._building) for start in starts),
+                working_set=working_set,
+                urgent=self._building,
+                scope=self.scope,
+            )
+            for turn in turns:
+                undo.callback(turn.release)
+
+            def launch_in(start: _Start, turn: Turn) -> Machine[OS]:
+                saved = start.origin
+                return self._launch(
+                    start.spec,
+                    start.image,
+                    saved.account,
+                    origin=saved,
+                    turn=turn,
+                    folder=self._unique(start.spec.name),
+                    key=KeyPair(saved.private_key, saved.public_key),
+                    services=services,
+                    segments=segments,
+                )
+
+            machines = in_parallel(launch_in, starts, turns, undo=Machine.stop)
+            undo.pop_all()
+        return machines
 
     def reach(self, state: State, parent: Snapshot | None = None) -> Machine[OS]:
         """Do the steps of a state, without the cache, and return its machine.
@@ -721,7 +715,7 @@ class Lab:
             if state.parent is None:
                 machine = state.steps(self)
             elif parent is not None:
-                machine = state.steps(self, self._fork(parent, None, (), None))
+                machine = state.steps(self, self._fork(parent, None, (), None, ()))
             else:
                 machine = state.steps(self, self.reach(state.parent))
         if not isinstance(machine, Machine):
@@ -730,6 +724,15 @@ class Lab:
                 hint="return the machine that is to be saved",
             )
         return machine
+
+    def _reach_to_save(self, state: State) -> Snapshot:
+        """Do the steps of a state, without the cache, and save its machine in this lab's folder."""
+        before, self._building = self._building, True
+        try:
+            machine = self.reach(state)
+        finally:
+            self._building = before
+        return machine.save(machine.evidence / "disks" / "saved", final=True, inside=Path("/"))
 
     # --- states -------------------------------------------------------------------------------
 
@@ -743,16 +746,18 @@ class Lab:
             HarnessError: The steps fail.
             StateError, StoreError, DiskFullError: The state cannot be saved or lent.
         """
+        point = Point(self.image, state)
         with self._parts.lock:
-            making = self._parts.making[state]
+            making = self._parts.making[point]
         with making:
-            return self._lease(state)
+            return self._lease(point)
 
-    def _lease(self, state: State) -> Lease:
-        if state in self._parts.leases:
-            return self._parts.leases[state]
-        if state in self._parts.failed_states:
-            raise self._parts.failed_states[state].with_traceback(None)
+    def _lease(self, point: Point) -> Lease:
+        if point in self._parts.leases:
+            return self._parts.leases[point]
+        if point in self._parts.failed_states:
+            raise self._parts.failed_states[point].with_traceback(None)
+        state = point.state
         parent = self.state(state.parent) if state.parent is not None else None
         made_of = self.state_inputs(state)
         try:
@@ -768,9 +773,9 @@ class Lab:
             # By its cause, not by its class: the next test may find a calmer host.
             if verdict_of(error) in (Verdict.PRODUCT, Verdict.TIMEOUT):
                 error.add_note(f"while the state {state.name} was built, once in this run")
-                self._parts.failed_states[state] = error
+                self._parts.failed_states[point] = error
             raise
-        self._parts.leases[state] = lease
+        self._parts.leases[point] = lease
         return lease
 
     def state_inputs(self, state: State) -> dict[str, str]:
@@ -799,29 +804,29 @@ class Lab:
             except SnapshotError as error:
                 shutil.rmtree(folder, ignore_errors=True)
                 saved = machine.save_disks(folder, error.what, inside=self._parts.cache)
-        self._parts.built.append(state)
+        self._parts.built.append(Point(self.image, state))
         if not self.keep:
             self.run.drop(evidence)
         return saved
 
     @property
-    def built(self) -> Sequence[State]:
+    def built(self) -> Sequence[Point]:
         """The states that this process has built, in their order; a state may be there twice."""
         return tuple(self._parts.built)
 
-    def discard(self, states: Sequence[State], why: str) -> None:
+    def discard(self, points: Sequence[Point], why: str) -> None:
         """Give states back that may be damaged; they are built again when they are next needed.
 
         Args:
-            states: The states, parents first.
+            points: The states, parents first.
             why: The reason, for a line of progress: ``its test failed``.
 
         Raises:
             StoreError: A state cannot be marked as damaged.
         """
-        for state in reversed(states):
+        for point in reversed(points):
             with self._parts.lock:
-                lease = self._parts.leases.pop(state, None)
+                lease = self._parts.leases.pop(point, None)
             if lease is not None:
                 self.states.discard(lease, self.progress.say, why)
 
@@ -871,6 +876,7 @@ class Lab:
         name: str | None,
         services: Sequence[Service],
         working_set: int | None,
+        segments: Sequence[Segment],
         image: Selection | str | None = None,
     ) -> Machine[OS]:
         machine: Machine[OS] = self._launch(
@@ -881,6 +887,7 @@ class Lab:
             working_set=working_set,
             key=KeyPair(origin.private_key, origin.public_key),
             services=services,
+            segments=segments,
         )
         if origin.cold:
             machine.wait_ready()
@@ -900,26 +907,35 @@ class Lab:
         working_set: int | None = None,
         services: Sequence[Service] = (),
         segments: Sequence[Segment] = (),
+        turn: Turn | None = None,
+        folder: str = "",
     ) -> Machine[OS]:
-        """Start the machine of a spec, once the host admits it."""
+        """Start the machine of a spec, once the host admits it, or in a turn that it has already."""
         services = services or self._default_services
         if services or origin is not None:
             spec = with_guest_forwards(spec, [service.forward for service in services])
         profile = profiles.of(selection)
+
+        def admit(spec: MachineSpec, timeline: Timeline, fork: bool) -> Turn:
+            return turn or self._parts.scheduler.admit(
+                spec,
+                timeline,
+                fork,
+                working_set=working_set,
+                urgent=self._building,
+                # A machine that waits for its turn is spared the wait when a sibling fails.
+                scope=self.scope,
+            )
+
         return launch(
             spec,
             Setup(
                 accel=self.accelerator,
                 # Others may wait for the state that is being built.
-                admit=functools.partial(
-                    self._parts.scheduler.admit,
-                    working_set=working_set,
-                    urgent=self._building,
-                    # A machine that waits for its turn is spared the wait when a sibling fails.
-                    scope=self.scope,
-                ),
+                admit=admit,
                 key=key or self.key,
-                evidence=self.folder / spec.name,
+                # Members of two clusters have the same names.
+                evidence=self.folder / (folder or spec.name),
                 timeline=self.timeline,
                 scope=self.scope,
                 system=lambda machine: cast(Any, profile(machine, selection, account)),
