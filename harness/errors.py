@@ -43,6 +43,7 @@ is a test that failed and passed at a later try. The tree, with ``!`` where a se
     │   ├── InstallRefusedError                  the image's installer refused; its own words
     │   ├── UpgradeRefusedError                  the image's upgrade refused or failed; its own words
     │   ├── RecoveryRefusedError                 a rollback, repair or reset was refused; its own words
+    │   ├── JoinRefusedError                     a cluster refused a new member; the reason
     │   ├── OperationRefusedError                a cluster refused a write or read of a client
     │   ├── OutcomeUnknownError                  a cluster did not answer a client
     │   └── HistoryError                         a cluster's answers contradict each other
@@ -314,6 +315,23 @@ class UpgradeRefusedError(GuestError):
 
 class RecoveryRefusedError(GuestError):
     """The image refused a rollback, a repair or a reset, or abandoned it; carries its own words."""
+
+
+class JoinRefusedError(GuestError):
+    """A cluster refused a new member; it and the machine are as they were.
+
+    Args:
+        reason: Why, in one word: ``wrong-token``, ``expired-token``, ``duplicate-name``, ``clock``,
+            ``version``; a provider may have others.
+        what: The event, in one sentence.
+        evidence: The cluster's own words.
+        hint: The next thing to try.
+    """
+
+    def __init__(self, reason: str, what: str = "", *, evidence: str = "", hint: str = "") -> None:
+        self.reason = reason
+        what = what or f"the cluster refused a new member: {reason}"
+        super().__init__(what, evidence=evidence, hint=hint)
 
 
 class OperationRefusedError(GuestError):

@@ -13,7 +13,7 @@ from harness.cluster.clients import Clients
 from harness.cluster.history import History
 from harness.cluster.linearizability import decide
 from harness.cluster.operation import Kind, Operation, Outcome
-from harness.cluster.provider import Member, Provider, Store
+from harness.cluster.provider import Member, MemberStore, Provider, Store
 
 __all__ = [
     "Clients",
@@ -22,6 +22,7 @@ __all__ = [
     "History",
     "Kind",
     "Member",
+    "MemberStore",
     "Operation",
     "Outcome",
     "Provider",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import threading
 import time
@@ -34,7 +35,7 @@ class Clients:
     ::
 
         history = History(lab.folder / "history.jsonl")
-        with Clients(store, history, lab.scope, seed=7) as clients:
+        with Clients(stores, history, lab.scope, seed=7) as clients:
             clients.wait_acknowledged(50)
             leader.power_cut()
             clients.wait_acknowledged(50)
@@ -44,13 +45,15 @@ class Clients:
     same order, and each write of a history another value. When they overlap is not: threads and the
     cluster decide that.
 
-    When they stop, the last one reads each key: the last acknowledged write of a key has to be there.
+    When they stop, the last one reads each key from each store that answers: the last acknowledged write
+    of a key has to be there.
 
     A refusal and a missing answer are outcomes. Any other error of the store fails the scope: the test
     ends at once. A scope that fails stops the clients.
 
     Args:
-        store: What they write to and read from.
+        stores: What they write to and read from, such as one for each member. They take turns: the first
+            client has the first one.
         history: Where each operation is recorded.
         scope: The failure scope of the cluster.
         seed: Decides the operations, and is part of each value.
@@ -61,12 +64,12 @@ class Clients:
         scale: How much longer the cluster takes than on a good host.
 
     Raises:
-        UsageError: A number is out of its range, or there is no key.
+        UsageError: A number is out of its range, or there is no key or no store.
     """
 
     def __init__(
         self,
-        store: Store,
+        stores: Sequence[Store],
         history: History,
         scope: Scope,
         *,
@@ -77,12 +80,11 @@ class Clients:
         reads: float = 0.5,
         scale: Scale = UNSCALED,
     ) -> None:
-        if count < 1 or not keys or not rate > 0 or not 0 <= reads <= 1:
+        if count < 1 or not keys or not stores or not rate > 0 or not 0 <= reads <= 1:
             raise UsageError(
-                f"clients need count >= 1, a key, rate > 0 and reads from 0 to 1, and not {count}, "
-                f"{list(keys)}, {rate:g} and {reads:g}"
+                f"clients need count >= 1, a key, a store, rate > 0 and reads from 0 to 1, and not "
+                f"{count}, {list(keys)}, {len(stores)} stores, {rate:g} and {reads:g}"
             )
-        self._store = store
         self._history = history
         self._scope = scope.child(f"clients {seed}")
         self._seed = seed
@@ -96,13 +98,14 @@ class Clients:
         self._running: set[str] = set()
         self._working = count
         self._names = [f"c{number}" for number in range(count)]
+        self._stores = tuple(stores)
 
     def __enter__(self) -> Self:
         self._scope.add(self)
         self._running |= set(self._names)
-        for name in self._names:
+        for name, store in zip(self._names, itertools.cycle(self._stores), strict=False):
             threading.Thread(
-                target=self._run, args=(name,), name=f"client {name}", daemon=True
+                target=self._run, args=(name, store), name=f"client {name}", daemon=True
             ).start()
         return self
 
@@ -182,12 +185,11 @@ class Clients:
         with self._changed:
             self._changed.notify_all()
 
-    def _run(self, client: str) -> None:
+    def _run(self, client: str, store: Store) -> None:
         try:
-            self._work(client)
-            if self._is_last() and self._scope.failure is None:
-                for key in self._keys:
-                    self._operate(client, Kind.READ, key, None)
+            self._work(client, store)
+            if self._is_last():
+                self._read_all(client)
         except HarnessError as error:
             self._scope.fail(error)
         except Exception as error:
@@ -203,7 +205,7 @@ class Clients:
                 self._running.discard(client)
                 self._changed.notify_all()
 
-    def _work(self, client: str) -> None:
+    def _work(self, client: str, store: Store) -> None:
         chance = random.Random(f"{self._seed}/{client}")
         number = 0
         due = time.monotonic()
@@ -212,9 +214,10 @@ class Clients:
             due = time.monotonic() + chance.uniform(0.5, 1.5) / self._rate
             key = chance.choice(self._keys)
             if chance.random() < self._reads:
-                self._operate(client, Kind.READ, key, None)
+                self._operate(client, store, Kind.READ, key)
             else:
-                self._operate(client, Kind.WRITE, key, f"s{self._seed}-{client}-{number}")
+                value = f"s{self._seed}-{client}-{number}"
+                self._operate(client, store, Kind.WRITE, key, value)
                 number += 1
 
     def _is_last(self) -> bool:
@@ -222,14 +225,25 @@ class Clients:
             self._working -= 1
             return self._working == 0
 
-    def _operate(self, client: str, kind: Kind, key: str, value: str | None) -> None:
+    def _read_all(self, client: str) -> None:
+        for store in self._stores:
+            for key in self._keys:
+                if self._scope.failure is not None:
+                    return
+                # A member that is down would take its time for each key.
+                if self._operate(client, store, Kind.READ, key) is not Outcome.OK:
+                    break
+
+    def _operate(
+        self, client: str, store: Store, kind: Kind, key: str, value: str | None = None
+    ) -> Outcome:
         outcome = Outcome.UNKNOWN
         number = self._history.begin(client, kind, key, value)
         try:
             if value is None:
-                value = self._store.read(key)
+                value = store.read(key)
             else:
-                self._store.write(key, value)
+                store.write(key, value)
             outcome = Outcome.OK
         except OperationRefusedError:
             outcome = Outcome.FAILED
@@ -241,3 +255,4 @@ class Clients:
             with self._changed:
                 self._acknowledged += 1
                 self._changed.notify_all()
+        return outcome

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-from typing import Any
+from ipaddress import IPv4Interface
+from typing import Any, ClassVar
 
 from harness.cluster import Member
-from harness.errors import OperationRefusedError, OutcomeUnknownError
+from harness.errors import JoinRefusedError, OperationRefusedError, OutcomeUnknownError
 
 LOST_ANSWER = OutcomeUnknownError("no answer within 5 s")
 REFUSAL = OperationRefusedError("there is no leader")
@@ -213,11 +214,15 @@ class Hanging(Correct):
     read = Correct.read
 
 
-class Memory(Correct):
+class Memory:
     """A provider whose members are in memory; its machines are names."""
 
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__(seed)
+    name: ClassVar[str] = "memory"
+    ports: ClassVar[tuple[int, ...]] = (1234,)
+    virtual_address = IPv4Interface("10.77.1.1/16")
+
+    def __init__(self, segment: Any = None) -> None:
+        self._store = Correct(0)
         self._prepared: set[str] = set()
         self._members: list[str] = []
 
@@ -229,8 +234,14 @@ class Memory(Correct):
         assert not self._members
         self._admit(machine)
 
-    def join(self, machine: Any, via: Any) -> None:
+    def token(self, via: Any, lifetime: float | None = None) -> str:
         assert via in self._members
+        return f"token of {via}"
+
+    def join(self, machine: Any, via: Any = None, *, token: str | None = None) -> None:
+        assert via in self._members or token
+        if machine in self._members:
+            raise JoinRefusedError("duplicate-name")
         self._admit(machine)
 
     def leave(self, name: str, via: Any) -> None:
@@ -246,6 +257,21 @@ class Memory(Correct):
 
     def healthy(self, machine: Any) -> bool:
         return machine in self._members
+
+    def holds(self, machine: Any) -> bool:
+        return machine in self._members[:1]
+
+    def write(self, machine: Any, key: str, value: str) -> None:
+        self._check(machine)
+        self._store.write(key, value)
+
+    def read(self, machine: Any, key: str) -> str | None:
+        self._check(machine)
+        return self._store.read(key)
+
+    def _check(self, machine: str) -> None:
+        if machine not in self._members:
+            raise REFUSAL
 
     def _admit(self, machine: str) -> None:
         assert machine in self._prepared

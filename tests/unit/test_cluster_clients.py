@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from harness.cluster import Clients, Fault, History, Kind, Operation, Outcome, Provider
+from harness.cluster import (
+    Clients,
+    Fault,
+    History,
+    Kind,
+    MemberStore,
+    Operation,
+    Outcome,
+    Provider,
+)
 from harness.errors import (
     HistoryError,
+    JoinRefusedError,
     PanicError,
     ProviderError,
     UsageError,
@@ -22,6 +34,7 @@ from harness.errors import (
 )
 from harness.scope import Scope
 from tests.unit.cluster_stores import (
+    REFUSAL,
     Broken,
     Correct,
     Disobedient,
@@ -46,7 +59,7 @@ PANIC = PanicError("machine b: the kernel panicked")
 def run(store: Correct, *, seed: int = 1, count: int = 400) -> History:
     """Return the history of five clients after a number of acknowledged operations."""
     history = History()
-    with Clients(store, history, Scope("test"), seed=seed, rate=FAST) as clients:
+    with Clients([store], history, Scope("test"), seed=seed, rate=FAST) as clients:
         clients.wait_acknowledged(count)
     return history
 
@@ -68,7 +81,7 @@ def test_each_fault_of_a_store_is_noticed(
     store: Callable[[int], Correct], faults: set[Fault], seed: int
 ) -> None:
     history, found = History(), set[Fault]()
-    with Clients(store(seed), history, Scope("test"), seed=seed, rate=FAST) as clients:
+    with Clients([store(seed)], history, Scope("test"), seed=seed, rate=FAST) as clients:
         # 200 operations mostly suffice; threads decide.
         for _ in range(10):
             clients.wait_acknowledged(200)
@@ -130,7 +143,7 @@ def test_clients_stop_and_leave_no_thread() -> None:
 def test_a_client_keeps_to_its_rate() -> None:
     """The second operation of a client that may do one in 20 minutes does not come."""
     history = History()
-    with Clients(Correct(1), history, Scope("test"), seed=1, count=3, rate=1 / 1200) as clients:
+    with Clients([Correct(1)], history, Scope("test"), seed=1, count=3, rate=1 / 1200) as clients:
         with pytest.raises(WaitTimeoutError, match=r"4 acknowledged operations of the clients"):
             clients.wait_acknowledged(4, 0.3)
         assert len(history.operations) <= 3
@@ -139,7 +152,7 @@ def test_a_client_keeps_to_its_rate() -> None:
 def test_the_last_write_of_each_key_is_read_when_the_clients_stop() -> None:
     history = History()
     scope = Scope("test")
-    with Clients(Oblivious(1), history, scope, seed=1, rate=FAST, reads=0) as clients:
+    with Clients([Oblivious(1)], history, scope, seed=1, rate=FAST, reads=0) as clients:
         clients.wait_acknowledged(20)
         assert {op.kind for op in history.operations} == {Kind.WRITE}
     *writes, first, second, third = history.operations
@@ -151,12 +164,12 @@ def test_the_last_write_of_each_key_is_read_when_the_clients_stop() -> None:
 def test_two_groups_of_clients_share_a_history_if_their_seeds_differ() -> None:
     history, scope, store = History(), Scope("test"), Correct(1)
     for seed in (1, 2):
-        with Clients(store, history, scope, seed=seed, rate=FAST) as clients:
+        with Clients([store], history, scope, seed=seed, rate=FAST) as clients:
             clients.wait_acknowledged(50)
     history.check()
     with (
         pytest.raises(UsageError, match="written twice"),
-        Clients(store, history, scope, seed=2, rate=FAST) as clients,
+        Clients([store], history, scope, seed=2, rate=FAST) as clients,
     ):
         clients.wait_acknowledged(100)
 
@@ -167,7 +180,7 @@ def test_any_other_error_of_a_store_fails_the_scope() -> None:
     history = History()
     with (
         pytest.raises(ProviderError, match="the store raised KeyError: 'token'") as caught,
-        Clients(store, history, test.child("cluster"), seed=1, rate=FAST) as clients,
+        Clients([store], history, test.child("cluster"), seed=1, rate=FAST) as clients,
     ):
         clients.wait_acknowledged(10_000)
     assert test.failure is caught.value
@@ -181,7 +194,7 @@ def test_an_error_of_harness_in_a_client_is_the_failure() -> None:
     test = Scope("test")
     with (
         pytest.raises(PanicError) as caught,
-        Clients(Broken(1, PANIC), History(), test, seed=1, rate=FAST) as clients,
+        Clients([Broken(1, PANIC)], History(), test, seed=1, rate=FAST) as clients,
     ):
         clients.wait_acknowledged(10_000)
     assert caught.value is test.failure is PANIC
@@ -191,7 +204,7 @@ def test_a_failure_of_the_scope_stops_the_clients_and_ends_the_waits_for_them() 
     test = Scope("test")
     store = Hanging(1)
     history = History()
-    with pytest.raises(PanicError), Clients(store, history, test, seed=1, rate=FAST) as clients:
+    with pytest.raises(PanicError), Clients([store], history, test, seed=1, rate=FAST) as clients:
         store.hangs.wait()
         # While one thread fails the scope, this one waits: for ever, but for the failure.
         threading.Timer(0.05, test.fail, [PANIC]).start()
@@ -205,14 +218,14 @@ def test_clients_of_a_scope_that_has_failed_do_nothing() -> None:
     test = Scope("test")
     test.fail(PANIC)
     history = History()
-    with pytest.raises(PanicError), Clients(Correct(1), history, test, seed=1):
+    with pytest.raises(PanicError), Clients([Correct(1)], history, test, seed=1):
         pass
     assert history.operations == ()
 
 
 def test_an_operation_that_does_not_end_is_named() -> None:
     store = Hanging(1)
-    with Clients(store, History(), Scope("test"), seed=1, count=1, rate=FAST, reads=0) as clients:
+    with Clients([store], History(), Scope("test"), seed=1, count=1, rate=FAST, reads=0) as clients:
         store.hangs.wait()
         with pytest.raises(WaitTimeoutError, match="the last operation of c0"):
             clients.stop(0.05)
@@ -222,7 +235,7 @@ def test_an_operation_that_does_not_end_is_named() -> None:
 def test_the_error_of_the_block_is_the_one_to_see() -> None:
     with (
         pytest.raises(ZeroDivisionError),
-        Clients(Broken(1, PANIC, 0), History(), Scope("test"), seed=1, rate=FAST),
+        Clients([Broken(1, PANIC, 0)], History(), Scope("test"), seed=1, rate=FAST),
     ):
         raise ZeroDivisionError
 
@@ -232,25 +245,61 @@ def test_the_error_of_the_block_is_the_one_to_see() -> None:
 )
 def test_wrong_numbers_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="clients need"):
-        Clients(Correct(1), History(), Scope("test"), seed=1, **wrong)  # type: ignore[arg-type]
+        Clients([Correct(1)], History(), Scope("test"), seed=1, **wrong)  # type: ignore[arg-type]
+
+
+def test_the_last_reads_go_to_each_store_that_answers() -> None:
+    """A client whose member is dead would prove nothing."""
+
+    class Dead(Correct):
+        def read(self, key: str) -> str | None:
+            raise REFUSAL
+
+        def write(self, key: str, value: str) -> None:
+            raise REFUSAL
+
+    history = History()
+    stores = [Correct(1), Dead(1), Oblivious(2)]
+    with Clients(stores, history, Scope("test"), seed=1, count=1, rate=FAST, reads=0) as clients:
+        clients.wait_acknowledged(20)
+    last = history.operations[-7:]
+    assert [(op.key, op.outcome) for op in last] == [
+        *[("a", Outcome.OK), ("b", Outcome.OK), ("c", Outcome.OK)],
+        ("a", Outcome.FAILED),
+        *[("a", Outcome.OK), ("b", Outcome.OK), ("c", Outcome.OK)],
+    ]
+    assert [violation.fault for violation in history.examine().violations] == [Fault.LOST] * 3
+
+
+def _itself(machine: Any) -> Any:
+    return machine
 
 
 def test_a_provider_serves_clients_while_members_come_and_go(tmp_path: Path) -> None:
     provider: Provider = Memory()
-    names: list[object] = ["node-1", "node-2", "node-3"]
+    names: list[Any] = ["node-1", "node-2", "node-3"]
     for name in names:
-        provider.prepare(name, names)  # type: ignore[arg-type]
+        provider.prepare(name, names)
     first, *others = names
-    provider.first(first)  # type: ignore[arg-type]
+    provider.first(first)
     history = History(tmp_path / "history.jsonl")
-    with Clients(provider, history, Scope("test"), seed=1, rate=FAST) as clients:
-        for name in others:
-            provider.join(name, via=first)  # type: ignore[arg-type]
-            clients.wait_acknowledged(20)
-        provider.leave("node-1", via=others[0])  # type: ignore[arg-type]
+    stores = [MemberStore(provider, functools.partial(_itself, name)) for name in names]
+    with Clients(stores, history, Scope("test"), seed=1, rate=FAST) as clients:
+        provider.join(others[0], via=first)
         clients.wait_acknowledged(20)
-    assert [member.name for member in provider.members(others[0])] == others  # type: ignore[arg-type]
-    assert provider.leader(others[0]) == "node-2"  # type: ignore[arg-type]
-    assert [provider.healthy(name) for name in names] == [False, True, True]  # type: ignore[arg-type]
+        provider.join(others[1], token=provider.token(first))
+        clients.wait_acknowledged(20)
+        with pytest.raises(JoinRefusedError, match="a new member: duplicate-name") as caught:
+            provider.join(first, via=others[0])
+        provider.leave("node-1", via=others[0])
+        clients.wait_acknowledged(20)
+    assert caught.value.reason == "duplicate-name"
+    assert verdict_of(caught.value) is Verdict.PRODUCT
+    assert [member.name for member in provider.members(others[0])] == others
+    assert provider.leader(others[0]) == "node-2"
+    assert [provider.healthy(name) for name in names] == [False, True, True]
+    assert [provider.holds(name) for name in names] == [False, True, False]
     history.check()
+    # Clients take turns: c1 asked node-2 alone.
+    assert {op.outcome for op in history.operations if op.client == "c1"} >= {Outcome.OK}
     assert isinstance(history.operations[0], Operation)
