@@ -347,7 +347,7 @@ class HistoryError(GuestError):
 
 
 class RollingUpgradeError(GuestError):
-    """A member of a cluster did not come to the version of a rolling upgrade; those after it were left."""
+    """A member of a cluster did not come to the version of a rolling upgrade, which stopped there."""
 
 
 class ProviderError(HarnessError):

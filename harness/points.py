@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from harness.cluster import providers
 from harness.errors import UsageError
 from harness.profiles import Install
-from harness.spec import Account, Disk, Nic
+from harness.spec import LAN, Account, Disk, Nic
 from harness.states import state
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from harness.catalog import Selection
     from harness.lab import Lab
     from harness.machine import Machine
+    from harness.network import Segment
 
 TARGET: Final = "target-1"
 """The serial of the disk that is installed onto."""
@@ -64,7 +68,12 @@ def install_answers(lab: Lab) -> Install:
 
 
 def boot_installed(
-    lab: Lab, disk: Disk, name: str = "installed", *, network: bool = True
+    lab: Lab,
+    disk: Disk,
+    name: str = "installed",
+    *,
+    nics: Sequence[Nic] = (Nic(),),
+    segments: Sequence[Segment] = (),
 ) -> Machine[Any]:
     """Start a machine with the disk of an installed system alone: no medium, no seed.
 
@@ -74,16 +83,18 @@ def boot_installed(
         lab: The lab.
         disk: The disk.
         name: The machine's name.
-        network: Whether the machine has a network interface.
+        nics: Its network interfaces.
+        segments: The segments that they are on.
     """
     image = lab.image
     return lab.boot(
         name=name,
         medium=False,
         disks=[disk],
-        authorize=network and not installs(image),
+        authorize=bool(nics) and not installs(image),
         account=USER if installs(image) else image.login.account,
-        nics=(Nic(),) if network else (),
+        nics=nics,
+        segments=segments,
     )
 
 
@@ -105,10 +116,15 @@ def installed(lab: Lab, machine: Machine[Any]) -> Machine[Any]:
     """
     if not installs(lab.image):
         return machine
+    return _install(lab, machine)
+
+
+def _install(lab: Lab, machine: Machine[Any], **further: Any) -> Machine[Any]:
+    """Install the image as a person would, and return its disk booted alone, logged in."""
     target_disk(lab.image)
     machine.os.install(install_answers(lab))
     machine.shutdown()
-    system = boot_installed(lab, installed_disk(machine))
+    system = boot_installed(lab, installed_disk(machine), **further)
     system.os.login()
     _reach(lab, system)
     return system
@@ -129,3 +145,25 @@ def settled(lab: Lab, machine: Machine[Any]) -> Machine[Any]:
     del lab
     machine.os.wait_good()
     return machine
+
+
+# --- clusters -----------------------------------------------------------------------------------
+
+
+@state(parent=live)
+def member(lab: Lab, machine: Machine[Any]) -> Machine[Any]:
+    """A system that can become a member of a cluster, on a segment, and is none yet.
+
+    Only images for clusters have it. The members of a cluster are forks of it.
+    """
+    nics = (Nic(forward=(22, *providers.of_image(lab.image).ports)), Nic.on(LAN))
+    segments = [lab.segment(capture=False)]
+    if installs(lab.image):
+        system = _install(lab, machine, name="member", nics=nics, segments=segments)
+    else:
+        machine.stop()
+        system = lab.boot(name="member", nics=nics, segments=segments)
+        system.os.login()
+        _reach(lab, system)
+    system.os.wait_good()
+    return system

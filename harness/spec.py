@@ -24,6 +24,9 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 
+LAN: Final = "lan"
+"""The name of the segment that the members of a cluster are on."""
+
 SERIAL_LENGTH: Final = 20
 """Longest serial of a virtio-blk disk: VIRTIO_BLK_ID_BYTES, virtio 1.2 section 5.2.6.1."""
 

@@ -232,6 +232,18 @@ class Hardware(_Model):
     disk: Annotated[Size, Field(multiple_of=512)] | None = None
 
 
+class Clustering(_Model):
+    """How an image forms clusters.
+
+    Attributes:
+        provider: The kind of cluster, by the name of its provider.
+        variant: The variant whose machines form them.
+    """
+
+    provider: Name
+    variant: Label
+
+
 class ConsoleSettings(_Model):
     """The console of an image.
 
@@ -335,6 +347,7 @@ class Image(_Model):
         console: Its console.
         login: How to log in on the console.
         capabilities: What it can do: names from :data:`CAPABILITIES`, or ``x-NAME``.
+        cluster: How it forms clusters; exactly if it declares ``cluster``.
         deadlines: Seconds on a good host under KVM, by :data:`Phase`.
     """
 
@@ -353,6 +366,7 @@ class Image(_Model):
     console: ConsoleSettings = ConsoleSettings()
     login: LoginSettings = LoginSettings()
     capabilities: Annotated[tuple[Capability, ...], AfterValidator(_distinct)] = ()
+    cluster: Clustering | None = None
     deadlines: dict[
         Phase,
         Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)],
@@ -430,6 +444,17 @@ class Image(_Model):
                     " the image declares upgrade",
                     *("arches", arch, "artifacts"),
                 )
+        if self.cluster is None and "cluster" in self.capabilities:
+            raise problem(
+                "declares cluster: say how, by 'cluster: {provider: NAME, variant: NAME}'",
+                "capabilities",
+            )
+        if self.cluster is not None:
+            if "cluster" not in self.capabilities:
+                raise problem("the image does not declare the capability cluster", "cluster")
+            if self.cluster.variant not in self.variants:
+                error = UnknownNameError("variant", self.cluster.variant, self.variants)
+                raise problem(f"{error.what}; {error.hint}", "cluster", "variant")
         if self.build is None and len(self.versions) > 1:
             raise problem(
                 "without 'build' all versions have the same files: add a build script that fetches"
@@ -488,6 +513,11 @@ class Selection:
     def capabilities(self) -> tuple[str, ...]:
         """The capabilities that the image declares, such as ``upgrade``; see :data:`CAPABILITIES`."""
         return self.definition.capabilities
+
+    @property
+    def cluster(self) -> Clustering | None:
+        """How the image forms clusters; ``None`` if it does not."""
+        return self.definition.cluster
 
     @property
     def machine(self) -> Hardware:

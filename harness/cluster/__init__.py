@@ -1,5 +1,6 @@
 """Clusters: machines that serve clients together, and what they promise those clients.
 
+- :mod:`~harness.cluster.cluster`: the machines of one, and the words that form, break and upgrade it.
 - :mod:`~harness.cluster.provider`: what Harness has to know of one kind of cluster.
 - :mod:`~harness.cluster.clients`: concurrent clients that write and read while a test breaks things.
 - :mod:`~harness.cluster.history`: what they asked, what was answered, and when; the check afterwards.
@@ -10,6 +11,7 @@
 
 from harness.cluster.checks import Fault, Findings, Violation, examine
 from harness.cluster.clients import Clients
+from harness.cluster.cluster import Cluster
 from harness.cluster.history import History
 from harness.cluster.linearizability import decide
 from harness.cluster.operation import Kind, Operation, Outcome
@@ -17,6 +19,7 @@ from harness.cluster.provider import Member, MemberStore, Provider, Store
 
 __all__ = [
     "Clients",
+    "Cluster",
     "Fault",
     "Findings",
     "History",

@@ -20,6 +20,7 @@ provider knows (:mod:`harness.cluster.provider`); how machines are made, the lab
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import select
 import threading
@@ -30,11 +31,10 @@ from typing import Any, Final, Protocol
 
 from harness.cluster.clients import Clients
 from harness.cluster.history import History
-from harness.cluster.provider import Member, Provider
+from harness.cluster.provider import Member, MemberStore, Provider
 from harness.deadline import Deadline, Limit, Scale
 from harness.errors import (
     HarnessError,
-    OperationRefusedError,
     RollingUpgradeError,
     UnknownNameError,
     UsageError,
@@ -63,8 +63,8 @@ class Nodes(Protocol):
 class Cluster:
     """Machines on a segment, with a provider.
 
-    ``cluster["node-2"]`` is a machine by its name, ``for machine in cluster`` goes through all. Words that
-    take machines take their names as well.
+    ``cluster["node-2"]`` is a machine by its name, ``for machine in cluster`` goes through all.
+    Words that take machines take their names as well.
 
     Args:
         name: Its name, for people.
@@ -348,7 +348,7 @@ class Cluster:
         self, *groups: Machine[Any] | str | Iterable[Machine[Any] | str], one_way: bool = False
     ) -> Fault:
         """Part groups of machines until the fault is healed: :meth:`Segment.partition`."""
-        return self.segment.partition(*groups, one_way=one_way)  # type: ignore[arg-type]
+        return self.segment.partition(*groups, one_way=one_way)
 
     # --- clients ------------------------------------------------------------------------------
 
@@ -356,8 +356,8 @@ class Cluster:
     def history(self, *, seed: int = 0, check: bool = True, **options: Any) -> Iterator[Clients]:
         """Let clients write and read in the block; check what they saw at its end.
 
-        The history is kept as ``history-SEED.jsonl`` in the evidence. A block that raises is not checked:
-        its own error is the one to show.
+        The history is kept as ``history-SEED.jsonl`` in the evidence. A block that raises is not
+        checked: its own error is the one to show.
 
         Args:
             seed: Decides what the clients do; another one for each history of a test.
@@ -377,11 +377,23 @@ class Cluster:
         history = History(self._folder / f"history-{self.name}-{seed}.jsonl")
         with self._timeline.step(f"clients of {self.name}", seed=seed):
             with Clients(
-                _Spread(self), history, self._scope, seed=seed, scale=self._scale, **options
+                self._stores(), history, self._scope, seed=seed, scale=self._scale, **options
             ) as clients:
                 yield clients
             if check:
                 history.check()
+
+    def _stores(self) -> list[MemberStore]:
+        """Return the registers through each machine that runs now."""
+        return [
+            MemberStore(self.provider, functools.partial(self._at, machine.name))
+            for machine in self.running
+        ]
+
+    def _at(self, name: str) -> Machine[Any]:
+        """Return the machine of a member; of another one once it has left."""
+        machines = self.machines
+        return machines[name] if name in machines else next(iter(machines.values()))
 
     # --- upgrades -----------------------------------------------------------------------------
 
@@ -397,8 +409,8 @@ class Cluster:
         It stops at the first member that does not come to the version: the others serve on.
 
         Args:
-            source: Where upgrades come from, as ``machine.os.upgrade`` takes it; or what returns it for a
-                machine.
+            source: Where upgrades come from, as ``machine.os.upgrade`` takes it; or what returns it for
+                a machine.
             version: The version that each has then.
             deadline: Of one machine: 400 s on a good host by default.
 
@@ -430,28 +442,6 @@ class Cluster:
                         hint=error.hint,
                     ) from error
             done.append(machine.name)
-
-
-class _Spread:
-    """The store of a cluster: each operation goes to the next machine that runs."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._turns = itertools.count()
-
-    def write(self, key: str, value: str) -> None:
-        """Set a key through a member."""
-        self._cluster.provider.write(self._next(), key, value)
-
-    def read(self, key: str) -> str | None:
-        """Return the value of a key as a member reads it."""
-        return self._cluster.provider.read(self._next(), key)
-
-    def _next(self) -> Machine[Any]:
-        running = self._cluster.running
-        if not running:
-            raise OperationRefusedError(f"no machine of {self._cluster.name} runs")
-        return running[next(self._turns) % len(running)]
 
 
 def _all(names: Iterable[str]) -> str:

@@ -21,47 +21,40 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
-import hashlib
+import itertools
 import json
 import math
-import shutil
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar, cast
 
 from harness import profiles, seed
-from harness.artifacts import Artifacts, Store, digest_inputs
+from harness.artifacts import Artifacts, Store
 from harness.catalog import Catalog, Selection
+from harness.cluster import Cluster, Provider, providers
 from harness.errors import (
-    HarnessError,
     QemuStartError,
-    SnapshotError,
     StateError,
     UsageError,
-    Verdict,
-    verdict_of,
 )
 from harness.evidence.run import Run
 from harness.evidence.timeline import Timeline
 from harness.host.accel import Accel
 from harness.host.scheduler import Turn
+from harness.lab import lending
+from harness.lab.clusters import Start, start_cluster, start_together
 from harness.lab.parts import Options, Parts, Point
 from harness.machine import Machine, Setup, launch
-from harness.machine.start import shares_ram
 from harness.machine.system import OS
 from harness.network import Addresses, Segment, SegmentState
-from harness.parallel import in_parallel
 from harness.progress import Progress
-from harness.qemu import binary
 from harness.scope import Scope
 from harness.services import Ca, Server
 from harness.spec import (
+    LAN,
     Account,
     ConsoleDevice,
     Disk,
@@ -74,16 +67,12 @@ from harness.spec import (
 from harness.ssh.key import KeyPair
 from harness.states import Lease, Snapshot, State, StateCache
 from harness.states.cache import BUDGET
-from harness.states.graph import inputs, key_of
 
 EVIDENCE: Final = Path(".harness/runs")
 """The folder, below the working folder, that gets the evidence of each run."""
 
 SERVICES_RECORD: Final = "services.jsonl"
 """In the run's folder: how each server of each process ran, for the report."""
-
-LAN: Final = "lan"
-"""The segment that the members of a cluster are on."""
 
 _ADDRESSES: Final = Addresses()
 
@@ -104,21 +93,6 @@ class Service(Protocol):
     @property
     def address(self) -> tuple[str, int]:
         """The address at which it listens on the host."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """A machine to start from a snapshot.
-
-    Attributes:
-        spec: Its spec.
-        image: Its image.
-        origin: The snapshot.
-    """
-
-    spec: MachineSpec
-    image: Selection
-    origin: Snapshot
 
 
 class Lab:
@@ -198,6 +172,7 @@ class Lab:
         self._folder: Path | None = None
         self._timeline: Timeline | None = None
         self._names: Counter[str] = Counter()
+        self._folders: set[Path] = set()
         self._default_services: Sequence[Service] = ()
         self._building = False
         self.scope = Scope("lab", boundary=True)
@@ -372,6 +347,7 @@ class Lab:
         else:
             child._folder = folder
             child._names = Counter()
+            child._folders = set()
             child._timeline = self._new_timeline(folder, name)
         try:
             with child._stack:
@@ -595,17 +571,19 @@ class Lab:
             finally:
                 self._default_services = ()
         return self._from(
-            origin, lambda lease: self._fork(lease.snapshot, name, services, working_set, segments)
+            origin, lambda saved: self._fork(saved, name, services, working_set, segments)
         )
 
-    def _from(self, origin: State, start: Callable[[Lease], ValueT]) -> ValueT:
+    def _from(self, origin: State, start: Callable[[Snapshot], ValueT]) -> ValueT:
         """Start something from a state, which is built again if it does not start."""
+        if self._parts.options.fresh:
+            return start(self._reach_to_save(origin))
         point = Point(self.image, origin)
         last: Exception | None = None
         for _ in range(_FORK_TRIES):
             lease = self.state(origin)
             try:
-                return start(lease)
+                return start(lease.snapshot)
             except (StateError, QemuStartError) as error:
                 last = error
                 with self._parts.lock:
@@ -640,66 +618,53 @@ class Lab:
         Raises:
             UsageError, HostError, StateError, QemuStartError: As :meth:`fork`.
         """
-        if isinstance(origin, State):
-            if self._parts.options.fresh:
-                origin = self._reach_to_save(origin)
-            else:
-                return self._from(
-                    origin,
-                    lambda lease: self.fork_together(
-                        lease.snapshot,
-                        names,
-                        services=services,
-                        segments=segments,
-                        working_set=working_set,
-                    ),
-                )
-        saved: Snapshot = origin
-        return self._start_together(
-            [_Start(saved.fork_spec(name), self.image, saved) for name in names],
-            services=services,
-            segments=segments,
-            working_set=working_set,
-        )
 
-    def _start_together(
-        self,
-        starts: Sequence[_Start],
-        *,
-        services: Sequence[Service],
-        segments: Sequence[Segment],
-        working_set: int | None,
-    ) -> list[Machine[OS]]:
-        """Start machines in parallel once the host has room for all; end the others if one fails."""
-        with contextlib.ExitStack() as undo:
-            turns = self._parts.scheduler.admit_together(
-                [start.spec for start in starts],
-                self.timeline,
-                all(shares_ram(start.origin, saveable=self._building) for start in starts),
+        def start(saved: Snapshot) -> list[Machine[OS]]:
+            return start_together(
+                self,
+                [Start(saved.fork_spec(name), self.image, saved) for name in names],
+                services=services,
+                segments=segments,
                 working_set=working_set,
-                urgent=self._building,
-                scope=self.scope,
             )
-            for turn in turns:
-                undo.callback(turn.release)
 
-            def launch_in(start: _Start, turn: Turn) -> Machine[OS]:
-                saved = start.origin
-                return self._launch(
-                    start.spec,
-                    start.image,
-                    saved.account,
-                    origin=saved,
-                    turn=turn,
-                    folder=self._unique(start.spec.name),
-                    key=KeyPair(saved.private_key, saved.public_key),
-                    services=services,
-                    segments=segments,
-                )
+        return start(origin) if isinstance(origin, Snapshot) else self._from(origin, start)
 
-            machines = in_parallel(launch_in, starts, turns, undo=Machine.stop)
-            undo.pop_all()
-        return machines
+    def cluster(
+        self,
+        size: int = 3,
+        *,
+        arches: Sequence[str] = (),
+        services: Sequence[Service] = (),
+        seed: int = 0,
+        capture: bool = True,
+        provider: type[Provider] | None = None,
+    ) -> Cluster:
+        """Return a cluster to be formed: forks of the state ``member`` on a segment of their own.
+
+        The image under test names the variant of its members, and their provider.
+
+        Args:
+            size: The number of machines, ``node-1`` and so on.
+            arches: The architecture of each machine, instead of ``size``; that under test by default.
+            services: Servers that each machine can reach.
+            seed: Decides what links do to frames.
+            capture: Whether the evidence gets the frames.
+            provider: The provider; the one that the image names by default.
+
+        Raises:
+            UsageError: The image has no variant for clusters.
+            HostError: The host cannot carry so many machines.
+            StateError, QemuStartError: A member does not start.
+        """
+        return start_cluster(
+            self,
+            arches or [self.image.arch] * size,
+            services=services,
+            seed=seed,
+            capture=capture,
+            kind=provider or providers.of_image(self.image),
+        )
 
     def reach(self, state: State, parent: Snapshot | None = None) -> Machine[OS]:
         """Do the steps of a state, without the cache, and return its machine.
@@ -746,68 +711,11 @@ class Lab:
             HarnessError: The steps fail.
             StateError, StoreError, DiskFullError: The state cannot be saved or lent.
         """
-        point = Point(self.image, state)
-        with self._parts.lock:
-            making = self._parts.making[point]
-        with making:
-            return self._lease(point)
-
-    def _lease(self, point: Point) -> Lease:
-        if point in self._parts.leases:
-            return self._parts.leases[point]
-        if point in self._parts.failed_states:
-            raise self._parts.failed_states[point].with_traceback(None)
-        state = point.state
-        parent = self.state(state.parent) if state.parent is not None else None
-        made_of = self.state_inputs(state)
-        try:
-            lease = self.states.lease(
-                state.name,
-                made_of,
-                key_of(made_of),
-                functools.partial(self._build, state, parent),
-                parent=parent.entry if parent is not None else "",
-                say=self.progress.say,
-            )
-        except HarnessError as error:
-            # By its cause, not by its class: the next test may find a calmer host.
-            if verdict_of(error) in (Verdict.PRODUCT, Verdict.TIMEOUT):
-                error.add_note(f"while the state {state.name} was built, once in this run")
-                self._parts.failed_states[point] = error
-            raise
-        self._parts.leases[point] = lease
-        return lease
+        return lending.lease(self, state)
 
     def state_inputs(self, state: State) -> dict[str, str]:
         """Return everything that decides the content of a state on this host, by name."""
-        arch = self.image.arch
-        return inputs(
-            state,
-            image=_image_inputs(self.image),
-            arch=arch,
-            baseline=self.image.arch_image.baseline,
-            accel=self.accelerator(arch),
-            qemu=binary.find(arch),
-            profile=profiles.of(self.image),
-            boot=Lab.boot,
-            parent=key_of(self.state_inputs(state.parent)) if state.parent is not None else "",
-        )
-
-    def _build(self, state: State, parent: Lease | None, folder: Path) -> Snapshot:
-        """Do the steps of a state and save its machine into ``folder``."""
-        evidence = self.run.folder(f"state-{state.name}-{time.time_ns()}")
-        with self.child(f"state {state.name}", folder=evidence) as builder:
-            builder._building = True
-            machine = builder.reach(state, parent.snapshot if parent is not None else None)
-            try:
-                saved = machine.save(folder, final=True, inside=self._parts.cache)
-            except SnapshotError as error:
-                shutil.rmtree(folder, ignore_errors=True)
-                saved = machine.save_disks(folder, error.what, inside=self._parts.cache)
-        self._parts.built.append(Point(self.image, state))
-        if not self.keep:
-            self.run.drop(evidence)
-        return saved
+        return lending.inputs_of(self, state)
 
     @property
     def built(self) -> Sequence[Point]:
@@ -879,21 +787,53 @@ class Lab:
         segments: Sequence[Segment],
         image: Selection | str | None = None,
     ) -> Machine[OS]:
-        machine: Machine[OS] = self._launch(
-            origin.fork_spec(self._unique(name or origin.spec.name)),
-            self.select(image),
-            origin.account,
-            origin=origin,
-            working_set=working_set,
-            key=KeyPair(origin.private_key, origin.public_key),
-            services=services,
-            segments=segments,
+        spec = origin.fork_spec(self._unique(name or origin.spec.name))
+        machine: Machine[OS] = self._launch_fork(
+            spec, self.select(image), origin, services, segments, working_set=working_set
         )
         if origin.cold:
             machine.wait_ready()
             if origin.shell is not None:
                 machine.os.login()
         return machine
+
+    def _launch_fork(
+        self,
+        spec: MachineSpec,
+        image: Selection,
+        origin: Snapshot,
+        services: Sequence[Service],
+        segments: Sequence[Segment],
+        *,
+        turn: Turn | None = None,
+        working_set: int | None = None,
+    ) -> Machine[OS]:
+        return self._launch(
+            spec,
+            image,
+            origin.account,
+            origin=origin,
+            key=KeyPair(origin.private_key, origin.public_key),
+            services=services,
+            segments=segments,
+            turn=turn,
+            working_set=working_set,
+        )
+
+    def _admit(
+        self, specs: Sequence[MachineSpec], *, forks: bool, working_set: int | None
+    ) -> tuple[Turn, ...]:
+        """Wait until the host has room for machines of this lab, all of them."""
+        return self._parts.scheduler.admit_together(
+            specs,
+            self.timeline,
+            forks,
+            working_set=working_set,
+            # Others may wait for the state that is being built.
+            urgent=self._building,
+            # A machine that waits for its turn is spared the wait when a sibling fails.
+            scope=self.scope,
+        )
 
     def _launch(
         self,
@@ -908,7 +848,6 @@ class Lab:
         services: Sequence[Service] = (),
         segments: Sequence[Segment] = (),
         turn: Turn | None = None,
-        folder: str = "",
     ) -> Machine[OS]:
         """Start the machine of a spec, once the host admits it, or in a turn that it has already."""
         services = services or self._default_services
@@ -917,15 +856,8 @@ class Lab:
         profile = profiles.of(selection)
 
         def admit(spec: MachineSpec, timeline: Timeline, fork: bool) -> Turn:
-            return turn or self._parts.scheduler.admit(
-                spec,
-                timeline,
-                fork,
-                working_set=working_set,
-                urgent=self._building,
-                # A machine that waits for its turn is spared the wait when a sibling fails.
-                scope=self.scope,
-            )
+            del timeline
+            return turn or self._admit([spec], forks=fork, working_set=working_set)[0]
 
         return launch(
             spec,
@@ -935,7 +867,7 @@ class Lab:
                 admit=admit,
                 key=key or self.key,
                 # Members of two clusters have the same names.
-                evidence=self.folder / (folder or spec.name),
+                evidence=self._new_folder(spec.name),
                 timeline=self.timeline,
                 scope=self.scope,
                 system=lambda machine: cast(Any, profile(machine, selection, account)),
@@ -943,10 +875,20 @@ class Lab:
                 saveable=saveable or self._building,
                 services={service.forward.name: service.address for service in services},
                 segments={segment.name: segment for segment in segments},
-                provenance=_provenance(selection),
+                provenance=lending.provenance(selection),
                 adopt=self._stack.push,
             ),
         )
+
+    def _new_folder(self, name: str) -> Path:
+        """Return the folder of a machine: members of two clusters have the same names."""
+        folder = self.folder / name
+        with self._parts.lock:
+            numbers = itertools.count(2)
+            while folder in self._folders:
+                folder = self.folder / f"{name}-{next(numbers)}"
+            self._folders.add(folder)
+        return folder
 
     def _unique(self, name: str) -> str:
         """Return a name that no other machine below the same folder has."""
@@ -954,27 +896,6 @@ class Lab:
             self._names[name] += 1
             number = self._names[name]
         return name if number == 1 else f"{name}-{number}"
-
-
-def _image_inputs(selection: Selection) -> dict[str, str]:
-    """Return the name and the contents of an image, for the key of a state."""
-    text = selection.path.read_bytes() if selection.path.exists() else b""
-    return {
-        "name": f"{selection.name}/{selection.variant}:{selection.version}",
-        "artifacts": digest_inputs(selection),
-        "image.yaml": hashlib.sha256(text).hexdigest(),
-    }
-
-
-def _provenance(selection: Selection) -> dict[str, object]:
-    """Return what a machine's record says of its image."""
-    return {
-        "image": selection.name,
-        "variant": selection.variant,
-        "version": selection.version,
-        "arch": selection.arch,
-        "inputs": digest_inputs(selection),
-    }
 
 
 __all__ = ["EVIDENCE", "Lab", "Service"]

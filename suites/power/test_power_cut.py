@@ -45,7 +45,7 @@ def test_a_plain_power_cut_while_the_system_writes(
     raw.unlink()
     file = machine.disk(name)
     disk = Disk(name, base=file.path, format=file.format)
-    again = points.boot_installed(lab, disk, "again", network=False)
+    again = points.boot_installed(lab, disk, "again", nics=())
     again.os.login()
     again.succeed(again.os.as_root(CHECK.format(folder, written)), deadline=60)
     check_verified(again)

@@ -55,9 +55,7 @@ def test_power_fails_during_an_installation(
     """
     # Not to boot is one of two good outcomes: a failure of this machine stays within its own scope.
     with lab.child("cut") as inner:
-        machine: Machine[Installable] = points.boot_installed(
-            inner, cut.disk(), "cut", network=False
-        )
+        machine: Machine[Installable] = points.boot_installed(inner, cut.disk(), "cut", nics=())
         try:
             machine.os.login()
         except errors.LoginError:
@@ -81,4 +79,4 @@ def reinstall(lab: Lab, cut: Cut) -> Machine[Installable]:
     live.os.install(ANSWERS)
     live.shutdown()
     disk = points.installed_disk(live, cut.recording.disk)
-    return points.boot_installed(lab, disk, "again", network=False)
+    return points.boot_installed(lab, disk, "again", nics=())

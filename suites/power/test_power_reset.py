@@ -62,9 +62,7 @@ def test_power_fails_during_a_reset(
 ) -> None:
     """The machine has its identity and state, or is reset and knows its user; a second reset works."""
     check_state(cut.path)
-    machine: Machine[RecoversAndResets] = points.boot_installed(
-        lab, cut.disk(), "cut", network=False
-    )
+    machine: Machine[RecoversAndResets] = points.boot_installed(lab, cut.disk(), "cut", nics=())
     machine.os.login()
     check_verified(machine)
     gone = was_reset(machine, cut.recording)

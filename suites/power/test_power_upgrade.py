@@ -68,7 +68,7 @@ def test_power_fails_during_an_upgrade(
     """
     old, new = releases.old, releases.new
     check_state(cut.path)
-    machine: Machine[Upgradable] = points.boot_installed(lab, cut.disk(), "cut", network=False)
+    machine: Machine[Upgradable] = points.boot_installed(lab, cut.disk(), "cut", nics=())
     machine.os.login()
     version = machine.os.version()
     assert version == new if cut.after("done") else version in (old, new)
