@@ -453,8 +453,8 @@ class Image(_Model):
             if "cluster" not in self.capabilities:
                 raise problem("the image does not declare the capability cluster", "cluster")
             if self.cluster.variant not in self.variants:
-                error = UnknownNameError("variant", self.cluster.variant, self.variants)
-                raise problem(f"{error.what}; {error.hint}", "cluster", "variant")
+                unknown = UnknownNameError("variant", self.cluster.variant, self.variants)
+                raise problem(f"{unknown.what}; {unknown.hint}", "cluster", "variant")
         if self.build is None and len(self.versions) > 1:
             raise problem(
                 "without 'build' all versions have the same files: add a build script that fetches"

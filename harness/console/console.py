@@ -290,7 +290,7 @@ class Console:
     ) -> None:
         """Wait for the login prompt, log in, and start the shell that :meth:`run` uses.
 
-        :attr:`dialogue` says what the prompts look like. A prompt that the kernel has printed
+        A user who is logged in is logged out first. :attr:`dialogue` says what the prompts look like. A prompt that the kernel has printed
         behind is asked for again once the console is quiet.
 
         Args:

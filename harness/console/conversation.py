@@ -95,7 +95,7 @@ class Conversation:
             )
 
     def log_in(self, user: str | None, password: str | None, limit: Deadline) -> None:
-        """Log in and start the driver.
+        """Log in and start the driver. A user who is logged in is logged out first.
 
         Raises:
             LoginError: The guest refused the login, or the session ended at once.
@@ -103,6 +103,10 @@ class Conversation:
             HarnessError: The console has failed.
         """
         with self._talking:
+            # Output since the last command may be that of a guest that has ended the session.
+            since = self._stream.read(self.driver.position, self._stream.total)
+            if self.driver.active and not since.strip():
+                self._log_out(user, limit)
             self.driver.active = False
             # A login prompt stays valid until it is answered, even if the kernel printed after it
             # or a search has gone past it.
@@ -112,6 +116,13 @@ class Conversation:
             at_shell, self._at_shell = self._at_shell, False
             log_in(self._stream, self.driver, start, user, password, limit, at_shell=at_shell)
             self._position = max(self._position, self.driver.position)
+
+    def _log_out(self, user: str | None, limit: Deadline) -> None:
+        """End the shell, whose prompt would never come; a console without users keeps it."""
+        self.leave(limit)
+        if user is not None:
+            self._at_shell = False
+            self.send(b"exit\n", limit)
 
     def _line_start(self) -> int:
         """Return the offset of the last line, which may be a prompt."""
