@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from harness.qemu.qmp import Qmp
     from harness.ssh import Ssh
     from harness.ssh.key import KeyPair
+    from harness.states.together import Together
 
 Limit = Deadline | float | None
 """A deadline, seconds on a good host (they are scaled), or ``None`` for the method's own."""
@@ -64,6 +65,7 @@ class Setup(Generic[OS]):
         provenance: Image, version, digests: the origin of the machine's files, for its record.
         adopt: Called with each machine once it runs, forks included, for an owner that stops it.
         start: How often the machine was powered on, this time included.
+        together: Where it waits for the other machines of its fork before it begins to run.
     """
 
     accel: Callable[[str], Accel]
@@ -80,6 +82,7 @@ class Setup(Generic[OS]):
     provenance: Mapping[str, object] = field(default_factory=dict)
     adopt: Callable[[Machine[Any]], object] | None = None
     start: int = 1
+    together: Together | None = None
 
 
 class Machine(Generic[OS_co]):

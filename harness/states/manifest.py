@@ -35,6 +35,7 @@ class StateManifest:
         created: The time when it was built, in seconds of the epoch.
         seconds: The duration of the build.
         cold: Why it has no RAM; empty if it has.
+        machines: The names of the machines of a state of a cluster; empty for a single machine.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
@@ -46,6 +47,7 @@ class StateManifest:
     created: float
     seconds: float
     cold: str
+    machines: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> StateManifest | None:

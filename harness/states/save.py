@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from harness.cache.space import explained
 from harness.deadline import UNSCALED, Deadline
@@ -159,6 +159,20 @@ def migrate(qmp: Qmp, target: Path, limit: Deadline) -> None:
 def has_ended(event: Event) -> bool:
     """Return whether an event of QEMU reports the end of a migration."""
     return event.data.get("status") in _ENDED
+
+
+class Save(Protocol):
+    """A machine that is being saved, step by step: ``prepare``, ``stop``, then ``write``."""
+
+    @property
+    def name(self) -> str:
+        """The machine's name."""
+
+    def stop(self) -> None:
+        """Stop the guest."""
+
+    def write(self) -> Snapshot:
+        """Save the machine, which stands still, and end it if this is final."""
 
 
 @contextlib.contextmanager
