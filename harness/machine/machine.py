@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from harness.qemu.qmp import Qmp
     from harness.ssh import Ssh
     from harness.ssh.key import KeyPair
+    from harness.states.save import Save
     from harness.states.together import Together
 
 Limit = Deadline | float | None
@@ -446,6 +447,7 @@ class Machine(Generic[OS_co]):
             evidence=self.evidence.with_name(f"{first}-start{number}"),
             saveable=False,
             start=number,
+            together=None,
         )
         machine = launch(saved.fork_spec(), setup)
         if wait:
@@ -659,6 +661,18 @@ class Machine(Generic[OS_co]):
         """
         return self._saving.save(folder, final=final, inside=inside)
 
+    def saving(
+        self, folder: Path, *, final: bool = False, inside: Path | None = None
+    ) -> AbstractContextManager[Save]:
+        """Save the machine in steps, together with others: :func:`harness.states.save_group`.
+
+        Args:
+            folder: As for :meth:`save`.
+            final: As for :meth:`save`.
+            inside: As for :meth:`save`.
+        """
+        return self._saving.steps(folder, final=final, inside=inside)
+
     def save_disks(self, folder: Path, why: str, *, inside: Path | None = None) -> Snapshot:
         """Shut the machine down and save its disks only; a fork of that boots.
 
@@ -688,7 +702,9 @@ class Machine(Generic[OS_co]):
         # Every base stays where it is: the fork ends before those of its origin go.
         saved = self.save(self.evidence / "disks" / f"saved-{number}", inside=Path("/"))
         evidence = self.evidence.parent / name
-        setup = replace(self._setup, origin=saved, evidence=evidence, saveable=False)
+        setup = replace(
+            self._setup, origin=saved, evidence=evidence, saveable=False, together=None
+        )
         return launch(saved.fork_spec(name), setup)
 
     def _limit(self, deadline: Limit) -> Deadline:

@@ -81,9 +81,9 @@ class State:
 class GroupState(State):
     """A state of a cluster: its machines are saved, and forked, together with their segments.
 
-    Its steps are ``steps(lab, cluster)``; the cluster has as many forks of the parent, or it is a fork of
-    a parent that is a state of a cluster as well. They return the cluster to save, an object with
-    ``machines`` and ``segments`` by name.
+    Its steps are ``steps(lab, cluster)``: the cluster has :attr:`machines` forks of the parent, or is a
+    fork of a parent that is a state of a cluster as well. They return the cluster to save, an object
+    with ``machines`` and ``segments`` by name.
     """
 
 
@@ -120,8 +120,8 @@ def state(
         machines: The number of machines of a state of a cluster: see :class:`GroupState`.
 
     Raises:
-        UsageError: ``parent`` is not a state, or one of a cluster while this one is not; or the number is
-            not a positive one.
+        UsageError: ``parent`` is not a state, or is one of a cluster and this one is not; or there is no
+            machine.
     """
     if parent is not None and not isinstance(parent, State):
         raise UsageError(f"the parent of a state must be a state, not {parent!r}")
@@ -129,8 +129,8 @@ def state(
         return _declare_group(machines, parent, name, uses)
     if isinstance(parent, GroupState):
         raise UsageError(
-            f"the state {parent.name} has {parent.machines} machines, so a state on it has machines, too",
-            hint="@state(parent=..., machines=N)",
+            f"{parent.name} is the state of a cluster, so a state on it is one as well",
+            hint=f"@state(parent={parent.name}, machines={parent.machines})",
         )
 
     def declare(function: Steps) -> State:
@@ -142,7 +142,7 @@ def state(
 def _declare_group(
     machines: int, parent: State | None, name: str, uses: tuple[object, ...]
 ) -> Callable[[Steps], GroupState]:
-    if isinstance(machines, bool) or not isinstance(machines, int) or machines < 1:
+    if machines < 1:
         raise UsageError(f"a state of a cluster has one machine at least, not {machines!r}")
     number = machines
 

@@ -34,18 +34,33 @@ Launched members wait for each other. So the host admits all members before :fun
 from __future__ import annotations
 
 import contextlib
+import shutil
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
 
+from harness import jsonfile
+from harness.cache.space import explained
+from harness.errors import SegmentError, StateError, UsageError
 from harness.network import SegmentState
+from harness.network.segment import FORMAT as SEGMENT_FORMAT
+from harness.parallel import in_parallel
 from harness.spec import MachineSpec
 from harness.states.save import Save
-from harness.states.snapshot import Seal, Snapshot
+from harness.states.snapshot import FORMAT as SNAPSHOT_FORMAT
+from harness.states.snapshot import MANIFEST as SNAPSHOT
+from harness.states.snapshot import Seal, Snapshot, shape
 from harness.states.together import Together
 
+if TYPE_CHECKING:
+    from pydantic import ConfigDict
+
 MANIFEST: Final = "group.json"
+MACHINES: Final = "machines"
+SEGMENTS: Final = "segments"
 
 
 class Member(Protocol):
@@ -68,14 +83,11 @@ class Ethernet(Protocol):
     def name(self) -> str:
         """Its name."""
 
-    def pause(self) -> None:
-        """Stop moving frames."""
-
-    def resume(self) -> None:
-        """Go on."""
+    def standing_still(self) -> contextlib.AbstractContextManager[None]:
+        """Move no frames in the block; go on after it, unless the segment was paused before."""
 
     def save(self) -> SegmentState:
-        """Return its state; it stays paused."""
+        """Return its state."""
 
 
 class Ends(Protocol):
@@ -138,11 +150,63 @@ class Group:
         Raises:
             StateError: A manifest is missing, damaged, or of another version of Harness.
         """
-        raise NotImplementedError
+        path = folder / MANIFEST
+        try:
+            record = jsonfile.load(path, _Record, format=FORMAT)
+            segments = {
+                name: SegmentState.read(folder / SEGMENTS / name) for name in record.segments
+            }
+        except jsonfile.OtherFormatError as error:
+            raise StateError(f"{path} is of another version of Harness") from error
+        except (OSError, ValueError) as error:
+            raise StateError(f"{path} is missing or damaged: {error}") from error
+        except SegmentError as error:
+            raise StateError(error.what, evidence=error.evidence) from error
+        snapshots = {name: Snapshot.read(folder / MACHINES / name) for name in record.machines}
+        return cls(folder, record.saved, snapshots, segments, record.files)
+
+    def write(self) -> Group:
+        """Write the segments and the manifest, synced to the disk; return the sealed group.
+
+        Raises:
+            OSError: A file cannot be written.
+        """
+        for name, state in self.segments.items():
+            (self.folder / SEGMENTS / name).mkdir(parents=True)
+            state.write(self.folder / SEGMENTS / name)
+        sealed = [self.folder / MACHINES / name / SNAPSHOT for name in self.snapshots]
+        sealed += sorted(path for path in (self.folder / SEGMENTS).rglob("*") if path.is_file())
+        files = tuple((str(path.relative_to(self.folder)), Seal.of(path)) for path in sealed)
+        record = _Record(tuple(self.snapshots), tuple(self.segments), self.saved, files)
+        jsonfile.save(self.folder / MANIFEST, record, format=FORMAT)
+        return replace(self, files=files)
 
     def faults(self) -> list[str]:
-        """Return how the files differ from their seals, a sentence each."""
-        raise NotImplementedError
+        """Return how the files differ from their seals, a sentence each; this reads the small files."""
+        return self.own_faults() + [
+            fault for each in self.snapshots.values() for fault in each.faults()
+        ]
+
+    def own_faults(self) -> list[str]:
+        """Return the faults of the segments and manifests; each machine has its own faults as well."""
+        checks = [(self.folder / name, seal) for name, seal in self.files]
+        return [fault for path, seal in checks if (fault := seal.fault(path)) is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """The manifest of a group: the names, and the rest as :class:`Group` has it."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
+
+    machines: tuple[str, ...]
+    segments: tuple[str, ...]
+    saved: float
+    files: tuple[tuple[str, Seal], ...]
+
+
+FORMAT: Final = f"{SNAPSHOT_FORMAT}.{SEGMENT_FORMAT}.{shape(_Record)}"
+"""The format of a group; every state is built again when it changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +248,42 @@ def save_group(
         SnapshotError: A machine cannot be saved while it runs; names it and the device.
         DiskFullError, StoreError: The folder cannot be written.
     """
-    raise NotImplementedError
+    members, ethernets = list(machines), list(segments)
+    for what, names in (
+        ("machines", [each.name for each in members]),
+        ("segments", [each.name for each in ethernets]),
+    ):
+        if len(set(names)) < len(names):
+            raise UsageError(f"two {what} of a group have one name: {', '.join(sorted(names))}")
+    if not members:
+        raise UsageError("a group has one machine at least")
+    with contextlib.ExitStack() as undo:
+        with explained(folder, "saving machines"):
+            folder.mkdir(parents=True)
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        # Machines run on before segments do. A machine that saves may wait for its console, so segments
+        # are paused when all are ready: no guest runs on a paused segment for long.
+        with contextlib.ExitStack() as moving, contextlib.ExitStack() as running:
+            saves = [
+                running.enter_context(
+                    each.saving(folder / MACHINES / each.name, final=final, inside=inside)
+                )
+                for each in members
+            ]
+            for ethernet in ethernets:
+                moving.enter_context(ethernet.standing_still())
+            for stands_still in [save.stop() for save in saves]:
+                stands_still()
+            group = Group(folder, time.time(), {}, {each.name: each.save() for each in ethernets})
+            in_parallel(lambda save: save.write(), saves)
+            # All can be saved; from here on, machines may end.
+            snapshots = in_parallel(lambda save: save.finish(), saves)
+        names = [each.name for each in members]
+        group = replace(group, snapshots=dict(zip(names, snapshots, strict=True)))
+        with explained(folder, "saving machines"):
+            group = group.write()
+        undo.pop_all()
+    return group
 
 
 def restore_group(
@@ -204,7 +303,41 @@ def restore_group(
     Raises:
         StateError, QemuStartError, HarnessError: The first error of a member.
     """
-    raise NotImplementedError
+    if faults := group.own_faults():
+        raise StateError("the saved machines are damaged", evidence="\n".join(faults))
+    with contextlib.ExitStack() as undo:
+        segments: dict[str, SegmentT] = {}
+        for name, state in group.segments.items():
+            segments[name] = start_segment(name, state)
+            undo.callback(segments[name].close)
+
+        def resume() -> None:
+            for segment in segments.values():
+                segment.resume()
+
+        together = Together(len(group.snapshots), resume)
+        failures: list[BaseException] = []
+
+        def start(snapshot: Snapshot) -> MachineT:
+            try:
+                machine = launch(snapshot, snapshot.fork_spec(), segments, together)
+                if together.now is None:
+                    machine.stop()
+                    raise UsageError("a member runs before the others: launch it with Setup.together")
+            except threading.BrokenBarrierError:
+                raise  # Another one fails, for a reason of its own.
+            except BaseException as error:
+                failures.append(error)
+                together.fail()
+                raise
+            return machine
+
+        try:
+            machines = in_parallel(start, group.snapshots.values(), undo=lambda each: each.stop())
+        except threading.BrokenBarrierError:
+            raise failures[0] from None
+        undo.pop_all()
+    return Fork(dict(zip(group.snapshots, machines, strict=True)), segments)
 
 
 def read_saved(folder: Path) -> Snapshot | Group:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from harness import jsonfile
-from harness.states.snapshot import FORMAT as SNAPSHOT_FORMAT
+from harness.states.group import FORMAT as GROUP_FORMAT
 from harness.states.snapshot import shape
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class StateManifest:
         jsonfile.save(folder / FILE, self, format=FORMAT)
 
 
-FORMAT: Final = f"{SNAPSHOT_FORMAT}.{shape(StateManifest)}"
+FORMAT: Final = f"{GROUP_FORMAT}.{shape(StateManifest)}"
 """The format of an entry. A state's key contains it, so a version never uses the entry of another."""
 
 

@@ -3,27 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 from collections.abc import Callable, Iterator
 
 
 class Together:
-    """Where machines that have been loaded wait for each other, and then begin to run.
+    """Where machines that have been loaded wait for each other before they begin to run.
 
     Args:
         count: The number of machines.
-        begun: Called once, by one of them, when all run.
+        begun: Called once, in the thread of one of them, when all run.
     """
 
     def __init__(self, count: int, begun: Callable[[], object]) -> None:
-        raise NotImplementedError
+        self._begun = begun
+        self._now: float | None = None
+        self._loaded = threading.Barrier(count)
+        self._running = threading.Barrier(count, self._begin)
+
+    def _begin(self) -> None:
+        self._now = time.time()
+        self._begun()
 
     @contextlib.contextmanager
     def starting(self) -> Iterator[None]:
-        """Wait until all are loaded; the block lets one run; its end waits until all run."""
-        raise NotImplementedError
-        yield
+        """Wait until all are loaded; let one run in the block; wait until all run.
+
+        Raises:
+            threading.BrokenBarrierError: Another one does not start.
+        """
+        try:
+            self._loaded.wait()
+            yield
+            self._running.wait()
+        except BaseException:
+            self.fail()
+            raise
+
+    def fail(self) -> None:
+        """End the waits of all, present and later: one does not start."""
+        self._loaded.abort()
+        self._running.abort()
 
     @property
-    def now(self) -> float:
-        """The time, in seconds of the epoch, that the clocks of all get."""
-        raise NotImplementedError
+    def now(self) -> float | None:
+        """The time, in seconds of the epoch, at which all ran; their clocks get it. ``None`` before."""
+        return self._now
