@@ -97,7 +97,7 @@ def launch(spec: MachineSpec, setup: Setup[OS]) -> Machine[OS]:
                 machine.os.account = setup.origin.account
             machine.log_in_as(machine.os.account.user)
             if hot is not None:
-                now = setup.together.now if setup.together is not None else None
+                now = setup.together.now() if setup.together is not None else None
                 _differ(machine, hot, now)
         if setup.adopt is not None:
             setup.adopt(machine)

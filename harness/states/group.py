@@ -321,7 +321,7 @@ def restore_group(
         def start(snapshot: Snapshot) -> MachineT:
             try:
                 machine = launch(snapshot, snapshot.fork_spec(), segments, together)
-                if together.now is None:
+                if not together.begun:
                     machine.stop()
                     raise UsageError("a member runs before the others: launch it with Setup.together")
             except threading.BrokenBarrierError:

@@ -47,6 +47,16 @@ class Together:
         self._running.abort()
 
     @property
-    def now(self) -> float | None:
-        """The time, in seconds of the epoch, at which all ran; their clocks get it. ``None`` before."""
-        return self._now
+    def begun(self) -> bool:
+        """Whether all run."""
+        return self._now is not None
+
+    def now(self) -> float:
+        """Return the time for the clock of one of them, in seconds of the epoch.
+
+        Clocks are set to whole seconds. All get the same fraction of a second cut off or added, so two
+        of them differ by what setting them takes, and not by a second if one is set a moment later.
+        """
+        now = time.time()
+        began = now if self._now is None else self._now
+        return round(began) + round(now - began)
