@@ -702,9 +702,7 @@ class Machine(Generic[OS_co]):
         # Every base stays where it is: the fork ends before those of its origin go.
         saved = self.save(self.evidence / "disks" / f"saved-{number}", inside=Path("/"))
         evidence = self.evidence.parent / name
-        setup = replace(
-            self._setup, origin=saved, evidence=evidence, saveable=False, together=None
-        )
+        setup = replace(self._setup, origin=saved, evidence=evidence, saveable=False, together=None)
         return launch(saved.fork_spec(name), setup)
 
     def _limit(self, deadline: Limit) -> Deadline:

@@ -127,6 +127,4 @@ class _Steps:
         parts = self._parts
         if self._final:
             parts.stop()
-        return saving.finish(
-            self._draft, parts.allocations, inside=self._inside, move=self._final
-        )
+        return saving.finish(self._draft, parts.allocations, inside=self._inside, move=self._final)

@@ -323,7 +323,9 @@ def restore_group(
                 machine = launch(snapshot, snapshot.fork_spec(), segments, together)
                 if not together.begun:
                     machine.stop()
-                    raise UsageError("a member runs before the others: launch it with Setup.together")
+                    raise UsageError(
+                        "a member runs before the others: launch it with Setup.together"
+                    )
             except threading.BrokenBarrierError:
                 raise  # Another one fails, for a reason of its own.
             except BaseException as error:
