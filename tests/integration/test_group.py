@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 
 from harness import Lab
 from harness import arch as arches
-from harness.errors import SnapshotError, StateError
+from harness.errors import QemuStartError, SnapshotError, StateError
 from harness.machine import Machine, launch
 from harness.network import Segment, SegmentState
 from harness.parallel import in_parallel
@@ -197,24 +198,19 @@ def test_a_member_that_cannot_be_saved_leaves_all_running_and_nothing_behind(
     assert reaches(shared)
 
 
-def qemus(folder: Path) -> list[str]:
-    """Return the processes that have a file below a folder on their command line."""
-    found = []
+def qemus(group: Group) -> int:
+    """Return the number of QEMUs that have mapped the RAM of a group."""
+    found = 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().decode()
-        except OSError:
-            continue  # it has ended
-        if str(folder) in line:
-            found.append(line)
+        with contextlib.suppress(OSError):  # it has ended
+            found += str(group.folder).encode() in path.read_bytes()
     return found
 
 
-@pytest.mark.parametrize("failing", ["left", "right"])
-def test_a_member_that_does_not_start_ends_the_others(
-    shared: Pair, group: Group, lab: Lab, tmp_path: Path, failing: str
+def test_a_member_whose_saved_files_are_damaged_ends_the_others(
+    shared: Pair, group: Group, lab: Lab, tmp_path: Path
 ) -> None:
-    devices = group.snapshots[failing].devices
+    devices = group.snapshots["right"].devices
     whole = devices.with_suffix(".whole")
     devices.rename(whole)
     try:
@@ -222,7 +218,21 @@ def test_a_member_that_does_not_start_ends_the_others(
         with pytest.raises(StateError, match="the saved machine is damaged"):
             fork(lab, shared, group, tmp_path / "fork")
     finally:
+        devices.unlink()
         whole.rename(devices)
-    assert qemus(tmp_path) == []
+    assert qemus(group) == 0
+
+
+@pytest.mark.parametrize("failing", ["left", "right"])
+def test_a_member_that_qemu_refuses_ends_the_others(
+    shared: Pair, group: Group, lab: Lab, tmp_path: Path, failing: str
+) -> None:
+    saved = group.snapshots[failing]
+    smaller = replace(saved, spec=replace(saved.spec, memory=saved.spec.memory // 2))
+    broken = replace(group, snapshots={**group.snapshots, failing: smaller})
+    with pytest.raises(QemuStartError, match="QEMU did not start"):
+        fork(lab, shared, broken, tmp_path / "fork")
+    assert qemus(group) == 0
     pair = fork(lab, shared, group, tmp_path / "again")
     assert all(machine.running for machine in in_order(pair))
+    assert qemus(group) == 2
