@@ -1,20 +1,35 @@
-"""A fork of a booted machine to its first command, its memory, and saving a machine."""
+"""A fork of a booted machine to its first command, its memory, and saving a machine; a group of them."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
 
 from bench.core import Budget, Context, Row, missing
 from bench.labs import lab, private
 from harness import arch as arches
 from harness.lab import Lab
+from harness.machine import Machine, launch
+from harness.network import Segment, SegmentState
+from harness.parallel import in_parallel
 from harness.points import live
-from harness.spec import format_size
+from harness.spec import MachineSpec, Nic, format_size
+from harness.states import Group, Snapshot, restore_group, save_group
+from harness.states.group import Fork
+from harness.states.together import Together
 
 FORK = "fork to first command on the console"
 OVER_SSH = "fork to first command over SSH"
 SAVE = "save of a booted machine"
 PRIVATE = "private memory of an idle fork"
+SAVE_GROUP = "save of a group of 3 on a segment"
+FORK_GROUP = "fork of a group of 3 to first commands on the consoles"
+
+MEMBERS: Final = ("node-1", "node-2", "node-3")
 
 FORK_BUDGETS = {"x86_64": Budget(0.25), "aarch64": Budget(0.6)}
 SSH_BUDGET = Budget(1.0)
@@ -31,6 +46,8 @@ def run(context: Context) -> list[Row]:
         for arch in arches.ARCHES:
             with lab(context, image, arch=arch) as here:
                 rows += _image(context, here, f"{image} {arch}", judged=image == "skiff")
+    with lab(context, "micro") as here:
+        rows += _groups(context, here)
     return [*rows, missing(FORK, "labgrid", "s", LABGRID)]
 
 
@@ -100,3 +117,66 @@ def _cold(context: Context, here: Lab, subject: str) -> tuple[list[float], list[
         machine.stop()
         context.say(f"{subject}: boot {number + 1}: {cold[-1]:.2f} s, save {saved[-1]:.3f} s")
     return cold, saved
+
+
+def _groups(context: Context, here: Lab) -> list[Row]:
+    """Measure machines of micro that are saved at one moment, and forked together."""
+    segment = here.segment(capture=False)
+
+    def boot(name: str) -> Machine[Any]:
+        nics = (Nic(), Nic.on(segment.name))
+        machine = here.boot(name=name, nics=nics, segments=[segment], saveable=True)
+        machine.os.login()
+        return machine
+
+    machines = in_parallel(boot, MEMBERS)
+    saved, forks = [], []
+    for number in range(context.pick(5, 1)):
+        folder = here.folder / f"group-{number}"
+        started = time.perf_counter()
+        group = save_group(machines, [segment], folder)
+        saved.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        fork = _fork(machines, group, here.folder / f"fork-{number}")
+        in_parallel(lambda machine: machine.console.run("true"), fork.machines.values())
+        forks.append(time.perf_counter() - started)
+        _end(fork)
+        context.say(f"group {number + 1}: save {saved[-1]:.3f} s, fork {forks[-1]:.3f} s")
+    memory = format_size(machines[0].spec.memory)
+    subject = f"micro {machines[0].spec.arch}"
+    return [
+        Row(SAVE_GROUP, subject, "s", tuple(saved), note=f"{memory} each, while they run on"),
+        Row(FORK_GROUP, subject, "s", tuple(forks), note="from the call; their segment included"),
+    ]
+
+
+def _fork(machines: list[Machine[Any]], group: Group, folder: Path) -> Fork[Machine[Any], Segment]:
+    """Fork a group outside of the lab; each machine has the setup of the one that was saved."""
+    folder.mkdir()
+    setups = {machine.name: machine._setup for machine in machines}
+
+    def start(
+        saved: Snapshot, spec: MachineSpec, segments: Mapping[str, Segment], together: Together
+    ) -> Machine[Any]:
+        setup = replace(
+            setups[spec.name],
+            origin=saved,
+            saveable=False,
+            segments=segments,
+            evidence=folder / spec.name,
+            together=together,
+        )
+        return launch(spec, setup)
+
+    def start_segment(name: str, state: SegmentState) -> Segment:
+        return Segment(name, folder=folder, state=state)
+
+    return restore_group(group, launch=start, start_segment=start_segment)
+
+
+def _end(fork: Fork[Machine[Any], Segment]) -> None:
+    with contextlib.ExitStack() as ending:
+        for segment in fork.segments.values():
+            ending.callback(segment.close)
+        for machine in fork.machines.values():
+            ending.callback(machine.stop)

@@ -7,7 +7,8 @@ gc       remove interrupted and damaged entries, then the oldest ones over the b
 
 JSON:
   list     {"states": [STATE], "bytes"}
-           STATE: {"id", "name", "status", "kind", "bytes", "used", "parent", "why", "path"}
+           STATE: {"id", "name", "status", "kind", "machines", "bytes", "used", "parent", "why",
+           "path"}
            "kind" is live, cold (disks only) or null; "used" is in seconds of the epoch; "why" says
            why a state is damaged
   explain  {"state": STATE, "cold": WHY, "inputs": {NAME: VALUE},
@@ -96,6 +97,7 @@ def _described(entry: Entry[StateManifest]) -> dict[str, Any]:
         "name": None if manifest is None else manifest.name,
         "status": str(entry.status),
         "kind": None if manifest is None else "cold" if manifest.cold else "live",
+        "machines": None if manifest is None else len(manifest.machines) or 1,
         "bytes": entry.bytes,
         "used": entry.used,
         "parent": manifest.parent if manifest is not None else "",
@@ -110,13 +112,13 @@ def _list(options: argparse.Namespace, cache: StateCache) -> int:
     if options.json:
         print_json({"states": [_described(entry) for entry in entries], "bytes": total})
         return 0
-    print(f"{'ENTRY':44}{'STATUS':12}{'KIND':6}{'SIZE':>10}  {'USED':18}PARENT")
+    print(f"{'ENTRY':44}{'STATUS':12}{'KIND':6}{'MACHINES':>8}{'SIZE':>11}  {'USED':18}PARENT")
     for entry in entries:
         state = _described(entry)
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         print(
             f"{entry.id:44}{state['status']:12}{state['kind'] or '?':6}"
-            f"{format_size(entry.bytes):>10}  {used:18}{state['parent']}"
+            f"{state['machines'] or '?':>8}{format_size(entry.bytes):>11}  {used:18}{state['parent']}"
         )
         if entry.why:
             print(f"  {entry.why}")
@@ -150,6 +152,8 @@ def _explain(options: argparse.Namespace, cache: StateCache) -> int:
         print(newest.id)
         if manifest.cold:
             print(f"  disks only: {manifest.cold}")
+        if manifest.machines:
+            print(f"  machines: {', '.join(manifest.machines)}")
         for name, value in sorted(manifest.inputs.items()):
             print(f"  {name}: {value}")
     for other, lines in compared:

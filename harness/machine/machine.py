@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from harness.qemu.qmp import Qmp
     from harness.ssh import Ssh
     from harness.ssh.key import KeyPair
+    from harness.states.save import Save
+    from harness.states.together import Together
 
 Limit = Deadline | float | None
 """A deadline, seconds on a good host (they are scaled), or ``None`` for the method's own."""
@@ -64,6 +66,7 @@ class Setup(Generic[OS]):
         provenance: Image, version, digests: the origin of the machine's files, for its record.
         adopt: Called with each machine once it runs, forks included, for an owner that stops it.
         start: How often the machine was powered on, this time included.
+        together: Where it waits for the other machines of its fork before it begins to run.
     """
 
     accel: Callable[[str], Accel]
@@ -80,6 +83,7 @@ class Setup(Generic[OS]):
     provenance: Mapping[str, object] = field(default_factory=dict)
     adopt: Callable[[Machine[Any]], object] | None = None
     start: int = 1
+    together: Together | None = None
 
 
 class Machine(Generic[OS_co]):
@@ -443,6 +447,7 @@ class Machine(Generic[OS_co]):
             evidence=self.evidence.with_name(f"{first}-start{number}"),
             saveable=False,
             start=number,
+            together=None,
         )
         machine = launch(saved.fork_spec(), setup)
         if wait:
@@ -656,6 +661,18 @@ class Machine(Generic[OS_co]):
         """
         return self._saving.save(folder, final=final, inside=inside)
 
+    def saving(
+        self, folder: Path, *, final: bool = False, inside: Path | None = None
+    ) -> AbstractContextManager[Save]:
+        """Save the machine in steps, together with others: :func:`harness.states.save_group`.
+
+        Args:
+            folder: As for :meth:`save`.
+            final: As for :meth:`save`.
+            inside: As for :meth:`save`.
+        """
+        return self._saving.steps(folder, final=final, inside=inside)
+
     def save_disks(self, folder: Path, why: str, *, inside: Path | None = None) -> Snapshot:
         """Shut the machine down and save its disks only; a fork of that boots.
 
@@ -685,7 +702,7 @@ class Machine(Generic[OS_co]):
         # Every base stays where it is: the fork ends before those of its origin go.
         saved = self.save(self.evidence / "disks" / f"saved-{number}", inside=Path("/"))
         evidence = self.evidence.parent / name
-        setup = replace(self._setup, origin=saved, evidence=evidence, saveable=False)
+        setup = replace(self._setup, origin=saved, evidence=evidence, saveable=False, together=None)
         return launch(saved.fork_spec(name), setup)
 
     def _limit(self, deadline: Limit) -> Deadline:

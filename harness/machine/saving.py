@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,23 +44,32 @@ class Saving:
 
     def save(self, folder: Path, *, final: bool, inside: Path | None) -> Snapshot:
         """Save RAM, devices and disks as they are now."""
+        with self.steps(folder, final=final, inside=inside) as steps:
+            steps.stop()()
+            steps.write()
+            return steps.finish()
+
+    @contextlib.contextmanager
+    def steps(self, folder: Path, *, final: bool, inside: Path | None) -> Iterator[saving.Save]:
+        """Save in steps; the guest runs on at the end of the block if it ran before."""
         parts, memory = self._parts, self._memory
         if memory is None:
             raise UsageError(
                 f"machine {parts.name} cannot be saved: it was not started with saveable=True",
                 hint="start it with saveable=True",
             )
+        saving.check_disks(parts.spec)
         if parts.ssh is not None:
             parts.ssh.disconnect()
-        with parts.timeline.step("save", machine=parts.name, folder=str(folder)):
+        with (
+            parts.timeline.step("save", machine=parts.name, folder=str(folder)),
+            # A recording that takes a picture meanwhile would let the guest run on after it.
+            parts.qmp.undisturbed(),
+        ):
             draft = self._draft(folder)
             ran = parts.qmp.execute("query-status")["running"]
             try:
-                limit = parts.scale.after(60)
-                with saving.hot(parts.qmp, draft, memory, limit=limit):
-                    if final:
-                        parts.stop()
-                return saving.finish(draft, parts.allocations, inside=inside or folder, move=final)
+                yield _Steps(parts, draft, memory, final=final, inside=inside or folder)
             finally:
                 if ran and parts.running:
                     parts.qmp.execute("cont")
@@ -91,3 +102,29 @@ class Saving:
             private_key=self._key.private,
             public_key=self._key.public,
         )
+
+
+class _Steps:
+    """The steps of saving a machine: :class:`~harness.states.save.Save`."""
+
+    def __init__(
+        self, parts: Parts, draft: Snapshot, memory: saving.Memory, *, final: bool, inside: Path
+    ) -> None:
+        self._parts = parts
+        self._draft = draft
+        self._memory = memory
+        self._final = final
+        self._inside = inside
+
+    def stop(self) -> Callable[[], object]:
+        return self._parts.qmp.send("stop").wait
+
+    def write(self) -> None:
+        parts = self._parts
+        saving.write(parts.qmp, self._draft, self._memory, parts.scale.after(60))
+
+    def finish(self) -> Snapshot:
+        parts = self._parts
+        if self._final:
+            parts.stop()
+        return saving.finish(self._draft, parts.allocations, inside=self._inside, move=self._final)

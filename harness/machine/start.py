@@ -97,7 +97,8 @@ def launch(spec: MachineSpec, setup: Setup[OS]) -> Machine[OS]:
                 machine.os.account = setup.origin.account
             machine.log_in_as(machine.os.account.user)
             if hot is not None:
-                _differ(machine, hot)
+                now = setup.together.now() if setup.together is not None else None
+                _differ(machine, hot, now)
         if setup.adopt is not None:
             setup.adopt(machine)
         undo.pop_all()
@@ -227,7 +228,9 @@ class _Starting:
             ssh = self._open_ssh(ports, console)
             if self._hot is not None:
                 self._restore(self._hot, qmp, console, limit)
-            qmp.execute("cont")
+            together = self._setup.together
+            with together.starting() if together is not None else contextlib.nullcontext():
+                qmp.execute("cont")
         except (QmpError, QemuExitedError) as error:
             if error is self._setup.scope.failure:
                 raise  # Another machine's.
@@ -397,10 +400,11 @@ def _forwarded(qmp: Qmp) -> dict[int, tuple[str, int]]:
     return {int(guest): (host, int(port)) for host, port, guest in _FORWARD.findall(network)}
 
 
-def _differ(machine: Machine[Any], origin: Snapshot) -> None:
+def _differ(machine: Machine[Any], origin: Snapshot, now: float | None) -> None:
     """Make a fork that has just begun to run differ from its siblings where it must.
 
-    The data of the step names all that is still as in the origin, and the reason.
+    Its clock is set to ``now``; by default to the time when it is set. The data of the step names all
+    that is still as in the origin, and the reason.
     """
     with machine.timeline.step(
         "fork", machine=machine.name, origin=str(origin.folder), saved=origin.saved
@@ -408,7 +412,7 @@ def _differ(machine: Machine[Any], origin: Snapshot) -> None:
         reseed = None
         if not arch.of(machine.spec.arch).has_vmgenid:
             reseed = machine.os.reseed(secrets.token_hex(16)) or _CANNOT_RESEED
-        commands = restoring.differences(origin.spec, machine.spec, reseed=reseed)
+        commands = restoring.differences(origin.spec, machine.spec, reseed=reseed, now=now)
         script = machine.os.as_root(restoring.script(commands))
         if machine.console.logged_in:
             result = machine.console.run(script)

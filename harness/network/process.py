@@ -14,14 +14,17 @@ So a machine that floods gets its share of each round, and no more.
 
 from __future__ import annotations
 
+import array
 import base64
 import contextlib
+import fcntl
 import gc
 import json
 import os
 import select
 import socket
 import sys
+import termios
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -34,6 +37,9 @@ from harness.network.pcapng import Capture
 from harness.network.switch import LARGEST, Port, Switch
 from harness.network.vlan import Vlan
 from harness.network.wire import Link
+
+SETTLE: Final = 0.1
+"""Seconds in which machines take what is in their sockets, when the segment is paused."""
 
 ROUND: Final = 32
 """Frames that a port is read for before the others have their turn."""
@@ -292,12 +298,27 @@ class _Server:
             "capture_error": self._capture_error,
         }
 
-    def _do_pause(self) -> None:
-        if not self.paused:
-            self._paused_at = time.monotonic()
-            self.paused = True
-            for end in self._sockets.values():
-                self.watch(end)
+    def _do_pause(self) -> bool:
+        """Stop; return whether the segment moved before."""
+        if self.paused:
+            return False
+        self._paused_at = time.monotonic()
+        self.paused = True
+        for end in self._sockets.values():
+            self.watch(end)
+        self._settle()
+        return True
+
+    def _settle(self) -> None:
+        """Let the machines take what is in their sockets, so that it is saved with them.
+
+        Nothing tells that a socket is empty, and a machine that is stopped takes nothing.
+        """
+        limit = time.monotonic() + SETTLE
+        while any(_untaken(end.socket) for end in self._sockets.values()):
+            if time.monotonic() >= limit:
+                return
+            select.select([], [], [], 0.001)
 
     def _do_resume(self) -> None:
         if self.paused:
@@ -318,6 +339,14 @@ class _Server:
 
 def _links(links: Sequence[Sequence[str | None]]) -> list[Link]:
     return [(source, destination) for source, destination in links]
+
+
+def _untaken(end: socket.socket) -> int:
+    """Return the bytes that the other end has not read yet, with the kernel's overhead."""
+    size = array.array("i", [0])
+    # unix_ioctl() in Linux' net/unix/af_unix.c: the memory of what was sent and is still held.
+    fcntl.ioctl(end.fileno(), termios.TIOCOUTQ, size)
+    return size[0]
 
 
 def _hung_up(end: socket.socket) -> bool:

@@ -10,7 +10,7 @@ import re
 import socket
 import subprocess
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -482,12 +482,25 @@ class Segment:
     # --- fork -----------------------------------------------------------------------------------------
 
     def pause(self) -> None:
-        """Stop: no frame moves, and time stands still, until :meth:`resume`."""
+        """Stop: no frame moves, and time stands still, until :meth:`resume`.
+
+        Machines that run have then taken what was handed to them, as far as they do so within 0.1 s.
+        """
         self._order("pause")
 
     def resume(self) -> None:
         """Go on after :meth:`pause`, or begin with the machines of a saved segment."""
         self._order("resume")
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Pause in the block; go on after it, unless the segment was paused before."""
+        moved = self._order("pause")
+        try:
+            yield
+        finally:
+            if moved:
+                self.resume()
 
     def save(self) -> SegmentState:
         """Return the state of the segment, which stays paused.

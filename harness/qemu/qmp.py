@@ -85,6 +85,48 @@ class _LoggedClient(QMPClient):
         return msg
 
 
+class Answer:
+    """The answer to a command that was sent: :meth:`wait` returns it.
+
+    Whoever sends a command waits for its answer.
+    """
+
+    def __init__(
+        self,
+        qmp: Qmp,
+        command: str,
+        arguments: dict[str, Any] | None,
+        future: concurrent.futures.Future[object],
+    ) -> None:
+        self._qmp = qmp
+        self._command = command
+        self._arguments = arguments
+        self._future = future
+
+    def wait(self, deadline: Deadline | None = None) -> Any:
+        """Return the command's result.
+
+        Args:
+            deadline: 30 s on a good host by default.
+
+        Raises:
+            QmpError, WaitTimeoutError, HarnessError: As :meth:`Qmp.execute`.
+        """
+        qmp, command = self._qmp, self._command
+        limit = deadline or qmp._scale.after(30)
+        try:
+            return loop.result(self._future, limit)
+        except TimeoutError as error:
+            raise WaitTimeoutError(f"monitor command {command}", limit) from error
+        except (QMPError, concurrent.futures.CancelledError) as error:
+            if qmp._failure is not None:
+                raise qmp._failure from error
+            raise QmpError(f"monitor command {command} {self._arguments or ''}: {error}") from error
+        finally:
+            with qmp._changed:
+                qmp._pending.discard(self._future)
+
+
 class Qmp:
     """A connected monitor.
 
@@ -177,25 +219,26 @@ class Qmp:
             WaitTimeoutError: The deadline passed.
             HarnessError: The failure of the scope.
         """
+        return self.send(command, arguments).wait(deadline)
+
+    def send(self, command: str, arguments: dict[str, Any] | None = None) -> Answer:
+        """Send a command, so that several machines can have one before the first answers.
+
+        Args:
+            command: As for :meth:`execute`.
+            arguments: As for :meth:`execute`.
+
+        Raises:
+            QmpError: The monitor is not connected.
+        """
         client = self._client
         if client is None:
             raise QmpError(f"monitor command {command}: not connected")
-        limit = deadline or self._scale.after(30)
         with self._changed:
             # Together, or a failure that comes between them would not end this command.
-            answer = loop.submit(client.execute(command, arguments))
-            self._pending.add(answer)
-        try:
-            return loop.result(answer, limit)
-        except TimeoutError as error:
-            raise WaitTimeoutError(f"monitor command {command}", limit) from error
-        except (QMPError, concurrent.futures.CancelledError) as error:
-            if self._failure is not None:
-                raise self._failure from error
-            raise QmpError(f"monitor command {command} {arguments or ''}: {error}") from error
-        finally:
-            with self._changed:
-                self._pending.discard(answer)
+            future = loop.submit(client.execute(command, arguments))
+            self._pending.add(future)
+        return Answer(self, command, arguments, future)
 
     def human(self, command: str) -> str:
         """Run a command of the human monitor, which reports some things that QMP does not."""

@@ -19,6 +19,7 @@ from harness.deadline import NEVER, Deadline
 from harness.errors import HarnessError, StateError, StoreError
 from harness.spec import GIB
 from harness.states import filesystem
+from harness.states.group import Group, read_saved
 from harness.states.lease import Lease
 from harness.states.manifest import FILE, StateManifest, entry_id, is_foreign
 from harness.states.snapshot import Snapshot
@@ -52,13 +53,13 @@ class StateCache(Cache[StateManifest, Lease]):
     def _faults(self, folder: Path, manifest: StateManifest) -> Sequence[str]:
         del manifest
         try:
-            return Snapshot.read(folder).faults()
+            return read_saved(folder).faults()
         except StateError as error:
             return [error.what]
 
     def _lease(self, entry: str, manifest: StateManifest, locks: ExitStack) -> Lease:
         try:
-            return Lease(entry, Snapshot.read(self._layout.entry(entry)), manifest, locks)
+            return Lease(entry, read_saved(self._layout.entry(entry)), manifest, locks)
         except BaseException:
             locks.close()
             raise
@@ -80,7 +81,7 @@ class StateCache(Cache[StateManifest, Lease]):
         name: str,
         inputs: Mapping[str, str],
         key: str,
-        build: Callable[[Path], Snapshot],
+        build: Callable[[Path], Snapshot | Group],
         *,
         parent: str = "",
         say: Say = quiet,
@@ -95,7 +96,7 @@ class StateCache(Cache[StateManifest, Lease]):
             name: The name of the state.
             inputs: Everything that decides its content, by name.
             key: The digest of the inputs.
-            build: Saves the machine into a folder, which does not exist yet.
+            build: Saves the machine, or those of a cluster, into a folder, which does not exist yet.
             parent: The entry of its parent; the caller holds a lease of it.
             say: Takes lines of progress.
             deadline: The end of waiting for other processes.
@@ -110,10 +111,16 @@ class StateCache(Cache[StateManifest, Lease]):
             del making  # the build starts machines, which end with this process
             say(f"building the state {name}")
             started = time.monotonic()
-            snapshot = build(folder)
-            seconds = round(time.monotonic() - started, 1)
+            saved = build(folder)
             manifest = StateManifest(
-                name, key, dict(inputs), parent, time.time(), seconds, snapshot.cold
+                name=name,
+                key=key,
+                inputs=dict(inputs),
+                parent=parent,
+                created=time.time(),
+                seconds=round(time.monotonic() - started, 1),
+                cold=saved.cold,
+                machines=saved.machines,
             )
             with explained(self.root, f"publishing the state {name}"):
                 manifest.write(folder)

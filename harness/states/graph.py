@@ -62,12 +62,14 @@ class State:
         parent: The state from which the steps go on.
         uses: Further functions, classes and values that decide the result of the steps and that
             their code does not name.
+        machines: The number of its machines.
     """
 
     name: str
     steps: Steps
     parent: State | None = None
     uses: tuple[object, ...] = ()
+    machines: int = 1
 
     @property
     def chain(self) -> tuple[State, ...]:
@@ -76,12 +78,29 @@ class State:
         return (*before, self)
 
 
+class GroupState(State):
+    """A state of a cluster: its machines are saved, and forked, together with their segments.
+
+    Its steps are ``steps(lab, cluster)``: the cluster has :attr:`machines` forks of the parent, or is a
+    fork of a parent that is a state of a cluster as well. They return the cluster to save, an object
+    with ``machines`` and ``segments`` by name.
+    """
+
+
 @overload
 def state(steps: Steps, /) -> State: ...
 @overload
 def state(
     *, parent: State | None = None, name: str = "", uses: tuple[object, ...] = ()
 ) -> Callable[[Steps], State]: ...
+@overload
+def state(
+    *,
+    parent: State | None = None,
+    name: str = "",
+    uses: tuple[object, ...] = (),
+    machines: int,
+) -> Callable[[Steps], GroupState]: ...
 def state(
     steps: Steps | None = None,
     /,
@@ -89,7 +108,8 @@ def state(
     parent: State | None = None,
     name: str = "",
     uses: tuple[object, ...] = (),
-) -> State | Callable[[Steps], State]:
+    machines: int | None = None,
+) -> State | Callable[[Steps], State] | Callable[[Steps], GroupState]:
     """Declare a state; a decorator, with or without arguments.
 
     Args:
@@ -97,17 +117,39 @@ def state(
         parent: The state from which the steps go on.
         name: Its name; the name of the function by default.
         uses: As :attr:`State.uses`.
+        machines: The number of machines of a state of a cluster: see :class:`GroupState`.
 
     Raises:
-        UsageError: ``parent`` is not a state.
+        UsageError: ``parent`` is not a state, or is one of a cluster and this one is not; or there is no
+            machine.
     """
     if parent is not None and not isinstance(parent, State):
         raise UsageError(f"the parent of a state must be a state, not {parent!r}")
+    if machines is not None:
+        return _declare_group(machines, parent, name, uses)
+    if isinstance(parent, GroupState):
+        raise UsageError(
+            f"{parent.name} is the state of a cluster, so a state on it is one as well",
+            hint=f"@state(parent={parent.name}, machines={parent.machines})",
+        )
 
     def declare(function: Steps) -> State:
         return State(name or function.__name__, function, parent, uses)
 
     return declare if steps is None else declare(steps)
+
+
+def _declare_group(
+    machines: int, parent: State | None, name: str, uses: tuple[object, ...]
+) -> Callable[[Steps], GroupState]:
+    if machines < 1:
+        raise UsageError(f"a state of a cluster has one machine at least, not {machines!r}")
+    number = machines
+
+    def declare(function: Steps) -> GroupState:
+        return GroupState(name or function.__name__, function, parent, uses, number)
+
+    return declare
 
 
 def inputs(
@@ -156,6 +198,8 @@ def inputs(
         "QEMU": f"{qemu.version}, {program.st_size} bytes of {program.st_mtime_ns}",
         **{f"image: {name}": value for name, value in image.items()},
     }
+    if isinstance(point, GroupState):
+        named["machines"] = str(point.machines)
     if parent:
         named["parent"] = parent
     bases = (base for base in profile.__mro__ if base is not object)
@@ -220,6 +264,10 @@ def code_of(*roots: object) -> dict[str, str]:
         name, thing, is_root = pending.pop()
         if isinstance(thing, State):
             pending += [(_name(used), used, is_root) for used in (thing.steps, *thing.uses)]
+            if isinstance(thing, GroupState):
+                sources[f"{name}: machines"] = str(thing.machines)
+            if thing.parent is not None:
+                pending.append((_name(thing.parent.steps), thing.parent, is_root))
             continue
         if isinstance(thing, functools.partial):
             pending += [(_name(used), used, True) for used in (thing.func, *thing.args)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from harness import cache
+from harness.errors import UsageError
+from harness.states.group import Group
 from harness.states.manifest import StateManifest
 from harness.states.snapshot import Snapshot
 
@@ -15,11 +17,36 @@ class Lease(cache.Lease[StateManifest]):
     The states that it builds on are in use, too.
 
     Attributes:
-        snapshot: The saved machine.
+        saved: The saved machine, or the saved machines of a state of a cluster.
     """
 
     def __init__(
-        self, entry: str, snapshot: Snapshot, manifest: StateManifest, locks: ExitStack
+        self, entry: str, saved: Snapshot | Group, manifest: StateManifest, locks: ExitStack
     ) -> None:
-        super().__init__(entry, snapshot.folder, manifest, locks)
-        self.snapshot = snapshot
+        super().__init__(entry, saved.folder, manifest, locks)
+        self.saved = saved
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The saved machine.
+
+        Raises:
+            UsageError: The state is one of a cluster.
+        """
+        if isinstance(self.saved, Group):
+            count = len(self.saved.snapshots)
+            raise UsageError(
+                f"the state {self.manifest.name} is one of a cluster, of {count} machines"
+            )
+        return self.saved
+
+    @property
+    def group(self) -> Group:
+        """The saved machines of a state of a cluster.
+
+        Raises:
+            UsageError: The state is one of a single machine.
+        """
+        if isinstance(self.saved, Snapshot):
+            raise UsageError(f"the state {self.manifest.name} is one of a single machine")
+        return self.saved

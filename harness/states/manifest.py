@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from harness import jsonfile
-from harness.states.snapshot import FORMAT as SNAPSHOT_FORMAT
+from harness.states.group import FORMAT as GROUP_FORMAT
 from harness.states.snapshot import shape
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class StateManifest:
         created: The time when it was built, in seconds of the epoch.
         seconds: The duration of the build.
         cold: Why it has no RAM; empty if it has.
+        machines: The names of the machines of a state of a cluster; empty for a single machine.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
@@ -46,6 +47,7 @@ class StateManifest:
     created: float
     seconds: float
     cold: str
+    machines: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> StateManifest | None:
@@ -60,7 +62,7 @@ class StateManifest:
         jsonfile.save(folder / FILE, self, format=FORMAT)
 
 
-FORMAT: Final = f"{SNAPSHOT_FORMAT}.{shape(StateManifest)}"
+FORMAT: Final = f"{GROUP_FORMAT}.{shape(StateManifest)}"
 """The format of an entry. A state's key contains it, so a version never uses the entry of another."""
 
 

@@ -8,19 +8,18 @@ pages that the guest never touched stay holes.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from harness.cache.space import explained
-from harness.deadline import UNSCALED, Deadline
+from harness.deadline import Deadline
 from harness.errors import QmpError, SnapshotError
 from harness.qemu import disk as disks
 from harness.qemu.argv import Allocations, DiskFile
@@ -129,14 +128,13 @@ def check_disks(spec: MachineSpec) -> None:
 
 
 def migrate(qmp: Qmp, target: Path, limit: Deadline) -> None:
-    """Write the device state of a machine to a file; the machine is paused afterwards.
+    """Write the device state of a machine that stands still to a file.
 
     Raises:
         SnapshotError: A device forbids it; QEMU's message names the device.
         OSError: The disk is full.
         WaitTimeoutError: The deadline passed.
     """
-    qmp.execute("stop", deadline=limit)
     blocked = qmp.execute("query-migrate", deadline=limit).get("blocked-reasons", [])
     if blocked:
         raise SnapshotError(f"machine {qmp.name} cannot be saved: {'; '.join(blocked)}")
@@ -161,27 +159,45 @@ def has_ended(event: Event) -> bool:
     return event.data.get("status") in _ENDED
 
 
-@contextlib.contextmanager
-def hot(
-    qmp: Qmp, draft: Snapshot, memory: Memory, *, limit: Deadline | None = None
-) -> Iterator[None]:
-    """Save the RAM and device state of a running machine into the folder of ``draft``.
+class Save(Protocol):
+    """A machine that is being saved, in three steps.
 
-    The machine is paused during the block. If QEMU is not needed any more, end it in the block:
-    :func:`finish` can then move the disks instead of copying them.
+    One machine takes them one after the other. Machines that are saved together take each step together,
+    so that none is ended before all can be saved.
+    """
+
+    def stop(self) -> Callable[[], object]:
+        """Have the guest stopped, and return a function that waits until it stands still."""
+
+    def write(self) -> None:
+        """Save the RAM and the device state of the machine, which stands still.
+
+        Raises:
+            SnapshotError: A device forbids it.
+            DiskFullError, StoreError: The folder cannot be written.
+        """
+
+    def finish(self) -> Snapshot:
+        """End the machine if this is final; save its disks and return the snapshot.
+
+        Raises:
+            DiskFullError, StoreError, HostError: As :func:`finish`.
+        """
+
+
+def write(qmp: Qmp, draft: Snapshot, memory: Memory, limit: Deadline) -> None:
+    """Save the RAM and device state of a machine that stands still into the folder of ``draft``.
 
     Raises:
         SnapshotError: A device forbids it.
         DiskFullError, StoreError: The folder cannot be written.
     """
     folder = draft.folder
-    check_disks(draft.spec)
     with explained(folder, "saving a machine"):
         folder.mkdir(parents=True, exist_ok=True)
-        migrate(qmp, folder / DEVICES, limit or UNSCALED.after(60))
+        migrate(qmp, folder / DEVICES, limit)
         with (folder / RAM).open("xb") as target:
             copy_data(memory.fd, target.fileno())
-        yield
 
 
 def finish(draft: Snapshot, allocations: Allocations, *, inside: Path, move: bool) -> Snapshot:

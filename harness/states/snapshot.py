@@ -142,6 +142,11 @@ class Snapshot:
     bases: tuple[tuple[str, Seal], ...] = ()
 
     @property
+    def machines(self) -> tuple[str, ...]:
+        """The names of the machines of a group; a snapshot is none."""
+        return ()
+
+    @property
     def ram(self) -> Path:
         """The file of the RAM."""
         return self.folder / RAM

@@ -20,6 +20,7 @@ import pytest
 
 from harness.errors import SegmentError, UnknownNameError, UsageError
 from harness.network import Impairment, Segment, SegmentState, Vlan
+from harness.network import process as serving
 from harness.network.process import ROUND
 from harness.scope import Scope
 from tests.programs import need
@@ -555,6 +556,48 @@ def test_a_paused_segment_moves_nothing_and_its_time_stands_still(lan: Lan) -> N
     lan.ends["b"].settimeout(PATIENCE)
     assert lan.receive("b") == frame("c", "b", b"sent in the pause")
     assert lan.receive("b") == frame("a", "b", b"slow")
+
+
+def test_a_segment_stands_still_in_a_block_and_no_longer(lan: Lan) -> None:
+    with lan.segment.standing_still():
+        lan.ends["c"].send(frame("c", "b", b"first"))
+    assert lan.receive("b") == frame("c", "b", b"first")
+    lan.segment.pause()
+    with lan.segment.standing_still():
+        lan.ends["c"].send(frame("c", "b", b"second"))
+    lan.ends["b"].settimeout(0.5)
+    with pytest.raises(TimeoutError):
+        lan.receive("b")  # it was paused before the block
+    lan.segment.resume()
+    assert lan.receive("b") == frame("c", "b", b"second")
+
+
+def test_a_pause_waits_until_machines_have_taken_what_was_handed_to_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is in a socket is lost to a fork: nobody but the machine can read it."""
+    control, theirs = socket.socketpair()
+    end, machine = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with control, theirs, machine:
+        server = serving._Server(theirs, os.getpid())
+        server._descriptors.append(end.detach())
+        server._do_attach("a")
+        (attached,) = server._sockets.values()
+        assert attached.put(frame("b", "a"))
+        monkeypatch.setattr(serving, "SETTLE", PATIENCE)
+        pausing = threading.Thread(target=server._do_pause)
+        pausing.start()
+        pausing.join(0.2)
+        assert pausing.is_alive()
+        assert machine.recv(65536) == frame("b", "a")
+        pausing.join(PATIENCE)
+        assert not pausing.is_alive()
+        server._do_resume()
+        # A machine that is stopped takes nothing, and does not hold up the others.
+        assert attached.put(frame("b", "a"))
+        monkeypatch.setattr(serving, "SETTLE", 0.0)
+        assert server._do_pause()
+        attached.socket.close()
 
 
 def test_a_saved_segment_goes_on_in_a_fork(lan: Lan, tmp_path: Path) -> None:

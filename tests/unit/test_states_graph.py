@@ -111,6 +111,31 @@ def test_another_machine_type_changes_the_key(tmp_path: Path) -> None:
     assert explain(now, before) == ["machine type: was pc-q35-10.0, is pc-q35-9.2"]
 
 
+def test_the_number_of_machines_changes_the_key(tmp_path: Path) -> None:
+    pair, three = (state(machines=number)(steps) for number in (2, 3))
+    before = inputs_of(pair, tmp_path)
+    assert explain(inputs_of(three, tmp_path), before) == ["machines: was 2, is 3"]
+    assert "machines" not in inputs_of(State("point", steps), tmp_path)
+
+
+def below(lab: Any) -> Any:
+    return lab.boot(cpus=LIMIT)
+
+
+LOWER = state(below)
+UPPER = state(parent=LOWER, machines=2)(lambda lab, cluster: cluster)
+
+
+def forks(lab: Any) -> Any:
+    return lab.fork(UPPER)
+
+
+def test_code_is_followed_to_the_parents_of_a_state() -> None:
+    sources = code_of(forks)
+    assert {"below", "LIMIT"} <= {name.rpartition(".")[2] for name in sources}
+    assert "2" in sources.values()
+
+
 def test_code_is_followed_to_helpers_and_constants() -> None:
     names = {name.rpartition(".")[2] for name in code_of(steps)}
     assert {"steps", "helper", "LIMIT"} <= names
