@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.catalog import Selection
+    from harness.cluster import Cluster
     from harness.lab import Lab
     from harness.machine import Machine
     from harness.network import Segment
@@ -167,3 +168,11 @@ def member(lab: Lab, machine: Machine[Any]) -> Machine[Any]:
         _reach(lab, system)
     system.os.wait_good()
     return system
+
+
+@state(parent=member, machines=3, name="cluster-3")
+def cluster_3(lab: Lab, cluster: Cluster) -> Cluster:
+    """A healthy cluster of three."""
+    del lab
+    cluster.form()
+    return cluster

@@ -290,8 +290,8 @@ class Console:
     ) -> None:
         """Wait for the login prompt, log in, and start the shell that :meth:`run` uses.
 
-        A user who is logged in is logged out first. :attr:`dialogue` says what the prompts look like. A prompt that the kernel has printed
-        behind is asked for again once the console is quiet.
+        A user who is logged in is logged out first. :attr:`dialogue` says what the prompts look like. A
+        prompt that the kernel has printed behind is asked for again once the console is quiet.
 
         Args:
             user: The user; ``None`` if the console shows a shell's prompt without a login.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.catalog import Selection
@@ -13,10 +14,11 @@ from harness.errors import UsageError
 from harness.host.scheduler import Turn
 from harness.machine import Machine
 from harness.machine.start import shares_ram
-from harness.network import Segment
+from harness.network import Segment, SegmentState
 from harness.parallel import in_parallel
-from harness.spec import MachineSpec
-from harness.states import Snapshot
+from harness.spec import LAN, MachineSpec
+from harness.states import Group, GroupState, Snapshot, State, restore_group, save_group
+from harness.states.together import Together
 
 if TYPE_CHECKING:
     from harness.lab.lab import Lab, Service
@@ -74,27 +76,153 @@ def start_cluster(
     lab: Lab,
     arches: Sequence[str],
     *,
-    services: Sequence[Service],
-    seed: int,
-    capture: bool,
     kind: type[Provider],
+    services: Sequence[Service] = (),
+    seed: int = 0,
+    capture: bool = True,
+    member: State | None = None,
 ) -> Cluster:
     """Return a cluster to be formed, of one machine for each architecture: see :meth:`Lab.cluster`.
+
+    Args:
+        lab: The lab.
+        arches: The architecture of each machine.
+        kind: The provider.
+        services: As for :meth:`Lab.cluster`.
+        seed: As for :meth:`Lab.cluster`.
+        capture: As for :meth:`Lab.cluster`.
+        member: The state that the machines are forks of; ``points.member`` by default.
 
     Raises:
         UsageError: There is no machine.
     """
+    from harness import points
+
+    member = member or points.member
     if not arches:
         raise UsageError("a cluster has one machine at least")
     segment = lab.segment(seed=seed, capture=capture)
-    nodes = Nodes(lab, segment, services)
+    nodes = Nodes(lab, segment, services, member)
     names = [f"node-{number}" for number in range(1, len(arches) + 1)]
     with lab.timeline.step(f"start {len(names)} machines"):
         machines = nodes.fork(names, arches)
-    return assemble(lab, machines, nodes, kind(segment), segment)
+    return _assemble(lab, machines, nodes, kind(segment), segment)
 
 
-def assemble(
+def fork_cluster(lab: Lab, state: GroupState, *, services: Sequence[Service] = ()) -> Cluster:
+    """Return the cluster of a state, which goes on: see :meth:`Lab.fork_cluster`.
+
+    Raises:
+        UsageError: It is the state of a single machine.
+    """
+    if not isinstance(state, GroupState):
+        raise UsageError(
+            f"{state!r} is not the state of a cluster",
+            hint="pass one of @state(machines=N), such as points.cluster_3",
+        )
+    here = lab.with_image(_members_of(lab.image))
+    if lab._parts.options.fresh:
+        return reach_cluster(here, state, services=services)
+    return here._with_lease(
+        state, lambda lease: _restore(here, lease.group, services, _origin(state))
+    )
+
+
+def reach_cluster(lab: Lab, state: GroupState, *, services: Sequence[Service] = ()) -> Cluster:
+    """Do the steps of the state of a cluster, and return its cluster.
+
+    Args:
+        lab: The lab, with the image of the members under test.
+        state: The state.
+        services: Servers that each machine can reach.
+
+    Raises:
+        UsageError: The state has no parent, or its steps return no cluster.
+    """
+    if state.parent is None:
+        raise UsageError(
+            f"the state {state.name} of a cluster has no parent",
+            hint="@state(parent=points.member, machines=3)",
+        )
+    if isinstance(state.parent, GroupState):
+        before = fork_cluster(lab, state.parent, services=services)
+    else:
+        before = start_cluster(
+            lab,
+            [lab.image.arch] * state.machines,
+            services=services,
+            kind=providers.of_image(lab.image),
+            member=state.parent,
+        )
+    with lab.timeline.step(f"steps of state {state.name}"):
+        cluster = state.steps(lab, before)
+    if not isinstance(cluster, Cluster):
+        raise UsageError(
+            f"the steps of state {state.name} returned {cluster!r}",
+            hint="return the cluster that is to be saved",
+        )
+    return cluster
+
+
+def save_cluster(cluster: Cluster, folder: Path, *, inside: Path) -> Group:
+    """Save the machines of a cluster that run, and its segments; they end."""
+    return save_group(cluster.running, cluster.segments.values(), folder, final=True, inside=inside)
+
+
+def _origin(state: State) -> State:
+    """Return the state that further machines of a cluster are forks of."""
+    while isinstance(state, GroupState) and state.parent is not None:
+        state = state.parent
+    return state
+
+
+def _restore(lab: Lab, group: Group, services: Sequence[Service], member: State) -> Cluster:
+    """Return the cluster of a group, which goes on."""
+    specs = group.specs()
+    with contextlib.ExitStack() as undo:
+        turns = dict(
+            zip(
+                specs,
+                lab._admit(
+                    list(specs.values()),
+                    forks=all(
+                        shares_ram(saved, saveable=lab._building)
+                        for saved in group.snapshots.values()
+                    ),
+                    working_set=None,
+                ),
+                strict=True,
+            )
+        )
+        for turn in turns.values():
+            undo.callback(turn.release)
+
+        def launch(
+            saved: Snapshot, spec: MachineSpec, segments: Mapping[str, Segment], together: Together
+        ) -> Machine[Any]:
+            return lab._launch_fork(
+                spec,
+                lab.image,
+                saved,
+                services,
+                tuple(segments.values()),
+                turn=turns[spec.name],
+                together=together,
+            )
+
+        def start_segment(name: str, state: SegmentState) -> Segment:
+            return lab.segment(name, state=state)
+
+        with lab.timeline.step(f"fork a cluster of {len(specs)}", origin=str(group.folder)):
+            fork = restore_group(group, launch=launch, start_segment=start_segment)
+        undo.pop_all()
+    segment = fork.segments[LAN]
+    nodes = Nodes(lab, segment, services, member)
+    kind = providers.of_image(lab.image)
+    return _assemble(lab, list(fork.machines.values()), nodes, kind(segment), segment)
+
+
+def _assemble(
     lab: Lab,
     machines: Sequence[Machine[Any]],
     nodes: Nodes,
@@ -121,22 +249,24 @@ class Nodes:
         lab: The lab.
         segment: The segment that they are on.
         services: Servers that they can reach.
+        member: The state that they are forks of.
     """
 
-    def __init__(self, lab: Lab, segment: Segment, services: Sequence[Service]) -> None:
+    def __init__(
+        self, lab: Lab, segment: Segment, services: Sequence[Service], member: State
+    ) -> None:
+        self._member = member
         self._lab = lab
         self._segment = segment
         self._services = services
 
     def fork(self, names: Sequence[str], arches: Sequence[str] = ()) -> list[Machine[Any]]:
-        """Return machines at the state ``member``.
+        """Return machines that go on from the state.
 
         Args:
             names: Their names.
             arches: The architecture of each; the one under test by default.
         """
-        from harness.points import member
-
         lab = self._lab
         each = list(arches or [lab.image.arch] * len(names))
         labs = {arch: lab.with_image(_members_of(lab.image), arch) for arch in each}
@@ -144,8 +274,8 @@ class Nodes:
         def start(missing: Sequence[str], saved: dict[str, Snapshot]) -> list[Machine[Any]]:
             if missing:
                 arch, *rest = missing
-                return labs[arch]._from(
-                    member, lambda snapshot: start(rest, saved | {arch: snapshot})
+                return labs[arch]._with_snapshot(
+                    self._member, lambda snapshot: start(rest, saved | {arch: snapshot})
                 )
             starts = [
                 Start(saved[arch].fork_spec(name), labs[arch].image, saved[arch])

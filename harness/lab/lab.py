@@ -45,7 +45,7 @@ from harness.evidence.timeline import Timeline
 from harness.host.accel import Accel
 from harness.host.scheduler import Turn
 from harness.lab import lending
-from harness.lab.clusters import Start, start_cluster, start_together
+from harness.lab.clusters import Start, fork_cluster, start_cluster, start_together
 from harness.lab.parts import Options, Parts, Point
 from harness.machine import Machine, Setup, launch
 from harness.machine.system import OS
@@ -65,8 +65,9 @@ from harness.spec import (
     with_guest_forwards,
 )
 from harness.ssh.key import KeyPair
-from harness.states import Lease, Snapshot, State, StateCache
+from harness.states import GroupState, Lease, Snapshot, State, StateCache
 from harness.states.cache import BUDGET
+from harness.states.together import Together
 
 EVIDENCE: Final = Path(".harness/runs")
 """The folder, below the working folder, that gets the evidence of each run."""
@@ -570,20 +571,24 @@ class Lab:
                 return self.reach(origin)
             finally:
                 self._default_services = ()
-        return self._from(
+        return self._with_snapshot(
             origin, lambda saved: self._fork(saved, name, services, working_set, segments)
         )
 
-    def _from(self, origin: State, start: Callable[[Snapshot], ValueT]) -> ValueT:
-        """Start something from a state, which is built again if it does not start."""
+    def _with_snapshot(self, origin: State, start: Callable[[Snapshot], ValueT]) -> ValueT:
+        """Start something from the machine of a state, built again if it does not start."""
         if self._parts.options.fresh:
             return start(self._reach_to_save(origin))
+        return self._with_lease(origin, lambda lease: start(lease.snapshot))
+
+    def _with_lease(self, origin: State, start: Callable[[Lease], ValueT]) -> ValueT:
+        """Start something from a state, which is built again if it does not start."""
         point = Point(self.image, origin)
         last: Exception | None = None
         for _ in range(_FORK_TRIES):
             lease = self.state(origin)
             try:
-                return start(lease.snapshot)
+                return start(lease)
             except (StateError, QemuStartError) as error:
                 last = error
                 with self._parts.lock:
@@ -628,7 +633,7 @@ class Lab:
                 working_set=working_set,
             )
 
-        return start(origin) if isinstance(origin, Snapshot) else self._from(origin, start)
+        return start(origin) if isinstance(origin, Snapshot) else self._with_snapshot(origin, start)
 
     def cluster(
         self,
@@ -665,6 +670,20 @@ class Lab:
             capture=capture,
             kind=provider or providers.of_image(self.image),
         )
+
+    def fork_cluster(self, state: GroupState, *, services: Sequence[Service] = ()) -> Cluster:
+        """Return the cluster of a state, which goes on: all machines and their network at one moment.
+
+        Args:
+            state: A state of a cluster, such as ``points.cluster_3``.
+            services: Servers that each machine can reach; the saved machines need not have known them.
+
+        Raises:
+            UsageError: The image under test has no variant for clusters; or it is no such state.
+            HostError: The host cannot carry so many machines.
+            StateError: The state does not start, however often it is built.
+        """
+        return fork_cluster(self, state, services=services)
 
     def reach(self, state: State, parent: Snapshot | None = None) -> Machine[OS]:
         """Do the steps of a state, without the cache, and return its machine.
@@ -806,6 +825,7 @@ class Lab:
         segments: Sequence[Segment],
         *,
         turn: Turn | None = None,
+        together: Together | None = None,
         working_set: int | None = None,
     ) -> Machine[OS]:
         return self._launch(
@@ -817,6 +837,7 @@ class Lab:
             services=services,
             segments=segments,
             turn=turn,
+            together=together,
             working_set=working_set,
         )
 
@@ -848,6 +869,7 @@ class Lab:
         services: Sequence[Service] = (),
         segments: Sequence[Segment] = (),
         turn: Turn | None = None,
+        together: Together | None = None,
     ) -> Machine[OS]:
         """Start the machine of a spec, once the host admits it, or in a turn that it has already."""
         services = services or self._default_services
@@ -877,6 +899,7 @@ class Lab:
                 segments={segment.name: segment for segment in segments},
                 provenance=lending.provenance(selection),
                 adopt=self._stack.push,
+                together=together,
             ),
         )
 

@@ -13,9 +13,10 @@ from harness import profiles
 from harness.artifacts import digest_inputs
 from harness.catalog import Selection
 from harness.errors import HarnessError, SnapshotError, Verdict, verdict_of
+from harness.lab.clusters import reach_cluster, save_cluster
 from harness.lab.parts import Point
 from harness.qemu import binary
-from harness.states import Lease, Snapshot, State
+from harness.states import Group, GroupState, Lease, Snapshot, State
 from harness.states.graph import inputs, key_of
 
 if TYPE_CHECKING:
@@ -78,18 +79,22 @@ def inputs_of(lab: Lab, state: State) -> dict[str, str]:
     )
 
 
-def _build(lab: Lab, state: State, parent: Lease | None, folder: Path) -> Snapshot:
-    """Do the steps of a state and save its machine into ``folder``."""
+def _build(lab: Lab, state: State, parent: Lease | None, folder: Path) -> Snapshot | Group:
+    """Do the steps of a state and save its machine, or those of its cluster, into ``folder``."""
     parts = lab._parts
     evidence = lab.run.folder(f"state-{state.name}-{time.time_ns()}")
+    saved: Snapshot | Group
     with lab.child(f"state {state.name}", folder=evidence) as builder:
         builder._building = True
-        machine = builder.reach(state, parent.snapshot if parent is not None else None)
-        try:
-            saved = machine.save(folder, final=True, inside=parts.cache)
-        except SnapshotError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            saved = machine.save_disks(folder, error.what, inside=parts.cache)
+        if isinstance(state, GroupState):
+            saved = save_cluster(reach_cluster(builder, state), folder, inside=parts.cache)
+        else:
+            machine = builder.reach(state, parent.snapshot if parent is not None else None)
+            try:
+                saved = machine.save(folder, final=True, inside=parts.cache)
+            except SnapshotError as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                saved = machine.save_disks(folder, error.what, inside=parts.cache)
     parts.built.append(Point(lab.image, state))
     if not lab.keep:
         lab.run.drop(evidence)
