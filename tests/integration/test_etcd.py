@@ -24,7 +24,7 @@ from harness.deadline import UNSCALED, Scale
 from harness.errors import HistoryError, OperationRefusedError, OutcomeUnknownError
 from harness.network import Addresses, Segment
 from harness.scope import Scope
-from tests.programs import fetch
+from tests.programs import fetch, need
 
 NAMES = ("node-1", "node-2", "node-3")
 
@@ -33,6 +33,7 @@ CLUSTERS = itertools.count()
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need("setpriv")
     return fetch("etcd", tmp_path_factory.mktemp("etcd"))
 
 
@@ -92,7 +93,9 @@ class Processes(dict[str, Any]):
         peers = {name: f"http://{host}:{first + n}" for n, name in enumerate(NAMES)}
         for port, (name, peer) in enumerate(peers.items(), start=first + len(NAMES)):
             client = f"http://{host}:{port}"
-            command = [str(program), "--name", name, "--data-dir", str(folder / name)]
+            # It ends with this process, however that ends.
+            command = ["setpriv", "--pdeathsig", "KILL", str(program)]
+            command += ["--name", name, "--data-dir", str(folder / name)]
             command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
             command += ["--listen-client-urls", client, "--advertise-client-urls", client]
             command += ["--initial-cluster", ",".join(f"{n}={url}" for n, url in peers.items())]
