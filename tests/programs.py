@@ -1,8 +1,10 @@
-"""Programs of the host that some unit tests run. A test whose program is missing is skipped."""
+"""Programs of the host that some tests run. A test whose program is missing is skipped."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ PACKAGES = {
     "bash": "bash",
     "busybox": "busybox",
     "dash": "dash",
+    "etcd": "etcd-server",
     "flock": "util-linux",
     "git": "git",
     "jq": "jq",
@@ -42,3 +45,26 @@ def needs(program: str) -> pytest.MarkDecorator:
         shutil.which(program) is None,
         reason=f"needs {program}: install the package {PACKAGES[program]}",
     )
+
+
+def fetch(program: str, folder: Path) -> Path:
+    """Return the path of a program: the host's, or that of its package, which is not installed.
+
+    To install the package of a server may start it.
+
+    Args:
+        program: The program; it needs nothing else of its package.
+        folder: An empty folder to unpack the package in.
+    """
+    if found := shutil.which(program):
+        return Path(found)
+    package = PACKAGES[program]
+    try:
+        for command in (
+            ["apt-get", "download", package],
+            ["sh", "-c", "dpkg-deb --extract ./*.deb ."],
+        ):
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"needs {program}: install the package {package}; to fetch it failed: {error}")
+    return folder / "usr/bin" / program

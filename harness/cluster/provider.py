@@ -136,10 +136,17 @@ class Provider(Protocol):
     # --- look at it -----------------------------------------------------------------------------------
 
     def members(self, via: Machine[Any]) -> list[Member]:
-        """Return the members as one of them sees them, by name; those that joined but are down, too."""
+        """Return the members as one of them sees them, by name; those that joined but are down, too.
+
+        Raises:
+            OperationRefusedError, OutcomeUnknownError: It did not answer.
+        """
 
     def leader(self, via: Machine[Any]) -> str | None:
-        """Return the name of the leader's machine as one member sees it; ``None`` if it sees none."""
+        """Return the name of the leader's machine as one member sees it; ``None`` if it sees none.
+
+        It answers within seconds, also when the member does not: with ``None``.
+        """
 
     def healthy(self, machine: Machine[Any]) -> bool:
         """Return whether the member on a machine now serves writes and reads, with a majority.
