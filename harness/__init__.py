@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from harness import errors, points
     from harness.catalog import Selection
-    from harness.cluster import History
+    from harness.cluster import Cluster, History
     from harness.errors import HarnessError, Verdict
     from harness.lab import Lab
     from harness.machine import Machine
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         Verified,
     )
     from harness.profiles import of as profile_of
-    from harness.pytest_plugin.fixtures import Defect, ForArches, Releases, UpdateFiles
+    from harness.pytest_plugin.fixtures import Defect, ForArches, Publish, Releases, UpdateFiles
     from harness.pytest_plugin.sweeps import Cut, Recorder
     from harness.result import Result
     from harness.services import Ca, Registry, UpdateServer, faults
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "harness.catalog": ("Selection",),
-    "harness.cluster": ("History",),
+    "harness.cluster": ("Cluster", "History"),
     "harness.errors": ("HarnessError", "Verdict"),
     "harness.lab": ("Lab",),
     "harness.machine": ("Machine",),
@@ -73,7 +73,7 @@ _HOMES = {
         "Upgradable",
         "Verified",
     ),
-    "harness.pytest_plugin.fixtures": ("Defect", "ForArches", "Releases", "UpdateFiles"),
+    "harness.pytest_plugin.fixtures": ("Defect", "ForArches", "Publish", "Releases", "UpdateFiles"),
     "harness.pytest_plugin.sweeps": ("Cut", "Recorder"),
     "harness.result": ("Result",),
     "harness.services": ("Ca", "Registry", "UpdateServer"),
@@ -108,6 +108,7 @@ __all__ = [
     "Account",
     "BootRecord",
     "Ca",
+    "Cluster",
     "ConsoleDevice",
     "CredentialInstallable",
     "Cut",
@@ -126,6 +127,7 @@ __all__ = [
     "MultiArch",
     "Nic",
     "Profile",
+    "Publish",
     "Recorder",
     "Recording",
     "Recoverable",

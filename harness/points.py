@@ -151,13 +151,18 @@ def settled(lab: Lab, machine: Machine[Any]) -> Machine[Any]:
 # --- clusters -----------------------------------------------------------------------------------
 
 
+def member_nics(image: Selection) -> tuple[Nic, Nic]:
+    """Return the interfaces of a member of a cluster: to the host, and on the segment."""
+    return Nic(forward=(22, *providers.of_image(image).ports)), Nic.on(LAN)
+
+
 @state(parent=live)
 def member(lab: Lab, machine: Machine[Any]) -> Machine[Any]:
     """A system that can become a member of a cluster, on a segment, and is none yet.
 
     Only images for clusters have it. The members of a cluster are forks of it.
     """
-    nics = (Nic(forward=(22, *providers.of_image(lab.image).ports)), Nic.on(LAN))
+    nics = member_nics(lab.image)
     segments = [lab.segment(capture=False)]
     if installs(lab.image):
         system = _install(lab, machine, name="member", nics=nics, segments=segments)

@@ -485,6 +485,11 @@ class Selection:
     definition: Image = field(compare=False, repr=False)
 
     @property
+    def reference(self) -> str:
+        """Its name for options: ``NAME/VARIANT:VERSION``."""
+        return f"{self.name}/{self.variant}:{self.version}"
+
+    @property
     def arch_image(self) -> ArchImage:
         """The firmware, artifacts and kernel command line on this arch."""
         return self.definition.arches[self.arch]

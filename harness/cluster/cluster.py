@@ -27,7 +27,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
 
 from harness.cluster.clients import Clients
 from harness.cluster.history import History
@@ -214,6 +215,17 @@ class Cluster:
             self.provider.join(machine, None if discover else via, token=token)
             self.wait_healthy(machine)
 
+    def adopt(self, machine: Machine[Any]) -> None:
+        """Take a machine in that was started on the segment by other means: it may join, or has.
+
+        Raises:
+            UsageError: There is one of that name.
+        """
+        with self._lock:
+            if machine.name in self._machines:
+                raise UsageError(f"{self.name} has a machine {machine.name} already")
+            self._machines[machine.name] = machine
+
     def remove(self, machine: Machine[Any] | str) -> None:
         """Remove a member, dead or alive, and end its machine."""
         machine = self._named(machine)
@@ -308,14 +320,43 @@ class Cluster:
 
     def followers(self) -> list[Machine[Any]]:
         """Return the machines that run and are not the leader's."""
-        leader = self.leader()
-        return [machine for machine in self.running if machine is not leader]
+        return [each for each in self.others(self.leader()) if each.running]
 
     def holders(self) -> list[Machine[Any]]:
         """Return the machines that have the virtual address now; one at most in a good cluster."""
         running = self.running
         answers = in_parallel(self.provider.holds, running)
         return [machine for machine, holds in zip(running, answers, strict=True) if holds]
+
+    def wait_holder(self, *machines: Machine[Any] | str, deadline: Limit = None) -> Machine[Any]:
+        """Wait until one machine has the virtual address, and return it.
+
+        Args:
+            *machines: It is one of these; any that runs by default.
+            deadline: 30 s on a good host by default.
+
+        Raises:
+            WaitTimeoutError: None has it.
+        """
+        found: list[Machine[Any]] = []
+
+        def look() -> bool:
+            chosen = [self._named(machine) for machine in machines] or self.running
+            answers = in_parallel(self.provider.holds, chosen)
+            found[:] = [machine for machine, holds in zip(chosen, answers, strict=True) if holds]
+            return bool(found)
+
+        what = f"a machine of {self.name} to have the virtual address"
+        with self._timeline.step(f"wait for {what}"):
+            self._wait(look, self._scale.limit(deadline, 30.0), lambda: what)
+        return found[0]
+
+    @contextlib.contextmanager
+    def watching_address(self) -> Iterator[AddressWatch]:
+        """Watch in the block which machines have the virtual address."""
+        watch = AddressWatch(self.holders)
+        with watch:
+            yield watch
 
     def _via(self, *, without: Machine[Any] | None = None) -> Machine[Any]:
         """Return a member that serves; waits for one."""
@@ -376,6 +417,8 @@ class Cluster:
             )
         history = History(self._folder / f"history-{self.name}-{seed}.jsonl")
         with self._timeline.step(f"clients of {self.name}", seed=seed):
+            # Another history's values are in the keys of that one.
+            options.setdefault("keys", tuple(f"{seed}/{key}" for key in "abc"))
             with Clients(
                 self._stores(), history, self._scope, seed=seed, scale=self._scale, **options
             ) as clients:
@@ -442,6 +485,54 @@ class Cluster:
                         hint=error.hint,
                     ) from error
             done.append(machine.name)
+
+
+class AddressWatch:
+    """Watches which machines have the virtual address; a context manager.
+
+    Two machines that are asked at the same time answer at slightly different times, so an address that
+    moves between them may be seen on both once. Held twice is what two looks in a row have seen.
+
+    Args:
+        holders: Returns the machines that have it.
+
+    Attributes:
+        seen: Each change, in its order: the names of the machines that had it.
+        held_twice: The names of machines that had it at the same time.
+    """
+
+    def __init__(self, holders: Callable[[], list[Machine[Any]]]) -> None:
+        self._holders = holders
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="virtual address", daemon=True)
+        self.seen: list[tuple[str, ...]] = []
+        self.held_twice: list[tuple[str, ...]] = []
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        last: tuple[str, ...] = ()
+        while not self._over.wait(_PACE):
+            try:
+                now = tuple(sorted(machine.name for machine in self._holders()))
+            except HarnessError:
+                return  # The failure ends the test's own waits, too.
+            if now != last:
+                self.seen.append(now)
+            elif len(now) > 1 and now not in self.held_twice:
+                self.held_twice.append(now)
+            last = now
 
 
 def _all(names: Iterable[str]) -> str:

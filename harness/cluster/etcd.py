@@ -104,25 +104,41 @@ class Etcd:
 
     # --- change the cluster ---------------------------------------------------------------------------
 
-    def prepare(self, machine: Machine[Any], machines: Sequence[Machine[Any]]) -> None:
+    def prepare(
+        self, machine: Machine[Any], machines: Sequence[Machine[Any]], *, name: str | None = None
+    ) -> None:
         """Give a machine its name, its address on the segment, and the virtual address to fail over.
 
         Raises:
             UsageError: The segment has no station, or a machine has the virtual address.
             CommandError: The image's command failed.
         """
+        address = self._address_to_share()
+        for other in machines:
+            if self._segment.address(other) == address:
+                raise UsageError(
+                    f"machine {other.name} has the virtual address {address}", hint="rename it"
+                )
+        words = ("--name", name or machine.name, "--virtual-address", str(address))
+        self._change(machine, "prepare", *words)
+
+    def credentials(self, name: str, token: str) -> Mapping[str, str]:
+        """Return the credential ``skiff.cluster``, as the image's README describes it.
+
+        Raises:
+            UsageError: The segment has no station.
+        """
+        lines = (f"name {name}", f"virtual-address {self._address_to_share()}", f"join {token}")
+        return {"skiff.cluster": "".join(f"{line}\n" for line in lines)}
+
+    def _address_to_share(self) -> IPv4Interface:
         address = self.virtual_address
         if address is None:
             raise UsageError(
                 f"segment {self._segment.name} gives no addresses to the members",
                 hint="make it with addresses=Addresses()",
             )
-        for other in machines:
-            if self._segment.address(other) == address:
-                raise UsageError(
-                    f"machine {other.name} has the virtual address {address}", hint="rename it"
-                )
-        self._change(machine, "prepare", "--name", machine.name, "--virtual-address", str(address))
+        return address
 
     def first(self, machine: Machine[Any]) -> None:
         """Start a cluster of one; return when it serves."""

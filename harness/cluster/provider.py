@@ -6,7 +6,7 @@ and so on is in one. It acts on machines that run, and reports what the cluster 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from typing import Any, ClassVar, Protocol
@@ -89,7 +89,9 @@ class Provider(Protocol):
 
     # --- change the cluster ---------------------------------------------------------------------------
 
-    def prepare(self, machine: Machine[Any], machines: Sequence[Machine[Any]]) -> None:
+    def prepare(
+        self, machine: Machine[Any], machines: Sequence[Machine[Any]], *, name: str | None = None
+    ) -> None:
         """Make a machine ready to become a member: names, certificates, the clock.
 
         It starts nothing, may be called again, and does not need the other machines to run.
@@ -97,6 +99,7 @@ class Provider(Protocol):
         Args:
             machine: The machine.
             machines: All machines that may become members, itself among them.
+            name: The name that it goes by; that of the machine by default.
         """
 
     def first(self, machine: Machine[Any]) -> None:
@@ -123,6 +126,14 @@ class Provider(Protocol):
         Raises:
             UsageError: There is neither a member nor a token.
             JoinRefusedError: The cluster refused it. The cluster and the machine are as they were.
+        """
+
+    def credentials(self, name: str, token: str) -> Mapping[str, str]:
+        """Return the credentials with which a system joins by itself, at its first boot.
+
+        Args:
+            name: The name that it goes by.
+            token: A token of :meth:`token`.
         """
 
     def leave(self, name: str, via: Machine[Any]) -> None:

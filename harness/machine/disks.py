@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, cast
@@ -123,6 +124,36 @@ class Disks:
         parts = self._parts
         with parts.timeline.step("heal disk", machine=parts.name, disk=name):
             self._filters.remove(name, _FAULT)
+
+    @contextlib.contextmanager
+    def slow(self, name: str, *, requests: float | None, rate: int | None) -> Iterator[None]:
+        """Let a disk be slow in the block (``block_set_io_throttle`` in QEMU's QMP reference)."""
+        parts = self._parts
+        self.file(name)
+        if not (requests or rate) or (requests or 1) < 0 or (rate or 1) < 0:
+            raise UsageError(
+                f"disk {name}: a slow disk has a limit above 0",
+                hint="requests=10 for ten a second, or rate=1 * MIB for bytes a second",
+            )
+        # A kernel says so when a request takes minutes.
+        parts.console.findings.expect(DISK)
+        with parts.timeline.step(
+            "slow disk", machine=parts.name, disk=name, requests=requests, rate=rate
+        ):
+            self._throttle(name, requests or 0, rate or 0)
+            try:
+                yield
+            finally:
+                if parts.running:
+                    self._throttle(name, 0, 0)
+
+    def _throttle(self, name: str, requests: float, rate: int) -> None:
+        """Limit a disk; 0 is no limit."""
+        # QEMU takes whole numbers only, and 0 for none.
+        limits = {"iops": math.ceil(requests), "bps": rate}
+        rest = dict.fromkeys(("bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0)
+        path = f"/machine/peripheral/{name}/virtio-backend"
+        self._parts.qmp.execute("block_set_io_throttle", {"id": path, **limits, **rest})
 
     def _statistics(self, name: str) -> dict[str, Any]:
         """Return QEMU's statistics of a disk (``query-blockstats`` in its QMP reference)."""

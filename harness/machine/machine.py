@@ -612,6 +612,22 @@ class Machine(Generic[OS_co]):
         """
         self._disks.fail(name, filters.Fault(tuple(on), sectors, after, once))
 
+    def slow_disk(
+        self, name: str, *, requests: float | None = None, rate: int | None = None
+    ) -> AbstractContextManager[None]:
+        """Let a disk be slow in the block.
+
+        Args:
+            name: The disk.
+            requests: Requests a second, of all kinds.
+            rate: Bytes a second.
+
+        Raises:
+            UnknownNameError: The machine has no such disk.
+            UsageError: There is no limit, or it is not above 0.
+        """
+        return self._disks.slow(name, requests=requests, rate=rate)
+
     def disk_digest(self, name: str) -> str:
         """Return the SHA-256, in hexadecimal, of a disk's content as the guest sees it.
 

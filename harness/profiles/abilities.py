@@ -223,6 +223,9 @@ class Upgradable(Versioned, SlotLister, Refuser, Protocol):
             keep: Bytes to leave free.
         """
 
+    def free_state(self) -> None:
+        """Remove what :meth:`fill_state` filled it with."""
+
     def allow_from(self, version: str) -> None:
         """Set the policy that refuses upgrades to versions older than ``version``."""
 

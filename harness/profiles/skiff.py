@@ -300,6 +300,10 @@ class Skiff(Profile):
             )
         )
 
+    def free_state(self) -> None:
+        """Remove what fills ``/var``."""
+        self.machine.succeed(self.as_root("rm /var/filled"))
+
     def allow_from(self, version: str) -> None:
         """Write ``/etc/skiff/minimum-version``."""
         self.machine.succeed(

@@ -14,6 +14,7 @@ from harness.pytest_plugin import tries
 
 if TYPE_CHECKING:
     from harness.catalog import Selection
+    from harness.cluster import Cluster
     from harness.lab import Lab
     from harness.machine import Machine
     from harness.profiles import MultiArch
@@ -79,6 +80,14 @@ def installed(lab: Lab) -> Machine[Any]:
     from harness import points
 
     return lab.fork(points.installed)
+
+
+@pytest.fixture
+def cluster(lab: Lab) -> Cluster:
+    """Return a cluster at the state ``cluster-3``: three members, healthy, on a segment of their own."""
+    from harness import points
+
+    return lab.fork_cluster(points.cluster_3)
 
 
 # --- servers ----------------------------------------------------------------------------------
@@ -178,13 +187,15 @@ def releases(image: Selection) -> Releases:
 class UpdateFiles(Protocol):
     """Unpacks an image's artifact ``update``."""
 
-    def __call__(self, version: str, arch: str | None = None) -> list[Path]:
-        """Return the files of a version, for the architecture of the image under test by default."""
+    def __call__(
+        self, version: str, arch: str | None = None, variant: str | None = None
+    ) -> list[Path]:
+        """Return the files of a version, for the image under test by default."""
 
 
 @pytest.fixture(scope="session")
-def _unpacked() -> dict[tuple[str, str], list[Path]]:
-    """Return the files of each update that was unpacked, by architecture and version.
+def _unpacked() -> dict[Selection, list[Path]]:
+    """Return the files of each update that was unpacked.
 
     A worker may change between architectures at each test: it does not unpack anything twice.
     """
@@ -196,31 +207,40 @@ def update_files(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     _arch: str,
-    _unpacked: dict[tuple[str, str], list[Path]],
+    _unpacked: dict[Selection, list[Path]],
 ) -> UpdateFiles:
     """Return what unpacks an image's artifact ``update``: ``update_files("2")`` lists its files."""
     lab = sessions.of(request.config).lab_on(_arch)
 
-    def files(version: str, arch: str | None = None) -> list[Path]:
-        key = arch or lab.image.arch, version
-        if key not in _unpacked:
-            folder = tmp_path_factory.mktemp("update-{}-{}".format(*key))
-            with tarfile.open(lab.artifacts(version=version, arch=arch)["update"]) as archive:
+    def files(version: str, arch: str | None = None, variant: str | None = None) -> list[Path]:
+        image = lab.image
+        chosen = image.definition.select(arch or image.arch, version, variant or image.variant)
+        if chosen not in _unpacked:
+            folder = tmp_path_factory.mktemp(f"update-{chosen.variant}-{chosen.arch}-{version}")
+            with tarfile.open(lab.artifacts(chosen)["update"]) as archive:
                 archive.extractall(folder, filter="data")
-            _unpacked[key] = sorted(folder.iterdir())
-        return _unpacked[key]
+            _unpacked[chosen] = sorted(folder.iterdir())
+        return _unpacked[chosen]
 
     return files
 
 
+class Publish(Protocol):
+    """Puts a version where guests find it."""
+
+    def __call__(self, version: str, variant: str | None = None) -> str:
+        """Return its address; the variant is that of the image under test by default."""
+
+
 @pytest.fixture
-def publish(update_server: UpdateServer, update_files: UpdateFiles) -> Callable[[str], str]:
+def publish(update_server: UpdateServer, update_files: UpdateFiles) -> Publish:
     """Return what puts a version on the update server: ``publish("2")`` returns its address."""
 
-    def published(version: str) -> str:
-        for path in update_files(version):
-            update_server.publish(path, f"{version}/{path.name}")
-        return f"{update_server.url}/{version}/"
+    def published(version: str, variant: str | None = None) -> str:
+        folder = version if variant is None else f"{variant}/{version}"
+        for path in update_files(version, variant=variant):
+            update_server.publish(path, f"{folder}/{path.name}")
+        return f"{update_server.url}/{folder}/"
 
     return published
 
