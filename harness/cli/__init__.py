@@ -30,6 +30,7 @@ from harness.errors import CancelledError, HarnessError, Verdict, verdict_of
 
 COMMANDS: Final[Mapping[str, str]] = {
     "acceptance": "Judge an image: run the acceptance suites with pytest",
+    "cluster": "Start a cluster and open a Python prompt with it",
     "doctor": "Report what this host can do and what it lacks",
     "images": "List, build, locate, verify and remove images",
     "lab": "Open a Python prompt with a lab: boot, fork and try out machines",

@@ -82,13 +82,17 @@ def main(options: argparse.Namespace) -> int:
     ) as lab:
         if options.image:
             _ = lab.image  # a wrong name is an error now, not at the first boot
-        if "" not in sys.path:
-            sys.path.insert(0, "")  # as at Python's own prompt
-        names = namespace(lab)
-        if not sys.stdin.isatty():
-            return run_script(sys.stdin.read(), names)
-        with _history(names):
-            Prompt(names).interact(banner(lab), exitmsg="")
+        return interact(namespace(lab), banner(lab))
+
+
+def interact(names: dict[str, Any], greeting: str) -> int:
+    """Open a prompt with names, or run the script on standard input; return the exit status."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as at Python's own prompt
+    if not sys.stdin.isatty():
+        return run_script(sys.stdin.read(), names)
+    with _history(names):
+        Prompt(names).interact(greeting, exitmsg="")
     return 0
 
 

@@ -877,9 +877,16 @@ class Lab:
             spec = with_guest_forwards(spec, [service.forward for service in services])
         profile = profiles.of(selection)
 
+        turns = [] if turn is None else [turn]
+
         def admit(spec: MachineSpec, timeline: Timeline, fork: bool) -> Turn:
             del timeline
-            return turn or self._admit([spec], forks=fork, working_set=working_set)[0]
+            # Forks of this machine, and the one that is powered on after it, take turns of their own.
+            return (
+                turns.pop()
+                if turns
+                else self._admit([spec], forks=fork, working_set=working_set)[0]
+            )
 
         return launch(
             spec,
