@@ -223,11 +223,12 @@ class Memory:
 
     def __init__(self, segment: Any = None) -> None:
         self._store = Correct(0)
-        self._prepared: set[str] = set()
-        self._members: list[str] = []
+        self._prepared: set[Any] = set()
+        self._members: list[Any] = []
 
-    def prepare(self, machine: Any, machines: Any) -> None:
+    def prepare(self, machine: Any, machines: Any, *, name: str | None = None) -> None:
         assert machine in machines
+        assert name is None
         self._prepared.add(machine)
 
     def first(self, machine: Any) -> None:
@@ -243,6 +244,9 @@ class Memory:
         if machine in self._members:
             raise JoinRefusedError("duplicate-name")
         self._admit(machine)
+
+    def credentials(self, name: str, token: str) -> dict[str, str]:
+        return {"memory.join": f"{name} {token}"}
 
     def leave(self, name: str, via: Any) -> None:
         assert via in self._members
@@ -269,10 +273,10 @@ class Memory:
         self._check(machine)
         return self._store.read(key)
 
-    def _check(self, machine: str) -> None:
+    def _check(self, machine: Any) -> None:
         if machine not in self._members:
             raise REFUSAL
 
-    def _admit(self, machine: str) -> None:
+    def _admit(self, machine: Any) -> None:
         assert machine in self._prepared
         self._members.append(machine)
