@@ -29,7 +29,18 @@ from harness.host import capacity as host
 from harness.qemu import binary
 
 BENCHMARKS: Final = (
-    *("start", "console", "boot", "failure", "output", "segment", "fork", "crowd", "suite"),
+    *(
+        "start",
+        "console",
+        "boot",
+        "failure",
+        "output",
+        "segment",
+        "fork",
+        "crowd",
+        "cluster",
+        "suite",
+    ),
 )
 """The modules of this package, in the order they run; each has ``run(Context) -> list[Row]``."""
 

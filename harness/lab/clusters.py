@@ -109,7 +109,9 @@ def start_cluster(
     return _assemble(lab, machines, nodes, kind(segment), segment)
 
 
-def fork_cluster(lab: Lab, state: GroupState, *, services: Sequence[Service] = ()) -> Cluster:
+def fork_cluster(
+    lab: Lab, state: GroupState, *, services: Sequence[Service] = (), seed: int | None = None
+) -> Cluster:
     """Return the cluster of a state, which goes on: see :meth:`Lab.fork_cluster`.
 
     Raises:
@@ -124,7 +126,7 @@ def fork_cluster(lab: Lab, state: GroupState, *, services: Sequence[Service] = (
     if lab._parts.options.fresh:
         return reach_cluster(here, state, services=services)
     return here._with_lease(
-        state, lambda lease: _restore(here, lease.group, services, _origin(state))
+        state, lambda lease: _restore(here, lease.group, services, _origin(state), seed)
     )
 
 
@@ -176,7 +178,9 @@ def _origin(state: State) -> State:
     return state
 
 
-def _restore(lab: Lab, group: Group, services: Sequence[Service], member: State) -> Cluster:
+def _restore(
+    lab: Lab, group: Group, services: Sequence[Service], member: State, seed: int | None
+) -> Cluster:
     """Return the cluster of a group, which goes on."""
     specs = group.specs()
     with contextlib.ExitStack() as undo:
@@ -211,7 +215,7 @@ def _restore(lab: Lab, group: Group, services: Sequence[Service], member: State)
             )
 
         def start_segment(name: str, state: SegmentState) -> Segment:
-            return lab.segment(name, state=state)
+            return lab.segment(name, state=state if seed is None else state.with_seed(seed))
 
         with lab.timeline.step(f"fork a cluster of {len(specs)}", origin=str(group.folder)):
             fork = restore_group(group, launch=launch, start_segment=start_segment)

@@ -671,19 +671,22 @@ class Lab:
             kind=provider or providers.of_image(self.image),
         )
 
-    def fork_cluster(self, state: GroupState, *, services: Sequence[Service] = ()) -> Cluster:
+    def fork_cluster(
+        self, state: GroupState, *, services: Sequence[Service] = (), seed: int | None = None
+    ) -> Cluster:
         """Return the cluster of a state, which goes on: all machines and their network at one moment.
 
         Args:
             state: A state of a cluster, such as ``points.cluster_3``.
             services: Servers that each machine can reach; the saved machines need not have known them.
+            seed: Decides what links do to frames from here on; the saved one by default.
 
         Raises:
             UsageError: The image under test has no variant for clusters; or it is no such state.
             HostError: The host cannot carry so many machines.
             StateError: The state does not start, however often it is built.
         """
-        return fork_cluster(self, state, services=services)
+        return fork_cluster(self, state, services=services, seed=seed)
 
     def reach(self, state: State, parent: Snapshot | None = None) -> Machine[OS]:
         """Do the steps of a state, without the cache, and return its machine.

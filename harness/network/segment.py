@@ -11,7 +11,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface
 from pathlib import Path
 from types import TracebackType
@@ -78,6 +78,12 @@ class SegmentState:
         """
         (folder / _FRAMES).write_bytes(self.frames)
         write_json(folder / _STATE, {"format": FORMAT, **self.content})
+
+    def with_seed(self, seed: int) -> Self:
+        """Return the state with another seed: another fate for each frame from here on."""
+        return replace(
+            self, content={**self.content, "switch": {**self.content["switch"], "seed": seed}}
+        )
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -83,11 +83,11 @@ def installed(lab: Lab) -> Machine[Any]:
 
 
 @pytest.fixture
-def cluster(lab: Lab) -> Cluster:
+def cluster(lab: Lab, fault_seed: int) -> Cluster:
     """Return a cluster at the state ``cluster-3``: three members, healthy, on a segment of their own."""
     from harness import points
 
-    return lab.fork_cluster(points.cluster_3)
+    return lab.fork_cluster(points.cluster_3, seed=fault_seed)
 
 
 # --- servers ----------------------------------------------------------------------------------

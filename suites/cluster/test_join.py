@@ -23,22 +23,22 @@ def check_serves(cluster: Cluster, seed: int) -> None:
     catches="a join that only works one after the other",
     uses=("member",),
 )
-def test_all_join_at_once_and_discover_the_cluster(lab: Lab) -> None:
+def test_all_join_at_once_and_discover_the_cluster(lab: Lab, fault_seed: int) -> None:
     """The others find the first by themselves, join at the same time, and are voters then."""
     cluster = lab.cluster(3)
     cluster.form(together=True, discover=True)
     assert [(member.name, member.voter) for member in cluster.members()] == [
         (name, True) for name in sorted(cluster.machines)
     ]
-    check_serves(cluster, seed=1)
+    check_serves(cluster, seed=fault_seed)
 
 
 @pytest.mark.tier(
     "gate", cost=60, catches="a member that never counts for the majority", uses=("cluster-3",)
 )
-def test_a_fourth_joins_and_leaves(cluster: Cluster) -> None:
+def test_a_fourth_joins_and_leaves(cluster: Cluster, fault_seed: int) -> None:
     """Membership changes while clients write; nothing that was acknowledged is lost."""
-    with cluster.history(seed=1) as clients:
+    with cluster.history(seed=fault_seed) as clients:
         clients.wait_acknowledged(10)
         fourth = cluster.add()
         assert fourth.name in {member.name for member in cluster.members() if member.voter}
@@ -54,7 +54,7 @@ def test_a_fourth_joins_and_leaves(cluster: Cluster) -> None:
     catches="a stranger who becomes a member, or a refusal that harms the cluster",
     uses=("cluster-3",),
 )
-def test_who_has_no_right_to_join_is_refused(cluster: Cluster) -> None:
+def test_who_has_no_right_to_join_is_refused(cluster: Cluster, fault_seed: int) -> None:
     """A wrong token, an expired one, a name that is taken, a wrong clock; then the right way works."""
     provider, via = cluster.provider, cluster.leader()
     before = cluster.members()
@@ -68,7 +68,7 @@ def test_who_has_no_right_to_join_is_refused(cluster: Cluster) -> None:
         assert cluster.members() == before
         assert not provider.healthy(stranger)
 
-    with cluster.history(seed=1) as clients:
+    with cluster.history(seed=fault_seed) as clients:
         flipped = "0" if good[-1] != "0" else "1"
         refused("wrong-token", good[:-1] + flipped)
         short = provider.token(via, lifetime=1)
@@ -93,7 +93,7 @@ def test_who_has_no_right_to_join_is_refused(cluster: Cluster) -> None:
     catches="a member of a version that the cluster cannot work with",
     uses=("cluster-3",),
 )
-def test_a_version_too_far_ahead_is_refused(lab: Lab, cluster: Cluster) -> None:
+def test_a_version_too_far_ahead_is_refused(lab: Lab, cluster: Cluster, fault_seed: int) -> None:
     """Two versions ahead is too many."""
     image = cluster.leader().os.selection
     versions = [version for version in image.versions if version.isdigit()]
@@ -110,7 +110,7 @@ def test_a_version_too_far_ahead_is_refused(lab: Lab, cluster: Cluster) -> None:
         cluster.provider.join(newcomer, cluster.leader())
     assert caught.value.reason == "version"
     assert cluster.members() == before
-    check_serves(cluster, seed=1)
+    check_serves(cluster, seed=fault_seed)
 
 
 @pytest.mark.tier(
@@ -120,10 +120,10 @@ def test_a_version_too_far_ahead_is_refused(lab: Lab, cluster: Cluster) -> None:
     uses=("cluster-3",),
 )
 @pytest.mark.needs("reset")
-def test_a_node_that_was_reset_joins_again(cluster: Cluster) -> None:
+def test_a_node_that_was_reset_joins_again(cluster: Cluster, fault_seed: int) -> None:
     """The cluster forgets it, it is reset, and joins under its old name with the cluster's data."""
     node, *_ = cluster.followers()
-    with cluster.history(seed=1) as clients:
+    with cluster.history(seed=fault_seed) as clients:
         clients.wait_acknowledged(10)
         cluster.provider.leave(node.name, cluster.leader())
         node.os.reset()
@@ -136,9 +136,9 @@ def test_a_node_that_was_reset_joins_again(cluster: Cluster) -> None:
 @pytest.mark.tier(
     "nightly", cost=90, catches="a dead member that can never be replaced", uses=("cluster-3",)
 )
-def test_a_dead_member_is_replaced(cluster: Cluster) -> None:
+def test_a_dead_member_is_replaced(cluster: Cluster, fault_seed: int) -> None:
     """A member whose machine is lost for good is removed; another takes its place."""
-    with cluster.history(seed=1) as clients:
+    with cluster.history(seed=fault_seed) as clients:
         clients.wait_acknowledged(10)
         lost, *_ = cluster.followers()
         lost.power_cut()
@@ -155,7 +155,7 @@ def test_a_dead_member_is_replaced(cluster: Cluster) -> None:
     catches="a node whose seed says join, and that does not",
     uses=("cluster-3",),
 )
-def test_a_node_joins_by_its_seed(lab: Lab, cluster: Cluster) -> None:
+def test_a_node_joins_by_its_seed(lab: Lab, cluster: Cluster, fault_seed: int) -> None:
     """A system that is started with a token in its configuration is a member at its first boot."""
     via = cluster.leader()
     name = "node-7"
@@ -170,4 +170,4 @@ def test_a_node_joins_by_its_seed(lab: Lab, cluster: Cluster) -> None:
     cluster.adopt(node)
     cluster.wait_healthy(node)
     assert name in {member.name for member in cluster.members()}
-    check_serves(cluster, seed=1)
+    check_serves(cluster, seed=fault_seed)

@@ -25,11 +25,11 @@ def cluster(lab: Lab, update_server: UpdateServer) -> Cluster:
     uses=("cluster-3", "new"),
 )
 def test_a_rolling_upgrade_under_writes(
-    cluster: Cluster, publish: Publish, releases: Releases
+    cluster: Cluster, publish: Publish, releases: Releases, fault_seed: int
 ) -> None:
     """All members come to the new version one by one; nothing that was acknowledged is lost."""
     variant = cluster.leader().os.selection.variant
-    with cluster.history(seed=1) as clients:
+    with cluster.history(seed=fault_seed) as clients:
         clients.wait_acknowledged(10)
         cluster.rolling_upgrade(publish(releases.new, variant=variant), releases.new)
         clients.wait_acknowledged(10)
@@ -44,7 +44,9 @@ def test_a_rolling_upgrade_under_writes(
     uses=("cluster-3", "new", "unhealthy"),
 )
 @pytest.mark.needs("rollback")
-def test_it_stops_at_a_broken_image(cluster: Cluster, publish: Publish, releases: Releases) -> None:
+def test_it_stops_at_a_broken_image(
+    cluster: Cluster, publish: Publish, releases: Releases, fault_seed: int
+) -> None:
     """The second member gets a version that fails its health check: it falls back, the others serve."""
     variant = cluster.leader().os.selection.variant
     good = publish(releases.new, variant=variant)
@@ -55,7 +57,7 @@ def test_it_stops_at_a_broken_image(cluster: Cluster, publish: Publish, releases
         asked.append(getattr(machine, "name", ""))
         return good if len(asked) == 1 else bad
 
-    with cluster.history(seed=1) as clients:
+    with cluster.history(seed=fault_seed) as clients:
         clients.wait_acknowledged(10)
         with pytest.raises(errors.RollingUpgradeError):
             cluster.rolling_upgrade(source, releases.new)

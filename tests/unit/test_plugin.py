@@ -182,3 +182,22 @@ def test_a_wrong_image_is_refused_once_and_with_its_fault(
     assert done.status == status, done.text
     assert done.text.count("image.yaml:1: the key 'summary' is missing") == 1
     assert "INTERNALERROR" not in done.text
+
+
+def test_a_scenario_runs_with_each_seed(project: Project) -> None:
+    project.write(
+        "test_suite.py",
+        "def test_it(fault_seed): print('seed is', fault_seed)\n\n\ndef test_other(): pass\n",
+    )
+    done = project.pytest("-q", "-s")
+    assert (done.status, done.text.count("seed is 1")) == (0, 1), done.text
+    done = project.pytest("-s", "-v", "--seeds", "3")
+    assert "4 passed" in done.text
+    assert [f"test_it[seed {seed}] seed is {seed}" in done.text for seed in (1, 2, 3)] == [True] * 3
+    done = project.pytest("-q", "-s", "--seed", "7")
+    assert "2 passed" in done.text
+    assert "seed is 7" in done.text
+    done = project.pytest("-q", "--seeds", "0")
+    assert (done.status, "--seeds must be at least 1" in done.text) == (4, True)
+    done = project.pytest("-q", "--seeds", "2", "--seed", "7")
+    assert (done.status, "exclude each other" in done.text) == (4, True)
