@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -39,8 +40,9 @@ CLIENTS: Final = 2379
 _ANSWER: Final = 3.0
 """Seconds on a good host for a word that looks at a member, or one of a client."""
 
-_CHANGE: Final = 60.0
-"""Seconds on a good host for a word that changes the cluster."""
+_CHANGE: Final = 120.0
+_JOIN: Final = 240.0
+"""Seconds on a good host for a word that changes the cluster; machines that join at once take turns."""
 
 _VIRTUAL: Final = "virtual"
 """The name whose address on the segment is the virtual one: the same each time, that of no machine."""
@@ -53,7 +55,7 @@ _REASON: Final = re.compile(r"refused: (?P<reason>[a-z][a-z-]*): (?P<text>.*)")
 NEVER_APPLIED: Final = frozenset(
     {
         # server/etcdserver/api/v3rpc/interceptor.go, newUnaryInterceptor: before the call is handled.
-        # The first one comes only to a request that asks for a leader, as each of ours does.
+        # The first one comes only to a request that asks for a leader, as our writes and reads do.
         "etcdserver: no leader",
         "etcdserver: not capable",
         "etcdserver: rpc not supported for learner",
@@ -74,12 +76,11 @@ the write was proposed. ``database space exceeded`` may come after it was applie
 in ``server/etcdserver/apply.go`` (3.4: ``etcdserver/apply.go``) stores the value, then fails.
 """
 
+_JSON: Final = {"Content-Type": "application/json"}
+
 # etcd answers "no leader" at once to a request with this metadata, and waits for one without it
 # (``WithRequireLeader`` of its client). The gateway passes on headers with this prefix.
-_HEADERS: Final = {
-    "Content-Type": "application/json",
-    "Grpc-Metadata-hasleader": "true",
-}
+_WITH_LEADER: Final = {**_JSON, "Grpc-Metadata-hasleader": "true"}
 
 
 class Etcd:
@@ -145,8 +146,8 @@ class Etcd:
         self._change(machine, "init")
 
     def token(self, via: Machine[Any], lifetime: float | None = None) -> str:
-        """Return a new token; it is valid for a day by default."""
-        options = [] if lifetime is None else ["--lifetime", f"{lifetime:g}"]
+        """Return a new token, valid for whole seconds; for a day by default."""
+        options = [] if lifetime is None else ["--lifetime", str(math.ceil(lifetime))]
         output = self._change(via, "token", *options).stdout.split()
         if not output:
             raise OutcomeUnknownError(f"machine {via.name} printed no token")
@@ -170,13 +171,13 @@ class Etcd:
                 )
             token = self.token(via)
         server = [] if via is None else ["--server", str(self._segment.address(via).ip)]
-        self._change(machine, "join", "--token", token, *server, factor=2)
+        self._change(machine, "join", "--token", token, *server, seconds=_JOIN)
 
     def leave(self, name: str, via: Machine[Any]) -> None:
         """Remove a member, dead or alive."""
         self._change(via, "leave", name)
 
-    def _change(self, machine: Machine[Any], *words: str, factor: float = 1.0) -> Result:
+    def _change(self, machine: Machine[Any], *words: str, seconds: float = _CHANGE) -> Result:
         """Run the image's command.
 
         Raises:
@@ -185,7 +186,7 @@ class Etcd:
             WaitTimeoutError: It did not end.
         """
         command = shlex.join(["skiff-cluster", *words])
-        result = machine.execute(machine.os.as_root(command), _CHANGE * factor)
+        result = machine.execute(machine.os.as_root(command), seconds)
         if result.status == _REFUSED:
             # On a serial console, errors are in the output.
             lines = (result.stderr.strip() or result.stdout.strip()).splitlines()
@@ -318,7 +319,7 @@ class Etcd:
             path,
             json.dumps(message).encode(),
             limit,
-            headers=_HEADERS,
+            headers=_WITH_LEADER if path.startswith("/v3/kv/") else _JSON,
             running=lambda: not _ended(machine),
         )
         try:

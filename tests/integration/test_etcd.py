@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,13 @@ class Process:
         self._process.send_signal(signal.SIGCONT)
 
 
+def wait_until(look: Callable[[], object], expected: object) -> None:
+    limit = UNSCALED.after(120)
+    while (found := look()) != expected:
+        assert not limit.expired, f"{found}, and not {expected}"
+        threading.Event().wait(0.1)
+
+
 class Processes(dict[str, Any]):
     """The members of a cluster by name; they begin together."""
 
@@ -109,11 +116,7 @@ class Processes(dict[str, Any]):
 
     def wait_healthy(self, *names: str, none: bool = False) -> None:
         """Wait until these members are healthy, and no other; all by default."""
-        expected = [] if none else list(names or NAMES)
-        limit = UNSCALED.after(120)
-        while (found := self.healthy()) != expected:
-            assert not limit.expired, f"healthy are {found}, and not {expected}"
-            threading.Event().wait(0.1)
+        wait_until(self.healthy, [] if none else list(names or NAMES))
 
     def leader(self) -> Any:
         return self[self.provider.leader(self[self.healthy()[0]])]
@@ -197,7 +200,8 @@ def test_a_dead_a_paused_and_a_lonely_member(cluster: Processes, provider: Any) 
     assert not provider.healthy(leader)
     assert provider.leader(leader) is None
     cluster.wait_healthy(none=True)
-    assert provider.leader(lonely) is None
+    wait_until(lambda: provider.leader(lonely), None)
+    assert provider.members(lonely) == [Member(name) for name in NAMES]
     with pytest.raises(OperationRefusedError, match="etcdserver: no leader"):
         provider.write(lonely, "key", "5")
     leader.resume()

@@ -298,7 +298,7 @@ MEMBERS = {
 
 
 def test_members_and_the_leader_by_name(etcd: Any, serve: Any) -> None:
-    node, _ = serve(
+    node, server = serve(
         answering(MEMBERS),
         answering({"header": HEADER, "leader": "10"}),
         answering(MEMBERS),
@@ -311,6 +311,8 @@ def test_members_and_the_leader_by_name(etcd: Any, serve: Any) -> None:
     assert etcd.leader(node) == "node-2"
     assert etcd.leader(node) is None
     assert etcd.leader(node) is None
+    # A member without a leader has a view, too.
+    assert not any("grpc-metadata-hasleader" in request["headers"] for request in server.requests)
 
 
 def test_a_member_that_has_not_started_is_named_by_its_address(
@@ -373,7 +375,7 @@ def test_the_words_that_change_the_cluster_run_the_command_of_the_image(
     etcd.prepare(one, [one, two])
     etcd.first(one)
     assert etcd.token(one) == "abc.def"
-    assert etcd.token(one, 90) == "a-b"
+    assert etcd.token(one, 2_592_000.5) == "a-b"
     etcd.join(two, via=one)
     etcd.join(two, token="it's")
     etcd.join(two, one, token="t2")
@@ -384,7 +386,7 @@ def test_the_words_that_change_the_cluster_run_the_command_of_the_image(
         f"skiff-cluster prepare --name node-1 --virtual-address {address}",
         "skiff-cluster init",
         "skiff-cluster token",
-        "skiff-cluster token --lifetime 90",
+        "skiff-cluster token --lifetime 2592001",
         "skiff-cluster token",
         "skiff-cluster leave node-2",
     ]
