@@ -37,8 +37,10 @@ from harness.result import Result
 CLIENTS: Final = 2379
 """The port for clients."""
 
-_ANSWER: Final = 3.0
-"""Seconds on a good host for a word that looks at a member, or one of a client."""
+_ANSWER: Final = 0.5
+_ELECTION: Final = 3.0
+"""Seconds for a word that looks at a member, or one of a client: those that a good host needs, which are
+scaled, and those of an election, which takes its time on any host. A paused member costs all of them."""
 
 _CHANGE: Final = 120.0
 _JOIN: Final = 240.0
@@ -206,12 +208,12 @@ class Etcd:
         Raises:
             OperationRefusedError, OutcomeUnknownError: It did not answer.
         """
-        limit = via.scale.after(_ANSWER)
+        limit = _limit(via)
         return sorted(self._members(via, limit).values(), key=lambda member: member.name)
 
     def leader(self, via: Machine[Any]) -> str | None:
         """Return the name of the leader in the member's view; ``None`` if it sees none."""
-        limit = via.scale.after(_ANSWER)
+        limit = _limit(via)
         try:
             status = self._ask(via, "/v3/maintenance/status", {}, limit)
             leader = self._members(via, limit).get(str(status.get("leader", "0")))
@@ -221,7 +223,7 @@ class Etcd:
 
     def healthy(self, machine: Machine[Any]) -> bool:
         """Return whether a linearizable read succeeds, with a leader, and no alarm forbids writes."""
-        limit = machine.scale.after(_ANSWER)
+        limit = _limit(machine)
         try:
             self._ask(machine, "/v3/kv/range", {"key": _encode("health")}, limit)
             status = self._ask(machine, "/v3/maintenance/status", {}, limit)
@@ -236,7 +238,7 @@ class Etcd:
             return False
         command = f"ip -4 -o address show to {address.ip}/32"
         try:
-            result = machine.execute(machine.os.as_root(command), _ANSWER)
+            result = machine.execute(machine.os.as_root(command), _limit(machine))
         except (WaitTimeoutError, SshError):
             return False
         except HarnessError:
@@ -280,7 +282,7 @@ class Etcd:
             OutcomeUnknownError: There is any other answer, or none.
         """
         message = {"key": _encode(key), "value": _encode(value)}
-        answer = self._ask(machine, "/v3/kv/put", message, machine.scale.after(_ANSWER))
+        answer = self._ask(machine, "/v3/kv/put", message, _limit(machine))
         if not isinstance(answer.get("header"), dict):
             raise OutcomeUnknownError(
                 f"machine {machine.name}: an answer without a header", evidence=str(answer)[:1000]
@@ -293,7 +295,7 @@ class Etcd:
             OperationRefusedError, OutcomeUnknownError: There is no answer, or none with a value.
         """
         message = {"key": _encode(key)}
-        answer = self._ask(machine, "/v3/kv/range", message, machine.scale.after(_ANSWER))
+        answer = self._ask(machine, "/v3/kv/range", message, _limit(machine))
         try:
             pairs = answer.get("kvs", [])
             # JSON of protocol buffers leaves out what is empty.
@@ -337,6 +339,11 @@ class Etcd:
         text = str(content.get("error") or content.get("message"))[:1000]
         kind = OperationRefusedError if text in NEVER_APPLIED else OutcomeUnknownError
         raise kind(f"machine {machine.name}: {path}: {text}")
+
+
+def _limit(machine: Machine[Any]) -> Deadline:
+    """Return the deadline of a word that changes nothing in the cluster."""
+    return machine.scale.after(_ANSWER + _ELECTION / machine.scale.factor)
 
 
 def _ended(machine: Machine[Any]) -> bool:

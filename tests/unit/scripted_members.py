@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from harness.deadline import Scale
+from harness.deadline import Limit, Scale
 from harness.result import Result
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -78,8 +78,8 @@ class Node:
     def succeed(self, command: str) -> str:
         return self.execute(command).check().stdout
 
-    def execute(self, command: str, deadline: float = 60) -> Result:
-        assert deadline > 0
+    def execute(self, command: str, deadline: Limit = 60) -> Result:
+        assert deadline
         self.commands.append(command.removeprefix("as root: "))
         result = self.results.pop(0)
         if isinstance(result, Exception):

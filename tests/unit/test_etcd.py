@@ -13,6 +13,7 @@ import pytest
 
 from harness.cluster import Member, Provider, providers
 from harness.cluster.etcd import NEVER_APPLIED, Etcd
+from harness.deadline import Limit
 from harness.errors import (
     CommandError,
     ConnectionLostError,
@@ -49,7 +50,8 @@ def lan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Segment]:
 
 
 @pytest.fixture
-def etcd(lan: Segment) -> Any:
+def etcd(lan: Segment, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("harness.cluster.etcd._ELECTION", 0.2)
     return Etcd(lan)
 
 
@@ -460,7 +462,7 @@ def test_the_holder_of_the_virtual_address(etcd: Any) -> None:
     assert node.commands[0] == f"ip -4 -o address show to {etcd.virtual_address.ip}/32"
 
     class Cut(Node):
-        def execute(self, command: str, deadline: float = 60) -> Result:
+        def execute(self, command: str, deadline: Limit = 60) -> Result:
             self.running = False
             raise PanicError("the machine was stopped")
 
