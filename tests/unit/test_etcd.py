@@ -372,9 +372,10 @@ def test_the_words_that_change_the_cluster_run_the_command_of_the_image(
     etcd: Any, lan: Segment
 ) -> None:
     one, two = Node(name="node-1"), Node(name="node-2")
-    one.results = [done(), done(), done("abc.def\n"), done("a-b\n"), done("t\n"), done()]
+    one.results = [done(), done(), done(), done("abc.def\n"), done("a-b\n"), done("t\n"), done()]
     two.results = [done(), done(), done()]
     etcd.prepare(one, [one, two])
+    etcd.prepare(one, [one], name="another")
     etcd.first(one)
     assert etcd.token(one) == "abc.def"
     assert etcd.token(one, 2_592_000.5) == "a-b"
@@ -386,6 +387,7 @@ def test_the_words_that_change_the_cluster_run_the_command_of_the_image(
     assert address in lan.addresses.of("virtual").network  # type: ignore[union-attr]
     assert one.commands == [
         f"skiff-cluster prepare --name node-1 --virtual-address {address}",
+        f"skiff-cluster prepare --name another --virtual-address {address}",
         "skiff-cluster init",
         "skiff-cluster token",
         "skiff-cluster token --lifetime 2592001",
@@ -400,6 +402,9 @@ def test_the_words_that_change_the_cluster_run_the_command_of_the_image(
     ]
     with pytest.raises(UsageError, match="a member or a token"):
         etcd.join(two)
+    assert etcd.credentials("node-4", "t3") == {
+        "skiff.cluster": f"name node-4\nvirtual-address {address}\njoin t3\n"
+    }
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
@@ -439,6 +444,8 @@ def test_a_member_without_a_station_or_with_the_virtual_address_is_refused(
         assert not etcd.holds(Node())
         with pytest.raises(UsageError, match="segment bare gives no addresses"):
             etcd.prepare(Node(), [])
+        with pytest.raises(UsageError, match="segment bare gives no addresses"):
+            etcd.credentials("node-1", "t")
     with Segment("lan", folder=tmp_path, addresses=Addresses()) as lan:
         lan.add_port("virtual")
         etcd = Etcd(lan)
