@@ -138,9 +138,7 @@ class Parts:
         if bundled in self.own_folders or not bundled.is_dir():
             return self.own_catalog
         own = [self.own_catalog.get(name) for name in self.own_catalog.names]
-        others = load(
-            bundled, known_profiles=profiles.names(), known_providers=providers.names()
-        )
+        others = load(bundled, known_profiles=profiles.names(), known_providers=providers.names())
         return Catalog(
             [
                 *own,

@@ -1,4 +1,4 @@
-"""skiff's variant cluster: the image's shell functions and the parts that need no guest, on this host."""
+"""skiff's variant cluster: the functions of its scripts that need no guest run on this host."""
 
 from __future__ import annotations
 
