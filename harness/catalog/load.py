@@ -80,12 +80,17 @@ class Catalog:
         ]
 
 
-def load(*roots: Path, known_profiles: Collection[str] | None = None) -> Catalog:
+def load(
+    *roots: Path,
+    known_profiles: Collection[str] | None = None,
+    known_providers: Collection[str] | None = None,
+) -> Catalog:
     """Read every ``ROOT/*/image.yaml`` and report the faults of all files at once.
 
     Args:
         roots: Folders of images; subfolders without an ``image.yaml`` are ignored.
         known_profiles: The built-in profiles that an image may name; ``None`` skips this check.
+        known_providers: The providers of clusters that an image may name; ``None`` skips this check.
 
     Raises:
         CatalogError: A root is not a folder, or a file is wrong. Each fault is one line that begins
@@ -99,7 +104,7 @@ def load(*roots: Path, known_profiles: Collection[str] | None = None) -> Catalog
         for path in sorted(root.glob(f"*/{FILE}")):
             try:
                 doc = document.read(path)
-                image = _image(doc, known_profiles)
+                image = _image(doc, known_profiles, known_providers)
             except CatalogError as error:
                 problems.append(error.what)
                 continue
@@ -113,7 +118,11 @@ def load(*roots: Path, known_profiles: Collection[str] | None = None) -> Catalog
     return Catalog(images.values())
 
 
-def _image(doc: Document, known_profiles: Collection[str] | None) -> Image:
+def _image(
+    doc: Document,
+    known_profiles: Collection[str] | None,
+    known_providers: Collection[str] | None,
+) -> Image:
     if not isinstance(doc.data, dict):
         raise CatalogError(f"{doc.where(())}: not a mapping of keys to values")
     try:
@@ -133,6 +142,14 @@ def _image(doc: Document, known_profiles: Collection[str] | None) -> Image:
     elif known_profiles is not None and image.profile not in known_profiles:
         unknown = UnknownNameError("profile", image.profile, known_profiles)
         problems.append(f"{doc.where(('profile',))}: {unknown.what}; {unknown.hint}")
+    if (
+        image.cluster is not None
+        and known_providers is not None
+        and image.cluster.provider not in known_providers
+    ):
+        unknown = UnknownNameError("provider", image.cluster.provider, known_providers)
+        at = doc.where(("cluster", "provider"))
+        problems.append(f"{at}: cluster.provider: {unknown.what}; {unknown.hint}")
     if image.build is not None:
         script = image.folder / image.build.script
         at = doc.where(("build", "script"))

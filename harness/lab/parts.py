@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar, overload
 from harness import paths, profiles
 from harness.artifacts import Store
 from harness.catalog import Catalog, Selection, load
+from harness.cluster import providers
 from harness.errors import HarnessError, UsageError
 from harness.evidence.run import Run
 from harness.evidence.timeline import Step
@@ -124,7 +125,11 @@ class Parts:
     @part
     def own_catalog(self) -> Catalog:
         """The project's own images."""
-        return load(*self.own_folders, known_profiles=profiles.names())
+        return load(
+            *self.own_folders,
+            known_profiles=profiles.names(),
+            known_providers=providers.names(),
+        )
 
     @part
     def catalog(self) -> Catalog:
@@ -133,7 +138,7 @@ class Parts:
         if bundled in self.own_folders or not bundled.is_dir():
             return self.own_catalog
         own = [self.own_catalog.get(name) for name in self.own_catalog.names]
-        others = load(bundled, known_profiles=profiles.names())
+        others = load(bundled, known_profiles=profiles.names(), known_providers=providers.names())
         return Catalog(
             [
                 *own,

@@ -392,6 +392,61 @@ def test_an_unknown_profile_lists_similar_names(write: Write) -> None:
     ]
 
 
+CLUSTER = GOOD.replace("ssh]", "ssh, cluster]") + "cluster: {provider: etcd, variant: cluster}\n"
+
+
+def test_an_image_says_how_it_forms_clusters(write: Write) -> None:
+    image = load(write(CLUSTER), known_providers=("etcd",)).get("skiff")
+    cluster = image.select(variant="core").cluster
+    assert cluster is not None
+    assert (cluster.provider, cluster.variant) == ("etcd", "cluster")
+    assert load(write(GOOD)).get("skiff").select().cluster is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "ssh, cluster]",
+            "ssh]",
+            "skiff/image.yaml:23: cluster: the image does not declare the capability cluster",
+        ),
+        (
+            "cluster: {provider: etcd, variant: cluster}\n",
+            "",
+            "skiff/image.yaml:21: capabilities: declares cluster: say how, by"
+            " 'cluster: {provider: NAME, variant: NAME}'",
+        ),
+        (
+            "variant: cluster}",
+            "variant: clutser}",
+            "skiff/image.yaml:23: cluster.variant: unknown variant 'clutser';"
+            " did you mean cluster? known: cluster, core",
+        ),
+        (
+            "provider: etcd",
+            "provider: etdc",
+            "skiff/image.yaml:23: cluster.provider: unknown provider 'etdc';"
+            " did you mean etcd? known: etcd, k3s",
+        ),
+        (
+            "{provider: etcd, variant: cluster}",
+            "{provider: etcd}",
+            "skiff/image.yaml:23: cluster: the key 'variant' is missing",
+        ),
+        (
+            "{provider: etcd, variant: cluster}",
+            "etcd",
+            "skiff/image.yaml:23: cluster: ",
+        ),
+    ],
+)
+def test_a_wrong_cluster_is_refused(write: Write, old: str, new: str, expected: str) -> None:
+    assert old in CLUSTER
+    faults = refused(write(CLUSTER.replace(old, new)), known_providers=("etcd", "k3s"))
+    assert [fault[: len(expected)] for fault in faults] == [expected]
+
+
 @pytest.mark.parametrize(
     "text", ["", "- a\n- b\n", "just words", "\x00", "a: &a [*a]", "? {}\n: 1"]
 )
