@@ -176,20 +176,6 @@ def test_a_member_that_cannot_be_saved_leaves_all_running_and_nothing_behind(
     assert reaches(shared)
 
 
-def test_a_machine_that_is_stopped_for_a_picture_is_saved_after_it(
-    shared: Pair, tmp_path: Path
-) -> None:
-    """A recording lets the guest run on after each picture: that must not fall into a save."""
-    machine = shared.machines["left"]
-    with ThreadPoolExecutor(1) as pool:
-        with machine.qmp.standing_still():
-            saving = pool.submit(machine.save, tmp_path / "saved")
-            with pytest.raises(TimeoutError):
-                saving.result(1.0)
-        assert saving.result(60).faults() == []
-    assert machine.qmp.execute("query-status")["running"]
-
-
 def qemus(group: Group) -> int:
     """Return the number of QEMUs that have mapped the RAM of a group."""
     found = 0
