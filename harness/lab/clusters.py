@@ -183,7 +183,7 @@ def _restore(
     lab: Lab, group: Group, services: Sequence[Service], member: State, seed: int | None
 ) -> Cluster:
     """Return the cluster of a group, which goes on."""
-    fork = fork_group(lab, group, services=services)
+    fork = fork_group(lab, group, services=services, seed=seed)
     segment = fork.segments[LAN]
     nodes = Nodes(lab, segment, services, member)
     kind = providers.of_image(lab.image)
@@ -191,7 +191,7 @@ def _restore(
 
 
 def fork_group(
-    lab: Lab, group: Group, *, services: Sequence[Service] = ()
+    lab: Lab, group: Group, *, services: Sequence[Service] = (), seed: int | None = None
 ) -> Fork[Machine[Any], Segment]:
     """Return machines and segments that go on from a group, once the host has room for all.
 
@@ -199,6 +199,7 @@ def fork_group(
         lab: The lab, with the image of the machines under test; they end with it.
         group: The group.
         services: Servers that each machine can reach.
+        seed: Decides what links do to frames from now on; the saved seed by default.
 
     Raises:
         HostError: The host can never carry them.
