@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 from bench.core import Budget, Context, Row, missing
 from bench.labs import lab, private
 from harness import arch as arches
 from harness.lab import Lab
-from harness.machine import Machine, launch
-from harness.network import Segment, SegmentState
+from harness.lab.clusters import fork_group
+from harness.machine import Machine
+from harness.network import Segment
 from harness.parallel import in_parallel
 from harness.points import live
-from harness.spec import MachineSpec, Nic, format_size
-from harness.states import Group, Snapshot, restore_group, save_group
+from harness.spec import Nic, format_size
+from harness.states import save_group
 from harness.states.group import Fork
-from harness.states.together import Together
 
 FORK = "fork to first command on the console"
 OVER_SSH = "fork to first command over SSH"
@@ -137,7 +134,7 @@ def _groups(context: Context, here: Lab) -> list[Row]:
         group = save_group(machines, [segment], folder)
         saved.append(time.perf_counter() - started)
         started = time.perf_counter()
-        fork = _fork(machines, group, here.folder / f"fork-{number}")
+        fork = fork_group(here, group)
         in_parallel(lambda machine: machine.console.run("true"), fork.machines.values())
         forks.append(time.perf_counter() - started)
         _end(fork)
@@ -148,30 +145,6 @@ def _groups(context: Context, here: Lab) -> list[Row]:
         Row(SAVE_GROUP, subject, "s", tuple(saved), note=f"{memory} each, while they run on"),
         Row(FORK_GROUP, subject, "s", tuple(forks), note="from the call; their segment included"),
     ]
-
-
-def _fork(machines: list[Machine[Any]], group: Group, folder: Path) -> Fork[Machine[Any], Segment]:
-    """Fork a group outside of the lab; each machine has the setup of the one that was saved."""
-    folder.mkdir()
-    setups = {machine.name: machine._setup for machine in machines}
-
-    def start(
-        saved: Snapshot, spec: MachineSpec, segments: Mapping[str, Segment], together: Together
-    ) -> Machine[Any]:
-        setup = replace(
-            setups[spec.name],
-            origin=saved,
-            saveable=False,
-            segments=segments,
-            evidence=folder / spec.name,
-            together=together,
-        )
-        return launch(spec, setup)
-
-    def start_segment(name: str, state: SegmentState) -> Segment:
-        return Segment(name, folder=folder, state=state)
-
-    return restore_group(group, launch=start, start_segment=start_segment)
 
 
 def _end(fork: Fork[Machine[Any], Segment]) -> None:

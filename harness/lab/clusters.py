@@ -18,6 +18,7 @@ from harness.network import Segment, SegmentState
 from harness.parallel import in_parallel
 from harness.spec import LAN, MachineSpec
 from harness.states import Group, GroupState, Snapshot, State, restore_group, save_group
+from harness.states.group import Fork
 from harness.states.together import Together
 
 if TYPE_CHECKING:
@@ -182,6 +183,28 @@ def _restore(
     lab: Lab, group: Group, services: Sequence[Service], member: State, seed: int | None
 ) -> Cluster:
     """Return the cluster of a group, which goes on."""
+    fork = fork_group(lab, group, services=services, seed=seed)
+    segment = fork.segments[LAN]
+    nodes = Nodes(lab, segment, services, member)
+    kind = providers.of_image(lab.image)
+    return _assemble(lab, list(fork.machines.values()), nodes, kind(segment), segment)
+
+
+def fork_group(
+    lab: Lab, group: Group, *, services: Sequence[Service] = (), seed: int | None = None
+) -> Fork[Machine[Any], Segment]:
+    """Return machines and segments that go on from a group, once the host has room for all.
+
+    Args:
+        lab: The lab, with the image of the machines under test; they end with it.
+        group: The group.
+        services: Servers that each machine can reach.
+        seed: Decides what links do to frames from now on; the saved seed by default.
+
+    Raises:
+        HostError: The host can never carry them.
+        StateError, QemuStartError: One does not start.
+    """
     specs = group.specs()
     with contextlib.ExitStack() as undo:
         turns = dict(
@@ -220,10 +243,7 @@ def _restore(
         with lab.timeline.step(f"fork a cluster of {len(specs)}", origin=str(group.folder)):
             fork = restore_group(group, launch=launch, start_segment=start_segment)
         undo.pop_all()
-    segment = fork.segments[LAN]
-    nodes = Nodes(lab, segment, services, member)
-    kind = providers.of_image(lab.image)
-    return _assemble(lab, list(fork.machines.values()), nodes, kind(segment), segment)
+    return fork
 
 
 def _assemble(

@@ -63,7 +63,7 @@ class Saving:
             parts.ssh.disconnect()
         with (
             parts.timeline.step("save", machine=parts.name, folder=str(folder)),
-            # A recording that takes a picture meanwhile would let the guest run on after it.
+            # Another thread that looks at the screen would let the guest run on after it.
             parts.qmp.undisturbed(),
         ):
             draft = self._draft(folder)

@@ -130,7 +130,7 @@ def state(
     if isinstance(parent, GroupState):
         raise UsageError(
             f"{parent.name} is the state of a cluster, so a state on it is one as well",
-            hint=f"@state(parent={parent.name}, machines={parent.machines})",
+            hint=f"@state(parent=..., machines={parent.machines})",
         )
 
     def declare(function: Steps) -> State:

@@ -36,7 +36,8 @@ class Lease(cache.Lease[StateManifest]):
         if isinstance(self.saved, Group):
             count = len(self.saved.snapshots)
             raise UsageError(
-                f"the state {self.manifest.name} is one of a cluster, of {count} machines"
+                f"the state {self.manifest.name} is one of a cluster, of {count} machines",
+                hint="lab.fork_cluster(...) starts all of them",
             )
         return self.saved
 
@@ -48,5 +49,8 @@ class Lease(cache.Lease[StateManifest]):
             UsageError: The state is one of a single machine.
         """
         if isinstance(self.saved, Snapshot):
-            raise UsageError(f"the state {self.manifest.name} is one of a single machine")
+            raise UsageError(
+                f"the state {self.manifest.name} is one of a single machine",
+                hint="lab.fork(...) starts it",
+            )
         return self.saved

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +14,13 @@ import pytest
 from harness import Lab
 from harness import arch as arches
 from harness.errors import QemuStartError, SnapshotError, StateError
-from harness.machine import Machine, launch
-from harness.network import Segment, SegmentState
+from harness.lab.clusters import fork_group
+from harness.machine import Machine
+from harness.network import Segment
 from harness.parallel import in_parallel
-from harness.spec import KIB, MachineSpec, Nic
-from harness.states import Group, Snapshot, restore_group, save_group
+from harness.spec import KIB, Nic
+from harness.states import Group, save_group
 from harness.states.group import Fork
-from harness.states.together import Together
 
 SIZE = 512 * KIB
 """Bytes that one machine sends to another while both are saved."""
@@ -73,30 +73,6 @@ def boot_pair(lab: Lab) -> Pair:
     return Fork({machine.name: machine for machine in machines}, {"lan": segment})
 
 
-def fork(lab: Lab, origin: Pair, group: Group, folder: Path) -> Pair:
-    """Fork a group; each machine has the setup of the one that was saved, and ends with the lab."""
-    folder.mkdir()
-
-    def start(
-        saved: Snapshot, spec: MachineSpec, segments: Mapping[str, Segment], together: Together
-    ) -> Machine:
-        setup = replace(
-            origin.machines[spec.name]._setup,
-            origin=saved,
-            saveable=False,
-            segments=segments,
-            evidence=folder / spec.name,
-            together=together,
-            adopt=lab._stack.push,
-        )
-        return launch(spec, setup)
-
-    def start_segment(name: str, state: SegmentState) -> Segment:
-        return lab.segment(name, state=state)
-
-    return restore_group(group, launch=start, start_segment=start_segment)
-
-
 def in_order(*pairs: Pair) -> Iterator[Machine]:
     for pair in pairs:
         yield from pair.machines.values()
@@ -118,24 +94,24 @@ def test_a_connection_goes_on_in_each_fork(each: Lab, tmp_path: Path) -> None:
     lan = origin.segments["lan"]
     left, right = origin.machines.values()
     left.succeed(f"dd if=/dev/urandom of=/tmp/sent bs=1k count={SIZE // KIB} 2>/dev/null")
-    digest = left.succeed("sha256sum < /tmp/sent")
+    digest = left.succeed("cat /tmp/sent /tmp/sent | sha256sum")
     # With an open standard input: at its end busybox' nc would end the sender, too.
     right.succeed("(sleep 600 | nc -l -p 9000 > /tmp/got) >/dev/null 2>&1 &")
     right.wait_for_port(9000)
-    lan.link(left, right).impair(delay=0.05, rate=1_000_000)
-    left.succeed(f"nc {lan.address(right).ip} 9000 < /tmp/sent >/dev/null 2>&1 &")
-    wait_received(origin, SIZE // 16)
+    # All of it would take 40 s. The second half waits for a word that no machine has before the forks.
+    lan.link(left, right).impair(delay=0.05, rate=100_000)
+    left.succeed(
+        "(cat /tmp/sent; until [ -e /tmp/more ]; do sleep 0.2; done; cat /tmp/sent)"
+        f" | nc {lan.address(right).ip} 9000 >/dev/null 2>&1 &"
+    )
+    wait_received(origin, SIZE // 64)
     group = save_group(origin.machines.values(), [lan], tmp_path / "saved")
     assert group.segments["lan"].frames, "no frame was on its way"
     assert Group.read(group.folder) == group
 
     began = time.time()
     with ThreadPoolExecutor(2) as pool:
-        forks = list(
-            pool.map(lambda name: fork(each, origin, group, tmp_path / name), ["one", "two"])
-        )
-    pairs = [*forks, origin]
-    assert int(forks[0].machines["right"].succeed("wc -c < /tmp/got")) < SIZE
+        forks = list(pool.map(lambda number: fork_group(each, group), range(2)))
     for machine in in_order(*forks):
         saved = group.snapshots[machine.name].spec
         assert [machine.spec.mac(nic) for nic in machine.spec.nics] == [
@@ -149,8 +125,10 @@ def test_a_connection_goes_on_in_each_fork(each: Lab, tmp_path: Path) -> None:
         for line in machine.console.run(DRAWS).stdout.splitlines()
     ]
     assert len(set(draws)) == 4 * 16
-    for pair in pairs:
-        wait_received(pair, SIZE)
+    for pair in (*forks, origin):
+        pair.segments["lan"].heal()
+        pair.machines["left"].succeed("touch /tmp/more")
+        wait_received(pair, 2 * SIZE)
         assert pair.machines["right"].succeed("sha256sum < /tmp/got") == digest
         # Nobody asked for the address again, and the way to it is free.
         address = lan.address("right")
@@ -159,7 +137,7 @@ def test_a_connection_goes_on_in_each_fork(each: Lab, tmp_path: Path) -> None:
 
 def test_faults_and_counters_hold(shared: Pair, group: Group, lab: Lab, tmp_path: Path) -> None:
     assert reaches(shared)  # it was healed in the origin alone
-    pair = fork(lab, shared, group, tmp_path / "fork")
+    pair = fork_group(lab, group)
     lan = pair.segments["lan"]
     cut = group.segments["lan"].content
     before = lan.counters().links["left", "right"].cut
@@ -216,7 +194,7 @@ def test_a_member_whose_saved_files_are_damaged_ends_the_others(
     try:
         devices.write_bytes(b"damaged")
         with pytest.raises(StateError, match="the saved machine is damaged"):
-            fork(lab, shared, group, tmp_path / "fork")
+            fork_group(lab, group)
     finally:
         devices.unlink()
         whole.rename(devices)
@@ -231,8 +209,8 @@ def test_a_member_that_qemu_refuses_ends_the_others(
     smaller = replace(saved, spec=replace(saved.spec, memory=saved.spec.memory // 2))
     broken = replace(group, snapshots={**group.snapshots, failing: smaller})
     with pytest.raises(QemuStartError, match="QEMU did not start"):
-        fork(lab, shared, broken, tmp_path / "fork")
+        fork_group(lab, broken)
     assert qemus(group) == 0
-    pair = fork(lab, shared, group, tmp_path / "again")
+    pair = fork_group(lab, group)
     assert all(machine.running for machine in in_order(pair))
     assert qemus(group) == 2
