@@ -142,14 +142,15 @@ def _image(
     elif known_profiles is not None and image.profile not in known_profiles:
         unknown = UnknownNameError("profile", image.profile, known_profiles)
         problems.append(f"{doc.where(('profile',))}: {unknown.what}; {unknown.hint}")
-    if (
-        image.cluster is not None
-        and known_providers is not None
-        and image.cluster.provider not in known_providers
-    ):
-        unknown = UnknownNameError("provider", image.cluster.provider, known_providers)
+    if image.cluster is not None:
+        provider = image.cluster.provider
         at = doc.where(("cluster", "provider"))
-        problems.append(f"{at}: cluster.provider: {unknown.what}; {unknown.hint}")
+        if provider.endswith(".py"):
+            if not (image.folder / provider).is_file():
+                problems.append(f"{at}: the provider {image.folder / provider} does not exist")
+        elif known_providers is not None and provider not in known_providers:
+            unknown = UnknownNameError("provider", provider, known_providers)
+            problems.append(f"{at}: cluster.provider: {unknown.what}; {unknown.hint}")
     if image.build is not None:
         script = image.folder / image.build.script
         at = doc.where(("build", "script"))

@@ -107,7 +107,7 @@ Size = Annotated[int, BeforeValidator(_size), Field(gt=0, strict=True)]
 
 def _profile(name: str) -> str:
     if not name.endswith(".py") and not re.fullmatch(NAME, name):
-        raise problem(f"must be a profile's name or the path of a Python file, not {name!r}")
+        raise problem(f"must be a name or the path of a Python file, not {name!r}")
     if PurePosixPath(name).is_absolute():
         raise problem(f"must be relative to the image's folder, not {name!r}")
     return name
@@ -236,11 +236,12 @@ class Clustering(_Model):
     """How an image forms clusters.
 
     Attributes:
-        provider: The kind of cluster, by the name of its provider.
+        provider: The kind of cluster: the name of its provider in :mod:`harness.cluster`, or the path of
+            a Python file relative to the folder of ``image.yaml``.
         variant: The variant whose machines form them.
     """
 
-    provider: Name
+    provider: Annotated[str, AfterValidator(_profile)]
     variant: Label
 
 

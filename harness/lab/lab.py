@@ -34,7 +34,7 @@ from typing import Any, Final, Protocol, Self, TypeVar, cast
 from harness import profiles, seed
 from harness.artifacts import Artifacts, Store
 from harness.catalog import Catalog, Selection
-from harness.cluster import Cluster, Provider, providers
+from harness.cluster import Cluster, providers
 from harness.errors import (
     QemuStartError,
     StateError,
@@ -643,7 +643,6 @@ class Lab:
         services: Sequence[Service] = (),
         seed: int = 0,
         capture: bool = True,
-        provider: type[Provider] | None = None,
     ) -> Cluster:
         """Return a cluster to be formed: forks of the state ``member`` on a segment of their own.
 
@@ -655,7 +654,6 @@ class Lab:
             services: Servers that each machine can reach.
             seed: Decides what links do to frames.
             capture: Whether the evidence gets the frames.
-            provider: The provider; the one that the image names by default.
 
         Raises:
             UsageError: The image has no variant for clusters.
@@ -668,7 +666,7 @@ class Lab:
             services=services,
             seed=seed,
             capture=capture,
-            kind=provider or providers.of_image(self.image),
+            kind=providers.of_image(self.image),
         )
 
     def fork_cluster(

@@ -5,13 +5,9 @@ A project keeps its own profiles beside its images: ``profile: kite.py``.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import pkgutil
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import cast
 
@@ -20,6 +16,7 @@ from typing_extensions import TypeVar
 from harness.catalog import Image, Selection
 from harness.errors import UnknownNameError, UsageError
 from harness.machine.system import Identity, System
+from harness.modules import load_file
 from harness.profiles.abilities import (
     ABILITIES,
     CredentialInstallable,
@@ -74,7 +71,9 @@ def of(image: Image | Selection) -> type[P]:
         UsageError: The profile's file cannot be loaded, or does not define exactly one profile.
     """
     if image.profile_file is not None:
-        return cast(type[P], _only(_load(image.profile_file), str(image.profile_file)))
+        return cast(
+            type[P], _only(load_file(image.profile_file, "profile"), str(image.profile_file))
+        )
     if image.profile not in names():
         raise UnknownNameError("profile", image.profile, names())
     module = importlib.import_module(f"{__name__}.{image.profile}")
@@ -102,32 +101,6 @@ def _only(module: ModuleType, where: str) -> type[Profile]:
             hint='add a class attribute: name = "..."',
         )
     return profiles[0]
-
-
-def _load(path: Path) -> ModuleType:
-    """Import a profile's file under a unique module name, once per process.
-
-    Two projects may use the same file name. The module is outside ``harness``, so changes to it
-    invalidate cached states as changes to a test do.
-    """
-    path = path.resolve()
-    name = f"profile_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is not a Python module", hint="rename it to NAME.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise UsageError(
-            f"the profile {path} cannot be loaded: {error!r}",
-            hint="import it in Python for the full traceback",
-        ) from error
-    return module
 
 
 __all__ = [

@@ -1,12 +1,14 @@
-"""Machines of one lab: forks that start together on a segment, and machines that are powered on again."""
+"""Machines of one lab: forks that start together on a segment; machines powered on again; slow disks."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
 from harness import MIB, Disk, Lab, Machine, Nic, errors, state
+from harness.spec import KIB
 
 
 @state
@@ -78,3 +80,28 @@ def test_a_machine_is_powered_on_again_with_its_disks_and_its_name(lab: Lab) -> 
         assert machine.console.logged_in
         assert machine.succeed(f"dd if={device} bs=4 count=1") == "kept"
         assert machine.succeed("cat /sys/class/net/eth0/address") == address
+
+
+def test_a_slow_disk_takes_its_time_and_is_fast_again(lab: Lab) -> None:
+    machine = lab.boot("micro", memory=128 * MIB, disks=[Disk("data", size=8 * MIB)])
+    machine.os.login()
+
+    def read(count: int) -> float:
+        """Return the seconds of reads of 64 KiB that were not read before."""
+        machine.succeed("echo 3 > /proc/sys/vm/drop_caches")
+        began = time.monotonic()
+        machine.succeed(f"dd if=/dev/vda of=/dev/null bs=64k count={count}")
+        return time.monotonic() - began
+
+    with pytest.raises(errors.UsageError, match="a limit above 0"), machine.slow_disk("data"):
+        pass
+    with machine.slow_disk("data", rate=64 * KIB):
+        # QEMU lets what a second may move pass at once.
+        assert read(6) > 3
+    with machine.slow_disk("data", requests=1):
+        machine.power_cut()
+    machine = machine.power_on(wait=False)
+    machine.os.login()
+    with machine.slow_disk("data", rate=1):
+        pass
+    machine.succeed("dd if=/dev/vda of=/dev/null bs=64k count=100", deadline=60)

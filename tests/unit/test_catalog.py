@@ -216,7 +216,7 @@ def test_models_are_frozen(write: Write) -> None:
         (
             "profile: skiff",
             "profile: Skiff!",
-            "skiff/image.yaml:3: profile: must be a profile's name or the path of a Python file, not"
+            "skiff/image.yaml:3: profile: must be a name or the path of a Python file, not"
             " 'Skiff!'",
         ),
         (
@@ -428,6 +428,16 @@ def test_an_image_says_how_it_forms_clusters(write: Write) -> None:
             "provider: etdc",
             "skiff/image.yaml:23: cluster.provider: unknown provider 'etdc';"
             " did you mean etcd? known: etcd, k3s",
+        ),
+        (
+            "provider: etcd",
+            "provider: ../kite.py",
+            "skiff/image.yaml:23: the provider ",
+        ),
+        (
+            "provider: etcd",
+            "provider: /kite.py",
+            "skiff/image.yaml:23: cluster.provider: must be relative to the image's folder, not",
         ),
         (
             "{provider: etcd, variant: cluster}",
