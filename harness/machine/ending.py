@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from harness.deadline import UNSCALED
 from harness.errors import GuestStoppedError, HarnessError, QemuExitedError, TpmError
+from harness.host.oom import OomKills
 from harness.scope import Scope
 
 if TYPE_CHECKING:
@@ -28,11 +30,13 @@ class Ending:
     Args:
         name: The machine's name, for messages.
         scope: The machine's failure scope.
+        kills: Counts what the kernel kills for want of memory; that of this process' cgroup by default.
     """
 
-    def __init__(self, name: str, scope: Scope) -> None:
+    def __init__(self, name: str, scope: Scope, kills: OomKills | None = None) -> None:
         self._name = name
         self._scope = scope
+        self._kills = OomKills() if kills is None else kills
         self._lock = threading.Lock()
         self._begun = False
         self._intended = False
@@ -93,10 +97,11 @@ class Ending:
         if intended:
             self._scope.end(GuestStoppedError(f"machine {self._name} was stopped"))
         else:
+            killed = self._kills.words() if process.status == -signal.SIGKILL else ""
             self.fail(
                 QemuExitedError(
                     f"QEMU of machine {self._name} ended ({process.how_ended()}) under the running"
-                    " guest",
+                    f" guest{f'; {killed}' if killed else ''}",
                     evidence=process.last_words() or str(process.stderr),
                     hint="out of memory on the host? see 'harness doctor' and the kernel's log",
                 )
