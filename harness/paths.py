@@ -20,6 +20,9 @@ from typing import Final
 
 from harness.errors import UsageError
 
+KNOWN: Final = "known.yaml"
+"""The name of a project's file of known failures."""
+
 _PACKAGE: Final = Path(__file__).resolve().parent
 
 

@@ -13,14 +13,20 @@ from harness.catalog.document import Document, Location
 from harness.catalog.model import Image
 
 
-def explain(doc: Document, detail: dict[str, Any]) -> str:
-    """Return one error of pydantic as a line that begins with ``file:line``."""
+def explain(doc: Document, detail: dict[str, Any], model: type[BaseModel] = Image) -> str:
+    """Return one error of pydantic as a line that begins with ``file:line``.
+
+    Args:
+        doc: The document.
+        detail: The error.
+        model: The model of the whole document.
+    """
     location: Location = tuple(step for step in detail["loc"] if step != "[key]")
     location += tuple(detail.get("ctx", {}).get("at", ()))
     kind = detail["type"]
     if kind == "extra_forbidden":
         *parent, key = location
-        allowed = _allowed_keys(Image, tuple(parent))
+        allowed = _allowed_keys(model, tuple(parent))
         near = difflib.get_close_matches(str(key), allowed, n=3, cutoff=0.5)
         guess = f"; did you mean {' or '.join(near)}?" if near else ";"
         text = f"unknown key {key!r}{guess} known keys: {', '.join(allowed)}"
@@ -47,6 +53,9 @@ def _allowed_keys(model: type[BaseModel], location: tuple[str | int, ...]) -> li
     """Return the keys that the model at ``location`` allows; empty if it allows any key."""
     current: Any = model
     for step in location:
+        if isinstance(step, int):
+            # The model of a list's items came with the list.
+            continue
         if isinstance(current, type) and issubclass(current, BaseModel):
             field = current.model_fields.get(str(step))
             current = field.annotation if field else None

@@ -33,6 +33,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "cluster": "Start a cluster and open a Python prompt with it",
     "doctor": "Report what this host can do and what it lacks",
     "images": "List, build, locate, verify and remove images",
+    "known": "List known failures, and those that have expired or no longer occur",
     "lab": "Open a Python prompt with a lab: boot, fork and try out machines",
     "shell": "Start a machine and attach this terminal to its console",
     "states": "List, explain and remove saved states",

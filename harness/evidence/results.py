@@ -14,7 +14,7 @@
                 "outcome": "failed", "verdict": "product", "reason": "unit foo.service failed on skiff",
                 "seconds": {"setup": 1.2, "call": 0.4, "teardown": 0.1},
                 "evidence": "boot-test_live-test_no_unit_has_failed-5d3c6f0a", "worker": "gw0",
-                "tries": []}]}
+                "tries": [], "signature": "5478720c38114f98", "known": null}]}
 
 The file is written whole and renamed: a reader never sees half of it. Paths of evidence are relative to
 the run's folder, so that the folder can be moved.
@@ -44,8 +44,17 @@ STATUS: Final[Mapping[Verdict, int]] = {
 """Exit statuses by verdict, the weightiest verdict first: a run with several has the first one's.
 
 pytest's own statuses, 0 to 5, keep their meaning; 1 says that tests failed, and here that the image is
-at fault. A flaky test has passed: alone, it makes no run fail.
+at fault. A flaky test has passed, and a known failure is expected: alone, they make no run fail.
 """
+
+
+def plain_id(test: str, arch: str) -> str:
+    """Return the node id that a test of an architecture has in a run of that one alone."""
+    if arch:
+        for suffix, rest in ((f"[{arch}]", ""), (f"-{arch}]", "]")):
+            if test.endswith(suffix):
+                return test.removesuffix(suffix) + rest
+    return test
 
 
 @dataclass(slots=True)
@@ -55,7 +64,8 @@ class TestResult:
     Attributes:
         id: pytest's node id; in a run of several architectures, the test's is in it.
         arch: The architecture that it ran on; empty for a test that uses no image.
-        outcome: ``passed``, ``failed``, ``skipped``; or ``interrupted``, for a test that did not end.
+        outcome: ``passed``, ``failed``, ``skipped``; ``xfailed``, for a test that failed in a known way
+            only; or ``interrupted``, for a test that did not end.
         verdict: The verdict; empty for a test that was skipped or interrupted, unless the host
             interrupted it (``infra``). ``flaky`` is a test that failed and passed at a later try.
         reason: The first line of the failure, the reason of the skip or of the interruption; of a flaky
@@ -65,6 +75,11 @@ class TestResult:
             try that failed.
         worker: The worker that ran it; empty where there is one process only.
         tries: All its tries in order, the last one included; empty for a test that was run once.
+        signature: What the failure has in common with others of its cause; see
+            :mod:`harness.evidence.signature`. Empty for a test that did not fail.
+        known: The entry of ``known.yaml`` that the failure matches: ``key``, ``entry`` (its
+            ``file:line``), ``tracker``, ``owner``, ``expires``, and whether it has ``expired``;
+            ``None`` if there is none.
         folder: The evidence of its last try while that goes on.
         ended: Whether its last try has ended.
     """
@@ -80,6 +95,8 @@ class TestResult:
     evidence: str = ""
     worker: str = ""
     tries: list[dict[str, Any]] = field(default_factory=list)
+    signature: str = ""
+    known: dict[str, Any] | None = None
     folder: str = ""
     ended: bool = False
 
@@ -93,6 +110,7 @@ class TestResult:
         self.tries.append(self._record())
         self.outcome, self.verdict, self.reason, self.evidence = "interrupted", "", "", ""
         self.seconds, self.folder, self.ended = {}, "", False
+        self.signature, self.known = "", None
 
     def dump(self) -> dict[str, Any]:
         """Return it as plain JSON."""
@@ -106,10 +124,17 @@ class TestResult:
         """Return the last try; of a test that is flaky, it passed."""
         if self.verdict == Verdict.FLAKY.value:
             verdict, reason, evidence = Verdict.PASSED.value, "", self.folder
+            signature = ""
         else:
             verdict, reason, evidence = self.verdict, self.reason, self.evidence
-        seconds = dict(self.seconds)
-        return {"verdict": verdict, "reason": reason, "evidence": evidence, "seconds": seconds}
+            signature = self.signature
+        return {
+            "verdict": verdict,
+            "reason": reason,
+            "evidence": evidence,
+            "seconds": dict(self.seconds),
+            "signature": signature,
+        }
 
 
 _FINE: Final = ("", Verdict.PASSED.value, Verdict.FLAKY.value)

@@ -12,6 +12,7 @@ library imports pytest.
 ``ordering``   the longest tests first, for several workers
 ``interrupts`` Ctrl-C and ``SIGTERM``: the end of a run before its time
 ``tries``      the second try of a test that the host made fail
+``known``      failures that known.yaml lists make no run fail
 ``verdicts``   whose fault a failure is: reports, summary, ``results.json``, exit status
 ``seeds``      ``fault_seed``: a test for each seed of clients and faults
 ``sweeps``     ``recorder`` and ``cut``: a test for each crash point
@@ -74,6 +75,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=".harness/runs",
         metavar="DIR",
         help="the folder that gets a folder of evidence for each run (default: %(default)s)",
+    )
+    group.addoption(
+        "--known",
+        default=None,
+        metavar="FILE",
+        help="the known failures (default: known.yaml of the project)",
     )
     group.addoption(
         "--timeout-scale",

@@ -18,6 +18,7 @@ import pytest
 
 if TYPE_CHECKING:
     from harness.evidence.run import Run
+    from harness.known import KnownFailures
     from harness.lab import Lab
     from harness.lab.parts import Point
     from harness.progress import Progress
@@ -28,7 +29,10 @@ ALL_ARCHES: Final = "all"
 ARCH: Final = "_arch"
 """The fixture that returns the architecture of a test; parametrized in a run of several."""
 
-OWN_OPTIONS: Final = ("image", "arch", "images", "tier", "fresh", "state_budget", "acceptance")
+OWN_OPTIONS: Final = (
+    *("image", "arch", "images", "tier", "fresh", "state_budget", "acceptance"),
+    "known",
+)
 """Options that only a run of Harness' tests is given."""
 
 
@@ -90,6 +94,28 @@ class Session:
         folder = self._config.invocation_params.dir / self._config.option.evidence
         return Run.reserve(folder.absolute())
 
+    @functools.cached_property
+    def known(self) -> KnownFailures | None:
+        """The known failures of the project, or those that ``--known`` names; ``None`` without any.
+
+        Raises:
+            CatalogError: The file is wrong.
+        """
+        from harness.paths import KNOWN
+
+        invoked = self._config.invocation_params.dir
+        if (named := self._config.option.known) is not None:
+            path = invoked / named
+        else:
+            found = (base / KNOWN for base in (invoked, self._config.rootpath))
+            path = next((each for each in found if each.exists()), None)
+        if path is None:
+            return None
+        # Only now: its libraries take their time.
+        from harness.known import load
+
+        return load(path)
+
     # --- architectures ------------------------------------------------------------------------
 
     @functools.cached_property
@@ -147,12 +173,9 @@ class Session:
 
     def plain_id(self, node_id: str, arch: str) -> str:
         """Return the node id that a test has in a run of one architecture."""
-        if not self.several or not arch:
-            return node_id
-        for suffix, rest in ((f"[{arch}]", ""), (f"-{arch}]", "]")):
-            if node_id.endswith(suffix):
-                return node_id.removesuffix(suffix) + rest
-        return node_id
+        from harness.evidence.results import plain_id
+
+        return plain_id(node_id, arch) if self.several else node_id
 
     def arch_in(self, node_id: str) -> str:
         """Return the architecture in a test's name, where no report of the test says it."""
@@ -221,6 +244,8 @@ class Session:
         """
         self._check_copies()
         option = self._config.option
+        if self.engaged:
+            self._check_known()
         named = option.image or option.arch or option.images
         if not (named or option.state_budget or option.acceptance or option.timeout_scale != 1.0):
             return
@@ -236,6 +261,15 @@ class Session:
             self._check_arches()
             _ = self.lab.image if named or option.acceptance else self.lab
         except HarnessError as error:
+            self._stream.close()
+            raise pytest.UsageError(str(error)) from error
+
+    def _check_known(self) -> None:
+        from harness.errors import CatalogError
+
+        try:
+            _ = self.known
+        except CatalogError as error:
             self._stream.close()
             raise pytest.UsageError(str(error)) from error
 

@@ -60,6 +60,7 @@ class Try:
             "reason": reason(failure) if failure is not None else "",
             "evidence": relative(properties.get("evidence", self.folder or ""), run),
             "seconds": {str(each.when): round(each.duration, 4) for each in self.reports},
+            "signature": str(properties.get("signature", "")),
         }
 
 
@@ -84,12 +85,16 @@ TRIES: Final = pytest.StashKey[Tries]()
 _MAY_RETRY: Final = pytest.StashKey[bool]()
 
 
-def reason(report: pytest.TestReport) -> str:
-    """Return the first line of a failure."""
+def message(report: pytest.TestReport) -> str:
+    """Return the text of a failure, without the traceback."""
     crash = getattr(report.longrepr, "reprcrash", None)
     # Not longreprtext, which begins with the name of the worker.
-    text = crash.message if crash is not None else str(report.longrepr or "")
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return crash.message if crash is not None else str(report.longrepr or "")
+
+
+def reason(report: pytest.TestReport) -> str:
+    """Return the first line of a failure."""
+    return next((line.strip() for line in message(report).splitlines() if line.strip()), "")
 
 
 def relative(evidence: object, run: Path) -> str:
@@ -338,6 +343,8 @@ def pytest_report_teststatus(
     if report.outcome == RETRIED:
         return "retried", "R", ("RETRIED", {"yellow": True})
     verdict = dict(getattr(report, "user_properties", ())).get("verdict")
+    if report.skipped and verdict == "known":
+        return "known", "k", ("KNOWN", {"yellow": True})
     if report.when == "call" and report.passed and verdict == "flaky":
         return "flaky", "~", ("FLAKY", {"yellow": True})
     return None

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 import harness
+from harness.pytest_plugin import known, tries
 from harness.pytest_plugin import session as sessions
-from harness.pytest_plugin import tries
 from harness.pytest_plugin.interrupts import SIGTERM
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ _SUITES: Final = _LIBRARY / "_bundled"
 
 _LIMIT: Final = re.compile(r"^Timeout \(?>.* from pytest-timeout")
 """The words with which pytest-timeout fails a test (its ``PYTEST_FAILURE_MESSAGE``)."""
+
+_FAILED: Final = ("failed", "rerun", tries.RETRIED)
+"""Outcomes of reports of a try that failed."""
 
 RESULTS: Final = pytest.StashKey["Results"]()
 
@@ -116,12 +119,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if tries.TRIES not in item.stash:
         return report  # type: ignore[return-value]
     if report.outcome == "failed":
-        properties = {"verdict": _verdict(error).value}
-        if place := _evidence(item):
-            properties["evidence"] = str(place)
+        place = _evidence(item)
+        properties = _properties(report, _verdict(error), place)
+        properties |= known.recognise(item, report, place)
         # On the item as well, because junit.xml takes them from the last of its reports.
         for properties_of in (item, report):
-            properties_of.user_properties += properties.items()
+            _replace(properties_of.user_properties, properties)
         where = properties.get("evidence", "none")
         report.sections.append(("Evidence", f"verdict {properties['verdict']}: {where}"))
         report.sections += [
@@ -130,9 +133,35 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             if (where := session.run.path / before["evidence"])
         ]
     tries.collect(item, report, error)
+    # Later than collect(), which keeps the evidence of what has failed.
+    known.excuse(report)
     if call.when == "teardown" and not item.config.option.keep:
         tries.drop(item)
     return report  # type: ignore[return-value]
+
+
+def _properties(report: pytest.TestReport, verdict: Verdict, place: Path | None) -> dict[str, str]:
+    """Return what the report of a failure, and ``junit.xml``, say of it."""
+    from harness.evidence.signature import failed_step, signature
+
+    message = tries.message(report)
+    step = failed_step(place, message)
+    properties = {
+        "verdict": verdict.value,
+        "signature": signature(report.nodeid, verdict.value, message, step=step),
+    }
+    if place is not None:
+        properties["evidence"] = str(place)
+    return properties
+
+
+_OURS: Final = ("verdict", "signature", "evidence", *known.PROPERTIES)
+
+
+def _replace(properties: list[tuple[str, object]], new: Mapping[str, str]) -> None:
+    """Replace what an earlier phase has said: CI systems take the first of two equal names."""
+    properties[:] = [each for each in properties if each[0] not in _OURS]
+    properties += new.items()
 
 
 def _verdict(error: BaseException | None) -> Verdict:
@@ -226,11 +255,9 @@ class _Collector:
         worker = self._worker(report)
         each = self._config.option.dist == "each"
         place = self._run.last_try(crashitem, worker if each else "")
-        properties = {"verdict": Verdict.INFRA.value}
+        properties = _properties(report, Verdict.INFRA, place)
         if arch := self._arch_by_name(crashitem, place):
             properties["arch"] = arch
-        if place is not None:
-            properties["evidence"] = str(place)
         report.user_properties += properties.items()
         # pytest-rerunfailures may have done so.
         if report.outcome == "failed" and self._may_retry(crashitem, report):
@@ -300,12 +327,15 @@ class _Collector:
         properties = dict(report.user_properties)
         if arch := properties.get("arch"):
             result.arch = str(arch)
-        if report.outcome in ("failed", "rerun", tries.RETRIED):
-            if result.outcome != "failed":
+        if (excused := known.is_excused(report)) or report.outcome in _FAILED:
+            # The first one counts; but a known failure does not hide another one that follows.
+            if result.outcome not in (("failed", "xfailed") if excused else ("failed",)):
                 result.reason = tries.reason(report)
                 result.verdict = str(properties.get("verdict", Verdict.TEST.value))
                 result.evidence = tries.relative(properties.get("evidence"), self._run.path)
-            result.outcome = "failed"
+                result.signature = str(properties.get("signature", ""))
+                result.known = getattr(report, known.ATTRIBUTE, None)
+                result.outcome = "xfailed" if excused else "failed"
             vars(report)["harness_before"] = result.tries
             if record := getattr(report, "harness_try", None):
                 result.seconds = record["seconds"]
@@ -321,9 +351,11 @@ class _Collector:
             if failed := result.failed_try:
                 result.verdict = Verdict.FLAKY.value
                 result.reason, result.evidence = failed["reason"], failed["evidence"]
+                result.signature = failed["signature"]
         if result.verdict == Verdict.FLAKY.value:
             # In each later report: junit.xml takes them from the last one.
             report.user_properties.append(("verdict", result.verdict))
+            report.user_properties.append(("signature", result.signature))
             if result.evidence:
                 report.user_properties.append(("evidence", str(self._run.path / result.evidence)))
 
@@ -465,6 +497,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"{verdict:8} {report.nodeid}")
         if "evidence" in properties:
             terminalreporter.write_line(f"         {properties['evidence']}")
+        if (entry := getattr(report, known.ATTRIBUTE, None)) is not None:
+            terminalreporter.write_line(f"         known until {known.words(entry)}")
         for line in _earlier(getattr(report, "harness_before", []), session.run.path):
             terminalreporter.write_line(line)
     flaky = [each for each in results.tests.values() if each.verdict == "flaky"]
@@ -476,6 +510,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"flaky    {result.id}")
         for line in _earlier(result.tries, session.run.path):
             terminalreporter.write_line(line)
+    known.summarize(terminalreporter, results.tests.values(), session.known)
     if session.several:
         from harness.evidence.matrix import table
 

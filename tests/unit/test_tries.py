@@ -108,6 +108,7 @@ def test_a_failure_by_infra_is_tried_once_more(project: Project, options: tuple[
         {
             "arch": "x86_64",
             "verdict": "flaky",
+            "signature": test["signature"],
             "evidence": str(first.parent.resolve() / first.name),
         }
     ]
