@@ -29,7 +29,8 @@ HOSTILE = "\x1b[31m</script><img src=x onerror=alert(1)>\x1b]0;title\x07\u202e<!
 
 
 def a_test(name: str, **facts: Any) -> dict[str, Any]:
-    test: dict[str, Any] = {"id": f"suites/boot/test_live.py::{name}", "arch": "x86_64", "outcome": "passed"}
+    test: dict[str, Any] = {"id": f"suites/boot/test_live.py::{name}", "arch": "x86_64"}
+    test["outcome"] = "passed"
     test |= {
         "verdict": "passed",
         "reason": "",
@@ -41,7 +42,8 @@ def a_test(name: str, **facts: Any) -> dict[str, Any]:
 
 
 def a_step(name: str, machine: str, start: float, seconds: float, **facts: Any) -> dict[str, Any]:
-    step: dict[str, Any] = {"name": name, "machine": machine, "depth": 0, "start": start, "seconds": seconds}
+    step: dict[str, Any] = {"name": name, "machine": machine, "depth": 0}
+    step |= {"start": start, "seconds": seconds}
     return step | {"outcome": "passed", "error": "", "data": {}} | facts
 
 

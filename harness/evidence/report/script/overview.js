@@ -1,11 +1,11 @@
 // The first view: what failed first, and the matrix of image x architecture x scenario.
 
-const FIRST_SHOWN = 8;
+const FIRST_SHOWN = 5;
 
 function overview(report) {
   const state = { words: "", verdicts: new Set(), open: new Set() };
   const main = h("div");
-  const table = h("div.card.scroll", { tabindex: 0, role: "region", "aria-label": "Scenarios" });
+  const table = h("div.card.scroll", { tabindex: 0, role: "region", "aria-label": "Table of the scenarios" });
   const status = h("p.soft", { role: "status" });
   const draw = () => {
     const shown = report.entries.filter(entry => matches(entry, state));

@@ -281,7 +281,7 @@ function table(head, rows) {
 function changeOf(test) {
   if (!test.change) return "";
   const { good, bad, facts } = test.change;
-  const head = ["", `last good: ${good.name}`, `first bad: ${bad.name}`];
+  const head = ["Fact", `last good: ${good.name}`, `first bad: ${bad.name}`];
   return section("Since it last passed", facts.length ? table(head, facts)
     : h("p", {}, `It passed in ${good.name} and first failed in ${bad.name}; image, versions and host are the same.`));
 }
@@ -309,6 +309,6 @@ function machineFacts(detail, run) {
     Object.entries(run.versions ?? {}).map(([name, version]) => `${name} ${version}`).join(", ")].join(""));
   if (!machines.length) return section("Versions and digests", host);
   const names = Object.keys(machines[0][1]).filter(name => machines.some(([, facts]) => facts[name]));
-  return section("Versions and digests", table(["", ...machines.map(([name]) => name)],
+  return section("Versions and digests", table(["Fact", ...machines.map(([name]) => name)],
     names.map(name => [name, ...machines.map(([, facts]) => h("span.mono", {}, facts[name] ?? ""))])), host);
 }
