@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from fixtures.project import Project
 from harness.cli import main
 from harness.errors import UsageError
 from harness.evidence.report import blocks, logs, page
@@ -521,3 +522,19 @@ def test_the_player_is_the_one_that_its_record_names() -> None:
             name
         )
     assert folder.joinpath("LICENSE.solid-js").is_file()
+
+
+def test_a_run_that_kept_evidence_ends_with_its_report(project: Project) -> None:
+    project.write("test_it.py", "def test_it(lab):\n    lab.folder\n    assert not lab\n")
+    done = project.pytest("-q", "--image", "micro", "--acceptance", "test_it.py")
+    written = project.folder.resolve() / ".harness/runs/latest" / page.FILE
+    assert f"report: {written.resolve()}\n" in done.text
+    assert only(page.read(written))["verdict"] == "product"
+
+
+def test_a_report_that_fails_changes_no_result(project: Project) -> None:
+    broken = "from harness.evidence.report import page\npage.SCRIPTS = ('none.js',)\n"
+    project.write("test_it.py", f"{broken}def test_it(lab):\n    lab.folder\n    assert not lab\n")
+    done = project.pytest("-q", "--image", "micro", "--acceptance", "test_it.py")
+    assert done.status == 1, done.text
+    assert "report: none, because of StoreError" in done.text

@@ -215,7 +215,7 @@ def _repeat(run: Run, test: Test, place: Path | None) -> list[str]:
         words += ["--arch", ",".join(arches)]
     elif test.get("arch"):
         words += ["--arch", test["arch"]]
-    for word, value in zip(command, [*command[1:], ""], strict=True):
+    for word, value in zip(command, [*command[1:], ""], strict=False):
         name, equals, _ = word.partition("=")
         if name in _CARRIED:
             words += [word] if equals else [word, value]

@@ -8,6 +8,12 @@ const SIGNS = { passed: "✓", product: "✕", test: "◆", timeout: "◷", infr
 const WORST = ["product", "test", "timeout", "infra", "interrupted", "flaky", "known", "skipped", "passed"];
 const QUIET = ["passed", "skipped"];
 
+// Escape sequences of terminals (ECMA-48, and the strings of xterm), which the player acts on, are left out
+// of text; other control characters, and those that reorder text, are shown as a sign.
+const ESCAPES = /\x1b(?:\[[0-?]*[ -\/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -\/]*[0-~])/g;
+const CONTROLS = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+const harmless = text => text.replace(CONTROLS, "\ufffd");
+
 const $ = id => document.getElementById(id);
 
 // h("a.plain", {href: "#"}, "text", node, null): an element. Functions are listeners.
@@ -26,14 +32,15 @@ function fill(element, attributes, classes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") element.addEventListener(name, value);
     else if (value !== null && value !== undefined && value !== false)
-      element.setAttribute(name, value === true ? "" : String(value));
+      element.setAttribute(name, value === true ? "" : harmless(String(value)));
   }
   return add(element, ...children);
 }
 
 // Appends nodes and texts; what is missing is left out.
 function add(element, ...children) {
-  element.append(...children.flat(2).filter(child => child !== null && child !== undefined));
+  element.append(...children.flat(2).filter(child => child !== null && child !== undefined)
+    .map(child => child instanceof Node ? child : harmless(String(child))));
   return element;
 }
 

@@ -3,14 +3,9 @@
 const ROWS_SHOWN = 1500;
 const BEFORE_FAILURE = 3;   // seconds of a console that the player shows before the moment of the failure
 
-// Escape sequences of terminals (ECMA-48, and the strings of xterm), which the player acts on, are left out
-// of text; other control characters, and those that reorder text, are shown as a sign.
-const ESCAPES = /\x1b(?:\[[0-?]*[ -\/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -\/]*[0-~])/g;
-const CONTROLS = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
-
 function plainLine(text) {
   const line = text.replace(ESCAPES, "").replace(/\r+$/, "");
-  return line.slice(line.lastIndexOf("\r") + 1).replace(CONTROLS, "\ufffd");
+  return harmless(line.slice(line.lastIndexOf("\r") + 1));
 }
 
 // The lines of a log with their times: a line has the time of the chunk in which it begins.
@@ -195,7 +190,11 @@ let playerReady = null;
 // The page's policy names the digests of both, so that nothing else can take their places.
 function loadPlayer() {
   playerReady ??= Promise.all([unpack("player"), unpack("style")]).then(([code, style]) => {
-    document.head.append(h("style", {}, style), h("script", {}, code));
+    for (const [name, text] of [["style", style], ["script", code]]) {
+      const element = h(name);
+      element.textContent = text;   // as it is: its digest is in the policy
+      document.head.append(element);
+    }
     return window.AsciinemaPlayer;
   });
   return playerReady;
