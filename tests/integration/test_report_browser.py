@@ -183,8 +183,9 @@ def a_run(root: Path, name: str, reason: str = "upgrade refused", said: str = ""
             {"name": f"start {said}", "machine": machine, "depth": 0, "start": 0, "seconds": 2}
         )
         steps[-1] |= {"outcome": "passed", "error": "", "data": {"host": said}}
-    steps.append(steps[-1] | {"name": "upgrade", "start": 12, "seconds": 8})
-    steps[-1] |= {"outcome": "product", "error": "upgrade refused"}
+    # The step went well; its status is what failed the test.
+    steps.append(steps[-1] | {"name": "run: upgrade", "start": 12, "seconds": 8})
+    steps[-1] |= {"data": {"status": 1}}
     (folder / "it/timeline.json").write_text(
         json.dumps({"title": TEST, "began": EPOCH, "steps": steps, "findings": []})
     )
@@ -207,12 +208,12 @@ def test_the_first_page_has_the_failed_step_in_the_cell(report: Path, browser: B
     browser.show(report)
     assert "1 of 2 tests failed" in browser.text
     cells = "[...document.querySelectorAll('td.cell')].map(each => each.innerText)"
-    assert browser.evaluate(cells) == ["product upgrade"]
+    assert browser.evaluate(cells) == ["product run: upgrade"]
     first = "[...document.querySelectorAll('.first li')].map(each => each.innerText.split('\\n'))"
     ((_, machine, step, *_),) = browser.evaluate(first)
-    assert (machine, step) == ("beta", "upgrade in test_it")
+    assert (machine, step) == ("beta", "run: upgrade in test_it")
     browser.evaluate("document.querySelector('tr.suite button').click()")
-    assert sorted(browser.evaluate(cells)) == ["passed", "product upgrade"]
+    assert sorted(browser.evaluate(cells)) == ["passed", "product run: upgrade"]
 
 
 def test_the_filter_looks_at_names_steps_and_reasons(report: Path, browser: Browser) -> None:
@@ -231,9 +232,7 @@ def test_a_link_leads_to_a_test_and_a_span(report: Path, browser: Browser) -> No
     browser.until("document.querySelector('.log .text')")
     # Of each console seconds 12 to 15, and the step that began then.
     assert "9 lines, 11.90 to 15.10 s" in browser.text
-    assert sorted(browser.lines) == sorted(
-        [*SHARED[12:16], *SHARED[12:16], "upgrade: upgrade refused"]
-    )
+    assert sorted(browser.lines) == sorted([*SHARED[12:16], *SHARED[12:16], "run: upgrade"])
     browser.evaluate("dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))")
     assert all(browser.lines.count(line) == 2 for line in SHARED)
 
@@ -253,6 +252,8 @@ def test_the_console_is_played_at_the_failure(report: Path, browser: Browser) ->
     browser.show(report, f"#test={quote(TEST)}")
     browser.until("document.querySelector('.log .here')")
     assert "the test failed here, at 20.00 s" in browser.text
+    failed = "[...document.querySelectorAll('.steps .bad')].map(each => each.innerText)"
+    assert ["✕ run: upgrade" in each for each in browser.evaluate(failed)] == [True]
     browser.until("document.querySelector('.ap-term')?.innerText.includes('number 19')")
     assert "number 22" not in browser.evaluate("document.querySelector('.ap-term').innerText")
     chosen = "document.querySelector('[role=tab][aria-selected=true]').innerText"

@@ -278,6 +278,28 @@ def test_each_kind_of_an_entry_has_its_words(tmp_path: Path) -> None:
     assert log["text"].splitlines() == ["> cont", 'RESET {"guest": true}', "<"]
 
 
+def test_the_faults_of_a_network_are_on_the_clock(tmp_path: Path) -> None:
+    run = a_run(tmp_path, failed())
+    evidence(run, [])
+    entries: list[dict[str, Any]] = [
+        {"do": "cut", "links": [["a", "b"], ["b", "a"]], "flapping": None, "fault": 3},
+        {"do": "impair", "links": [["a", "b"]], "impairment": {"loss": 0.5}},
+        {"do": "heal", "fault": 3},
+        {"do": "heal", "fault": None},
+    ]
+    (run / "it/segment-lan").mkdir()
+    lines = [json.dumps({"t": EPOCH + number, **entry}) for number, entry in enumerate(entries)]
+    (run / "it/segment-lan/faults.jsonl").write_text("\n".join(lines))
+    *_, log = only(gather(run))["detail"]["logs"]
+    assert (log["machine"], log["source"], log["start"]) == ("segment-lan", "network", 0)
+    assert log["text"].splitlines() == [
+        "cut fault 3 a -> b, b -> a",
+        'impair a -> b {"loss": 0.5}',
+        "heal fault 3",
+        "heal all faults",
+    ]
+
+
 # --- merging ----------------------------------------------------------------------------------
 
 

@@ -76,6 +76,11 @@ def requests(path: Path, server: str, name: str, began: float, until: float) -> 
     return log if log is not None and log["text"] else None
 
 
+def faults(path: Path, segment: str, name: str, began: float) -> Log | None:
+    """Return the log of what a test did to the links of a segment; ``None`` if it did nothing."""
+    return _jsonl(path, segment, "network", name, began, _fault)
+
+
 def plain(path: Path, machine: str, source: str, name: str, began: float) -> Log | None:
     """Return a file of text, all of it at one time; ``None`` if it is empty or missing."""
     try:
@@ -152,6 +157,19 @@ def _request(entry: dict[str, Any]) -> Row:
     fault = f"  fault: {entry['fault']}" if entry.get("fault") else ""
     what = f"{entry['method']} {entry['path']}  [{entry['status']}, {entry['bytes']} bytes]"
     return float(entry["when"]), what + fault
+
+
+def _fault(entry: dict[str, Any]) -> Row:
+    number = entry.get("fault")
+    words = [str(entry["do"]), "" if number is None else f"fault {number}"]
+    words += [", ".join(f"{source} -> {target}" for source, target in entry.get("links") or [])]
+    if entry["do"] == "heal" and number is None:
+        words.append("all faults")
+    more = {
+        key: value for key, value in entry.items() if key in ("impairment", "flapping") and value
+    }
+    words += [_brief(value) for value in more.values()]
+    return float(entry["t"]), " ".join(filter(None, words))
 
 
 def _brief(value: object) -> str:

@@ -307,6 +307,9 @@ def _detail(
                 logs.plain(text, name, "file", name, began) for text in sorted(path.glob(pattern))
             ]
         screens += _screens(path, began)
+    for path in sorted(place.glob("segment-*/faults.jsonl")):
+        name = path.parent.name
+        found.append(logs.faults(path, name, name, began))
     until = began + max((_end(step) for step in steps), default=0.0)
     for path in sorted(folder.glob("services*/*-requests.jsonl")):
         server = path.name.removesuffix("-requests.jsonl")

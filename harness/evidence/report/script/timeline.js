@@ -152,7 +152,7 @@ function legend(pressed) {
     key("step", mark(s("rect.step", { x: 0, y: 1, width: 13, height: 8, rx: 2 }))),
     key("failed", mark(s("rect.step.bad", { x: 1, y: 1, width: 12, height: 8, rx: 2 }))),
     key("console output", mark(...[2, 6, 10].map(at => s("rect.console", { x: at, y: 9 - at / 2, width: 2, height: at / 2 + 1 })))),
-    key("QMP, SSH, server", mark(s("line.tick", { x1: 5, x2: 5, y1: 1, y2: 9 }))),
+    key("QMP, SSH, server, network", mark(s("line.tick", { x1: 5, x2: 5, y1: 1, y2: 9 }))),
     key("finding", mark(s("path.finding", { d: "M6 0l5 9h-10z" }))),
     pressed ? key("host under pressure", mark(s("rect.pressure", { x: 0, y: 0, width: 14, height: 10 }))) : null,
     h("span", {}, "Drag, or choose a step, to filter the logs."));
