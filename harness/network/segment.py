@@ -209,8 +209,8 @@ class Segment:
     """An Ethernet between machines; a context manager whose exit ends it.
 
     It runs in a process of its own, needs no privileges, and has no file but its capture, the
-    messages of its process and the record of its faults. What links do to frames is decided by the seed and repeatable
-    (:mod:`harness.network.impairment`). All methods are safe from any thread.
+    messages of its process and the record of its faults. What links do to frames is decided by the
+    seed and repeatable (:mod:`harness.network.impairment`). All methods are safe from any thread.
 
     Args:
         name: Its name, for people and for files.

@@ -20,12 +20,14 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from harness.evidence.report import shape
 from harness.evidence.report.record import FORMAT, Record, Test
 
 LARGEST: Final = 64 * 1024 * 1024
 """Bytes that a block may have when it is unpacked; a page that is read may come from anywhere."""
 
 _STAMP: Final = re.compile(r"\[( *\d+)\.(\d{6})\] ")
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _SHARED: Final = "lines"
 _LONGEST_SHARED: Final = 400
 
@@ -64,6 +66,7 @@ def decode(blocks: dict[str, str]) -> Record:
         for test in _tests(record):
             name = test.pop("block", None)
             test["detail"] = _decoded(_unpack(blocks[name]), shared) if name is not None else None
+        shape.check(record, shape.Record)
     except (KeyError, TypeError, IndexError, AttributeError, zlib.error, RecursionError) as error:
         raise ValueError(f"it is damaged: {error!r}") from error
     return record
@@ -162,4 +165,11 @@ def _unpack(block: str) -> Any:
     content = unpacking.decompress(base64.b64decode(block, validate=True), LARGEST)
     if not unpacking.eof:
         raise ValueError("a block is cut short or too large")
-    return json.loads(content)
+    found = json.loads(content, parse_constant=_refuse)
+    if _SURROGATE.search(content):
+        json.dumps(found, ensure_ascii=False).encode()  # fails if it is half a pair
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}")

@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from harness.errors import StoreError, UsageError
 from harness.evidence import results
-from harness.evidence.report import logs
+from harness.evidence.report import logs, shape
 
 FORMAT: Final = 1
 
@@ -91,9 +91,8 @@ def label(test: Mapping[str, Any]) -> str:
 def _results(folder: Path) -> dict[str, Any]:
     path = folder / results.FILE
     try:
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict) or not isinstance(content.get("tests"), list):
-            raise ValueError("it does not list tests")
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        shape.check(content, shape.Results)
     except FileNotFoundError as error:
         raise UsageError(
             f"{folder}: there is no {results.FILE}",
