@@ -362,6 +362,13 @@ def test_the_text_has_the_worst_first_and_no_escape(tmp_path: Path) -> None:
     assert max(map(len, shown.splitlines())) < 500
 
 
+def test_a_known_failure_names_its_entry(tmp_path: Path) -> None:
+    entry = {"key": "K", "entry": "known.yaml:3", "tracker": "BUG-7", "owner": "ann"}
+    entry |= {"expires": "2026-12-24"}
+    run = a_run(tmp_path, failed(verdict="known", known={**entry, "expired": False}))
+    assert "  known     BUG-7, ann, expires 2026-12-24\n" in text(gather(run))
+
+
 def test_the_json_has_no_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = a_run(tmp_path, failed())
     evidence(run, [])

@@ -23,6 +23,8 @@ class ResultsTest(TypedDict, total=False):
     evidence: str
     worker: str
     tries: list[dict[str, Any]]
+    signature: str
+    known: dict[str, Any] | None
 
 
 class Facts(TypedDict, total=False):

@@ -62,6 +62,13 @@ def image(run: Run) -> str:
     return f"{known.get('name')} {known.get('version')} ({known.get('variant')})"
 
 
+def known(test: Test) -> str:
+    """Return the entry of ``known.yaml`` that a failure matches, in words; empty if there is none."""
+    entry = test.get("known") or {}
+    expiry = f"{'expired' if entry.get('expired') else 'expires'} {entry.get('expires')}"
+    return f"{entry.get('tracker')}, {entry.get('owner')}, {expiry}" if entry else ""
+
+
 def line(words: object) -> str:
     """Return a guest's words as one line without control characters, and of bounded length."""
     shown = "".join(char if char.isprintable() else " " for char in str(words)[: _LONGEST + 1])
@@ -85,7 +92,7 @@ def _test(test: Test) -> Iterator[str]:
     if test.get("step"):
         facts["step"] = f"{test['step']}, {test['moment']:.2f} s after the start of the test"
     facts["reason"] = test.get("reason")
-    facts["known"] = test.get("known")
+    facts["known"] = known(test)
     facts["evidence"] = test.get("evidence")
     for name, value in facts.items():
         if value:

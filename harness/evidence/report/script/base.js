@@ -114,6 +114,12 @@ function imageOf(run) {
   return image?.name ? `${image.name} ${image.version ?? ""} (${image.variant ?? ""})` : "";
 }
 
+// The entry of known.yaml that a failure matches. Its tracker is text: the page leads nowhere by itself.
+function knownOf({ known }) {
+  if (!known) return "";
+  return `Known failure: ${known.tracker}, ${known.owner}, ${known.expired ? "expired" : "expires"} ${known.expires}`;
+}
+
 // A test's name without its file, and without the architecture that a run of several puts in it.
 function nameOf(test, run) {
   const name = test.id.split("::").slice(1).join("::") || test.id;

@@ -54,7 +54,7 @@ async function testView(entry, report) {
   const place = report.entries.indexOf(entry);
   const failing = report.entries.filter(each => !QUIET.includes(each.label));
   const [previous, next] = [-1, 1].map(way => failing[failing.indexOf(entry) + way]);
-  const facts = [entry.column, test.worker && `worker ${test.worker}`, ...Object.entries(test.seconds ?? {})
+  const facts = [entry.column, test.worker && `worker ${test.worker}`, test.signature && `signature ${test.signature}`, ...Object.entries(test.seconds ?? {})
     .map(([phase, seconds]) => `${phase} ${duration(seconds)}`)];
   add(view,
     h("nav", { "aria-label": "Tests" }, h("a", { href: "#" }, "← All scenarios"),
@@ -63,7 +63,7 @@ async function testView(entry, report) {
     h("h2.name", { tabindex: -1, id: "test-name", "data-place": place }, test.id),
     h("p.facts", {}, verdict(entry.label), facts.filter(Boolean).map(fact => h("span", {}, fact))),
     test.reason ? h("p.reason", {}, reasonOf(test)) : null,
-    test.known ? h("p", {}, "Known: ", typeof test.known === "string" ? test.known : JSON.stringify(test.known)) : null,
+    test.known ? h("p", {}, knownOf(test)) : null,
     (test.repeat ?? []).map(line => paste(line, line.includes("resurrect") ? "the line that resurrects its machines"
       : "the line that repeats it")));
   const evidence = test.evidence ? h("p.soft", {}, "Evidence: ", h("code", {}, `${run.name}/${test.evidence}`)) : null;
