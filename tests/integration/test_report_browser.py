@@ -9,6 +9,7 @@ import select
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,19 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
         browser.close()
 
 
+def png(width: int, height: int) -> bytes:
+    """Return a black picture (PNG, third edition, section 5)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data)
+        return len(data).to_bytes(4, "big") + kind + data + check.to_bytes(4, "big")
+
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((8, 0, 0, 0, 0))
+    rows = zlib.compress(bytes(1 + width) * height)
+    parts = (chunk(b"IHDR", head), chunk(b"IDAT", rows), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
 def a_run(root: Path, name: str, reason: str = "upgrade refused", said: str = "") -> dict[str, Any]:
     """Return the record of a run in which one test of two machines failed at 20 s."""
     folder = root / name
@@ -258,6 +272,15 @@ def test_the_console_is_played_at_the_failure(report: Path, browser: Browser) ->
     assert "number 22" not in browser.evaluate("document.querySelector('.ap-term').innerText")
     chosen = "document.querySelector('[role=tab][aria-selected=true]').innerText"
     assert browser.evaluate(chosen) == "beta"
+
+
+def test_a_screenshot_is_drawn(tmp_path: Path, browser: Browser) -> None:
+    a_run(tmp_path, "run")
+    (tmp_path / "run/it/alpha/screen-1.png").write_bytes(png(320, 200))
+    page.write(gather(tmp_path / "run"), tmp_path / "report.html")
+    browser.show(tmp_path / "report.html", f"#test={quote(TEST)}")
+    browser.until("document.querySelector('figure canvas')?.width === 320")
+    assert "alpha/screen-1.png" in browser.text
 
 
 def test_a_merged_report_tells_runs_apart(tmp_path: Path, browser: Browser) -> None:
