@@ -38,12 +38,16 @@ def write(path: Path, content: object, *, mode: int = 0o666, durable: bool = Fal
     Raises:
         OSError: The file cannot be written; its old content is still there.
     """
+    write_text(path, json.dumps(content, indent=1) + "\n", mode=mode, durable=durable)
+
+
+def write_text(path: Path, text: str, *, mode: int = 0o666, durable: bool = False) -> None:
+    """Replace a file of text, in UTF-8, as :func:`write` replaces one of JSON."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with os.fdopen(descriptor, "w", encoding="utf-8") as output:
-            json.dump(content, output, indent=1)
-            output.write("\n")
+            output.write(text)
             output.flush()
             if durable:
                 os.fsync(output.fileno())

@@ -35,6 +35,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "images": "List, build, locate, verify and remove images",
     "known": "List known failures, and those that have expired or no longer occur",
     "lab": "Open a Python prompt with a lab: boot, fork and try out machines",
+    "report": "Write the report of a run: one HTML file, or text",
     "shell": "Start a machine and attach this terminal to its console",
     "states": "List, explain and remove saved states",
 }
@@ -68,10 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except HarnessError as error:
-        return report(error)
+        return print_error(error)
 
 
-def report(error: HarnessError) -> int:
+def print_error(error: HarnessError) -> int:
     """Print an error to standard error and return the exit status that it stands for."""
     if isinstance(error, CancelledError):
         print(f"harness: {error}", file=sys.stderr)

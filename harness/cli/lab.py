@@ -27,7 +27,7 @@ from typing import Any, Final
 
 import harness
 from harness import paths
-from harness.cli import report, version
+from harness.cli import print_error, version
 from harness.cli.options import add_machine, lab_of
 from harness.errors import HarnessError, UsageError, WaitTimeoutError
 from harness.lab import Lab
@@ -154,7 +154,7 @@ class Prompt(code.InteractiveConsole):
         """Print the exception that is being handled."""
         error = sys.exception()
         if isinstance(error, HarnessError):
-            report(error)
+            print_error(error)
         elif isinstance(error, KeyboardInterrupt):
             print("interrupted", file=sys.stderr)
         else:
@@ -180,7 +180,7 @@ def run_script(source: str, names: dict[str, Any]) -> int:
         print(error.code, file=sys.stderr)
         return 1
     except HarnessError as error:
-        return report(error)
+        return print_error(error)
     except Exception as error:
         # The script's frames alone: those of the prompt are of no use to its author.
         own = error.__traceback__

@@ -60,6 +60,8 @@ class CastWriter:
             "width": columns,
             "height": rows,
             "timestamp": int(time.time()),
+            # The format has whole seconds; readers ignore keys that they do not know.
+            "began": round(time.time(), 3),
             "title": title,
             "env": {"TERM": "xterm-256color", "SHELL": "/bin/sh"},
         }

@@ -113,9 +113,7 @@ class Timeline:
         try:
             yield step
         except BaseException as error:
-            step.outcome = verdict_of(error).value
-            message = error.what if isinstance(error, HarnessError) else str(error)
-            step.error = (message or type(error).__name__).splitlines()[0]
+            self._fail(step, error)
             raise
         else:
             step.outcome = "passed"
@@ -128,21 +126,35 @@ class Timeline:
 
     @contextlib.contextmanager
     def waiting(self, name: str, *, machine: str, limit: float) -> Iterator[None]:
-        """Show the block as a step while it lasts, without a record.
+        """Show the block as a step while it lasts; it is recorded if an exception ends it.
 
         Args:
             name: What is waited for.
             machine: The name of the machine.
             limit: The seconds until the deadline.
         """
-        step = Step(name, machine, 0, round(self._now(), 4), data={"limit": limit})
+        depth = getattr(self._depth, "value", 0)
+        step = Step(name, machine, depth, round(self._now(), 4), data={"limit": limit})
         listener = self._listener or (lambda step: None)
         listener(step)
         try:
             yield
-        finally:
+        except BaseException as error:
+            self._fail(step, error)
+            with self._lock:
+                self.steps.append(step)
+            step.seconds = round(self._now() - step.start, 4)
+            self._changed(step)
+            raise
+        else:
             step.seconds = round(self._now() - step.start, 4)
             listener(step)
+
+    @staticmethod
+    def _fail(step: Step, error: BaseException) -> None:
+        step.outcome = verdict_of(error).value
+        message = error.what if isinstance(error, HarnessError) else str(error)
+        step.error = (message or type(error).__name__).splitlines()[0]
 
     def note(self, name: str, *, machine: str = "", **data: Any) -> None:
         """Record an event that takes no time."""

@@ -10,6 +10,7 @@ import re
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface
@@ -43,6 +44,7 @@ _SEGMENT: Final = re.compile(r"[a-z][a-z0-9-]{0,30}")
 _PORT: Final = re.compile(rf"{_SEGMENT.pattern}(\.{_SEGMENT.pattern})?")
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _STATE: Final = "segment.json"
+_FAULTS: Final = "faults.jsonl"
 _FRAMES: Final = "segment.frames"
 
 
@@ -206,13 +208,14 @@ def _impairment(values: Mapping[str, Any]) -> Impairment:
 class Segment:
     """An Ethernet between machines; a context manager whose exit ends it.
 
-    It runs in a process of its own, needs no privileges, and has no file but its capture and the
-    messages of its process. What links do to frames is decided by the seed and repeatable
-    (:mod:`harness.network.impairment`). All methods are safe from any thread.
+    It runs in a process of its own, needs no privileges, and has no file but its capture, the
+    messages of its process and the record of its faults. What links do to frames is decided by the
+    seed and repeatable (:mod:`harness.network.impairment`). All methods are safe from any thread.
 
     Args:
         name: Its name, for people and for files.
-        folder: The folder for ``NAME.stderr`` and the capture.
+        folder: The folder for ``NAME.stderr``, the capture, and ``faults.jsonl``, which gets each change
+            of the links.
         seed: Decides what happens to each frame.
         capture: Whether to write ``NAME.pcapng``, with all frames of all ports.
         capture_limit: Bytes of the capture; the oldest frames go first (:mod:`harness.network.pcapng`).
@@ -253,6 +256,7 @@ class Segment:
             self.addresses = None if saved is None else Addresses.load(saved)
         self.capture = folder / f"{name}.pcapng" if capture else None
         self._stderr = folder / f"{name}.stderr"
+        self._faults = folder / _FAULTS
         self._scope = scope
         self._ports: dict[str, str | None] = {}
         # Held while a port is checked and added: machines of a cluster start at the same time.
@@ -552,7 +556,18 @@ class Segment:
                 raise SegmentError(f"segment {self.name} is closed")
         if "error" in answer:
             raise SegmentError(f"segment {self.name} refuses {do!r}", evidence=str(answer["error"]))
+        if do in ("cut", "heal", "impair"):
+            self._record(do, answer["result"], values)
         return answer["result"]
+
+    def _record(self, do: str, result: Any, values: Mapping[str, Any]) -> None:
+        """Append a change of the links to the evidence, with its time in seconds of the epoch."""
+        entry = {"t": time.time(), "do": do, **values}
+        if do == "cut":
+            entry["fault"] = result
+        # A full disk is no fault of the network, and the machines' logs report it.
+        with contextlib.suppress(OSError), self._faults.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
 
     def _check(self) -> None:
         if self._failure is not None:

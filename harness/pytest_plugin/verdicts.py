@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from harness.errors import Verdict
     from harness.evidence.matrix import Matrix
     from harness.evidence.results import Results, TestResult
+    from harness.lab import Lab
 
 _LIBRARY: Final = Path(harness.__file__).parent
 _PYTHON: Final = Path(sysconfig.get_path("stdlib"))
@@ -36,6 +37,7 @@ _FAILED: Final = ("failed", "rerun", tries.RETRIED)
 """Outcomes of reports of a try that failed."""
 
 RESULTS: Final = pytest.StashKey["Results"]()
+_REPORT: Final = pytest.StashKey[str]()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -434,6 +436,20 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             results.write(mine.run.path, status, command=command, matrix=_matrix(config))
         facts = _facts(mine)
         results.write(mine.run.path, status, command=command, matrix=_matrix(config), **facts)
+        if not mine.interruption and any(each.evidence for each in results.tests.values()):
+            config.stash[_REPORT] = _write_report(mine.run.path)
+
+
+def _write_report(run: Path) -> str:
+    """Write the report of a run, and return its path, or why there is none."""
+    from harness.evidence.report import page, record
+
+    target = run / page.FILE
+    try:
+        page.write(record.gather(run), target)
+    except Exception as error:  # A report that fails must not take the results with it.
+        return f"none, because of {error!r}"
+    return str(target)
 
 
 def _matrix(config: pytest.Config) -> Matrix:
@@ -473,7 +489,21 @@ def _facts(session: sessions.Session) -> dict[str, Any]:
                 known["inputs"] = digest_inputs(lab.image)
                 known["qemu"] = binary.find(arch).version
                 known["accel"] = lab.accelerator(arch).name
+                if packages := _packages(lab):
+                    known["packages"] = packages
     return facts
+
+
+def _packages(lab: Lab) -> dict[str, str]:
+    """Return the versions of an image's packages, if it lists them and is in the cache."""
+    source = lab.image.artifacts.get("packages")
+    if source is None or source.file is None:
+        return {}
+    try:
+        lines = (lab.store.where(lab.image) / source.file).read_text().splitlines()
+    except (OSError, ValueError):
+        return {}
+    return {words[0]: words[1] for words in map(str.split, lines) if len(words) > 1}
 
 
 @pytest.hookimpl(trylast=True)
@@ -523,6 +553,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(line)
     if session.run.used:
         terminalreporter.write_line(f"evidence: {session.run.path}")
+    if _REPORT in config.stash:
+        terminalreporter.write_line(f"report: {config.stash[_REPORT]}")
 
 
 def _earlier(before: Sequence[Mapping[str, Any]], run: Path) -> Iterator[str]:

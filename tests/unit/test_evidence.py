@@ -188,3 +188,17 @@ def test_progress_draws_lines_in_a_terminal_and_erases_them() -> None:
         assert stream.drawn.wait(30)
     progress.close()
     assert stream.getvalue().rstrip().endswith(("\x1b[2K", "\x1b[?25h"))
+
+
+def test_a_wait_is_a_step_only_if_it_fails() -> None:
+    timeline = Timeline()
+    with timeline.step("outer"):
+        with timeline.waiting("goes well", machine="skiff", limit=5):
+            pass
+        with pytest.raises(PanicError), timeline.waiting("the login", machine="skiff", limit=5):
+            raise PanicError("skiff panicked\nmore")
+    outer, wait = timeline.steps
+    assert (outer.outcome, wait.outcome) == ("passed", "product")
+    assert (wait.name, wait.machine, wait.depth) == ("the login", "skiff", 1)
+    assert (wait.error, wait.data) == ("skiff panicked", {"limit": 5})
+    assert wait.seconds is not None

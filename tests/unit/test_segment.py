@@ -167,6 +167,21 @@ def test_a_partition_parts_groups_until_it_is_healed(lan: Lan) -> None:
     assert lan.segment.counters().links["a", "b"].cut == 1
 
 
+def test_each_change_of_the_links_is_in_the_evidence(tmp_path: Path) -> None:
+    with Segment("lan", folder=tmp_path) as segment, Lan(segment, "a", "b"):
+        with segment.partition("a", "b", one_way=True):
+            segment.link("a", "b").impair(loss=0.5)
+        segment.heal()
+    entries = [json.loads(line) for line in (tmp_path / "faults.jsonl").read_text().splitlines()]
+    assert [each["do"] for each in entries] == ["cut", "impair", "heal", "heal"]
+    assert entries[0]["links"] == [["a", "b"]]
+    assert entries[0]["fault"] == entries[2]["fault"]
+    assert entries[3]["fault"] is None
+    assert entries[1]["impairment"]["loss"] == 0.5
+    times = [each["t"] for each in entries]
+    assert times == sorted(times)
+
+
 def test_a_partition_of_three_and_one_that_is_one_way(lan: Lan) -> None:
     lan.segment.partition("a", "b", "c")
     for name in "abc":

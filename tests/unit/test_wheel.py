@@ -48,6 +48,18 @@ def test_the_wheel_carries_every_file(wheel: zipfile.ZipFile, folder: str) -> No
     assert {name for name in wheel.namelist() if name.startswith(f"{BUNDLED}{folder}/")} == files
 
 
+def test_the_wheel_carries_the_report_and_its_player(wheel: zipfile.ZipFile) -> None:
+    folder = ROOT / "harness/evidence/report"
+    files = {
+        str(path.relative_to(ROOT))
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert f"{folder.relative_to(ROOT)}/asciinema-player/LICENSE" in files
+    names = wheel.namelist()
+    assert {name for name in names if name.startswith("harness/evidence/report/")} == files
+
+
 def test_programs_stay_executable(wheel: zipfile.ZipFile) -> None:
     for info in wheel.infolist():
         if info.filename.startswith(BUNDLED):
