@@ -34,6 +34,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "doctor": "Report what this host can do and what it lacks",
     "images": "List, build, locate, verify and remove images",
     "lab": "Open a Python prompt with a lab: boot, fork and try out machines",
+    "repro": "Run the test of a bundle again, and say whether it fails in the same way",
+    "resurrect": "Resume the machines of a failed test, out of its bundle",
     "shell": "Start a machine and attach this terminal to its console",
     "states": "List, explain and remove saved states",
 }
