@@ -11,6 +11,7 @@ is a test that failed and passed at a later try. The tree, with ``!`` where a se
     HarnessError                        infra
     ├── UsageError                      test     bad option, bad file; exit status 2
     │   ├── UnknownNameError                     image, arch, profile...: lists near names
+    │   ├── BundleError                          a bundle is damaged, or of no use on this host
     │   └── CatalogError                         image.yaml, with file:line
     ├── HostError                       infra    the host lacks or broke something
     │   ├── QemuMissingError !
@@ -150,6 +151,10 @@ class UnknownNameError(UsageError):
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         listed = ", ".join(self.names) if self.names else "none"
         super().__init__(f"unknown {kind} {name!r}", hint=f"{hint}known: {listed}")
+
+
+class BundleError(UsageError):
+    """A bundle is damaged, of another version of Harness, or of no use on this host."""
 
 
 class CatalogError(UsageError):

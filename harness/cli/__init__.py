@@ -36,6 +36,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "known": "List known failures, and those that have expired or no longer occur",
     "lab": "Open a Python prompt with a lab: boot, fork and try out machines",
     "report": "Write the report of a run: one HTML file, or text",
+    "repro": "Run the test of a bundle again, and say whether it fails in the same way",
+    "resurrect": "Resume the machines of a failed test, out of its bundle",
     "shell": "Start a machine and attach this terminal to its console",
     "states": "List, explain and remove saved states",
 }

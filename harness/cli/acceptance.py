@@ -42,7 +42,7 @@ _FOLDERS: Final = ("--evidence", "--images", "--recording")
 
 _VALUED: Final = (
     *("--image", "--arch", "--accel", "--timeout-scale", "--state-budget", "--services", "--tier"),
-    *("--cut", "--cuts", "--cut-seed", *_FOLDERS),
+    *("--cut", "--cuts", "--cut-seed", "--bundle", "--bundle-limit", *_FOLDERS),
     *(
         "-k",
         "-m",

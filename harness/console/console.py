@@ -343,12 +343,15 @@ class Console:
             result = self._talk.run(command, limit)
         return result.check() if check else result
 
-    def export_shell(self) -> tuple[int, str] | None:
+    def export_shell(self, *, wait: bool = True) -> tuple[int, str] | None:
         """Return the state that the console of a fork needs to continue with this shell.
 
         ``None`` means that there is no shell to continue with.
+
+        Args:
+            wait: Whether to wait for another thread's command to end; otherwise there is no shell then.
         """
-        return self._talk.export_shell()
+        return self._talk.export_shell(wait=wait)
 
     def adopt_shell(self, count: int, up: str) -> None:
         """Continue with the shell of the saved machine: the values of its :meth:`export_shell`."""

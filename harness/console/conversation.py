@@ -151,10 +151,18 @@ class Conversation:
             finally:
                 self._position = max(self._position, self.driver.position)
 
-    def export_shell(self) -> tuple[int, str] | None:
-        """Return the state that a fork needs to continue with this shell; ``None`` without one."""
-        with self._talking:
+    def export_shell(self, *, wait: bool = True) -> tuple[int, str] | None:
+        """Return the state that a fork needs to continue with this shell; ``None`` without one.
+
+        Args:
+            wait: Whether to wait for another thread's command to end; otherwise there is no shell then.
+        """
+        if not self._talking.acquire(blocking=wait):
+            return None
+        try:
             return self.driver.export()
+        finally:
+            self._talking.release()
 
     def adopt_shell(self, count: int, up: str) -> None:
         """Continue with the shell of the machine that this one was forked from."""

@@ -170,6 +170,7 @@ class Lab:
         self._reference = ""
         self._arch = arch
         self._stack = contextlib.ExitStack()
+        self._machines: list[Machine[Any]] = []
         self._folder: Path | None = None
         self._timeline: Timeline | None = None
         self._names: Counter[str] = Counter()
@@ -347,6 +348,7 @@ class Lab:
             child._folder, child._timeline = self.folder, self.timeline
         else:
             child._folder = folder
+            child._machines = []
             child._names = Counter()
             child._folders = set()
             child._timeline = self._new_timeline(folder, name)
@@ -906,7 +908,7 @@ class Lab:
                 services={service.forward.name: service.address for service in services},
                 segments={segment.name: segment for segment in segments},
                 provenance=lending.provenance(selection),
-                adopt=self._stack.push,
+                adopt=self._adopt,
                 together=together,
             ),
         )
@@ -920,6 +922,15 @@ class Lab:
                 folder = self.folder / f"{name}-{next(numbers)}"
             self._folders.add(folder)
         return folder
+
+    def _adopt(self, machine: Machine[Any]) -> None:
+        self._machines.append(machine)
+        self._stack.push(machine)
+
+    @property
+    def machines(self) -> Sequence[Machine[Any]]:
+        """The machines of this lab in the order of their starts, those that have ended included."""
+        return tuple(self._machines)
 
     def _unique(self, name: str) -> str:
         """Return a name that no other machine below the same folder has."""

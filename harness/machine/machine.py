@@ -106,7 +106,9 @@ class Machine(Generic[OS_co]):
         self._disks = Disks(parts)
         self._os = setup.system(self)
         self._commands = Commands(parts, self._power, self._os)
-        self._saving = Saving(parts, self._power, self._os, setup.key, saveable=setup.saveable)
+        # One out of a bundle has RAM of its own, whether it is to be saved or not.
+        saveable = setup.saveable or (setup.origin is not None and setup.origin.streamed)
+        self._saving = Saving(parts, self._power, self._os, setup.key, saveable=saveable)
 
     def __enter__(self) -> Self:
         return self
@@ -196,6 +198,11 @@ class Machine(Generic[OS_co]):
     def running(self) -> bool:
         """Whether QEMU runs and the guest has not powered off."""
         return self._parts.running
+
+    @property
+    def powered_off(self) -> bool:
+        """Whether the guest has powered off and QEMU still holds the machine."""
+        return self._parts.process.running and self._parts.ending.stopped
 
     @property
     def failure(self) -> HarnessError | None:
@@ -688,6 +695,34 @@ class Machine(Generic[OS_co]):
             inside: As for :meth:`save`.
         """
         return self._saving.steps(folder, final=final, inside=inside)
+
+    def salvage(self, folder: Path, *, inside: Path, limit: Deadline, most: int) -> Snapshot:
+        """Save what can be had of the machine, for a bundle; it may have failed or ended.
+
+        Its RAM is in the stream of its devices. The guest stands still afterwards.
+
+        Args:
+            folder: A new folder.
+            inside: A folder below which bases of disks stay where they are; others are copied.
+            limit: When to give up.
+            most: Bytes that RAM and devices may take.
+
+        Raises:
+            SnapshotError: A device or a disk forbids it, or it is too large.
+            WaitTimeoutError: The deadline passed.
+            HostError, OSError: QEMU or the disk fails.
+        """
+        return self._saving.salvage(folder, inside=inside, limit=limit, most=most)
+
+    @property
+    def segments(self) -> Mapping[str, Segment]:
+        """The segments, by name, that its interfaces are on."""
+        return self._setup.segments
+
+    @property
+    def provenance(self) -> Mapping[str, object]:
+        """The image, its version and its digests, as the machine's record has them."""
+        return self._setup.provenance
 
     def save_disks(self, folder: Path, why: str, *, inside: Path | None = None) -> Snapshot:
         """Shut the machine down and save its disks only; a fork of that boots.

@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import UsageError
+from harness.deadline import Deadline
+from harness.errors import PanicError, UsageError
 from harness.machine.parts import Parts
 from harness.machine.power import Power
 from harness.machine.system import System
 from harness.qemu import binary
 from harness.states import save as saving
 from harness.states import snapshot as snapshots
+from harness.states import stream
 from harness.states.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -84,9 +86,29 @@ class Saving:
         with parts.timeline.step("save the disks", machine=parts.name, folder=str(folder)):
             return saving.finish(draft, parts.allocations, inside=inside or folder, move=True)
 
-    def _draft(self, folder: Path) -> Snapshot:
+    def salvage(self, folder: Path, *, inside: Path, limit: Deadline, most: int) -> Snapshot:
+        """Save what can be had of a machine that may have failed; without RAM if it has ended."""
         parts = self._parts
-        shell = parts.console.export_shell()
+        saving.check_disks(parts.spec)
+        with parts.timeline.step("save for the bundle", machine=parts.name) as step:
+            folder.mkdir(parents=True)
+            draft = self._draft(folder, wait=False)
+            if _has_panicked(parts):
+                # Nobody has to wait for an answer of it when it is resumed.
+                draft = replace(draft, shell=None, host_key=None)
+            if not parts.process.running:
+                draft = replace(draft, cold=f"QEMU had ended ({parts.process.how_ended()})")
+            elif parts.ending.stopped:
+                draft = replace(draft, cold="the guest had powered off")
+            else:
+                step.data["bytes"] = stream.write(
+                    parts.qmp, parts.process.pid, draft.devices, limit=limit, most=most
+                )
+            return saving.finish(draft, parts.allocations, inside=inside, move=False, limit=limit)
+
+    def _draft(self, folder: Path, *, wait: bool = True) -> Snapshot:
+        parts = self._parts
+        shell = parts.console.export_shell(wait=wait)
         return Snapshot(
             folder=folder,
             spec=parts.spec,
@@ -102,6 +124,11 @@ class Saving:
             private_key=self._key.private,
             public_key=self._key.public,
         )
+
+
+def _has_panicked(parts: Parts) -> bool:
+    errors = [sighting.watcher.error for sighting in parts.console.sightings]
+    return any(error is not None and issubclass(error, PanicError) for error in errors)
 
 
 class _Steps:

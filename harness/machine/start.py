@@ -23,7 +23,7 @@ from harness import arch
 from harness.console import Console
 from harness.credentials import passage
 from harness.deadline import UNSCALED, Deadline
-from harness.errors import QemuExitedError, QemuStartError, QmpError, UsageError
+from harness.errors import HarnessError, QemuExitedError, QemuStartError, QmpError, UsageError
 from harness.evidence.findings import Findings
 from harness.host.accel import cpu_model
 from harness.host.scheduler import Turn
@@ -46,6 +46,9 @@ from harness.states.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from harness.ssh import Ssh
+
+_ANSWER: Final = 5.0
+"""Seconds in which a guest out of a bundle answers, on a good host, or is taken for one that cannot."""
 
 _CANNOT_RESEED: Final = "echo 'the profile has no command that reseeds'; false"
 
@@ -110,6 +113,7 @@ def shares_ram(origin: Snapshot | None, *, saveable: bool) -> bool:
     return (
         origin is not None
         and not origin.cold
+        and not origin.streamed
         and not saveable
         and not filesystem.unmapped(origin.ram)
     )
@@ -352,8 +356,11 @@ class _Starting:
     ) -> tuple[saving.Memory | None, argv.Allocations]:
         """Return RAM that Harness holds as well, if any, and the allocations with the RAM's file."""
         memory = None
-        if self._setup.saveable or self._copies:
-            content = self._hot.ram if self._hot is not None else None
+        hot = self._hot
+        # A machine that boots has its RAM in a memory file, too: that costs nothing, and its RAM has the
+        # same name for QEMU in every machine. So the stream of any of them can be loaded later.
+        if self._setup.saveable or self._copies or hot is None or hot.streamed:
+            content = hot.ram if hot is not None and not hot.streamed else None
             memory = saving.Memory.create(self._spec.name, self._spec.memory, content)
             self._stack.callback(memory.close)
             ram = argv.Ram(Path(f"/proc/self/fd/{memory.fd}"), private=False, saved=content)
@@ -389,7 +396,7 @@ class _Starting:
         return ssh
 
     def _restore(self, hot: Snapshot, qmp: Qmp, console: Console, limit: Deadline) -> None:
-        restoring.restore(qmp, hot.devices, limit)
+        restoring.restore(qmp, hot.devices, limit, streamed=hot.streamed)
         if hot.shell is not None:
             console.adopt_shell(hot.shell.count, hot.shell.up)
 
@@ -414,13 +421,22 @@ def _differ(machine: Machine[Any], origin: Snapshot, now: float | None) -> None:
             reseed = machine.os.reseed(secrets.token_hex(16)) or _CANNOT_RESEED
         commands = restoring.differences(origin.spec, machine.spec, reseed=reseed, now=now)
         script = machine.os.as_root(restoring.script(commands))
-        if machine.console.logged_in:
-            result = machine.console.run(script)
-        elif origin.host_key is not None:
-            result = machine.ssh.run(script)
-        else:
-            # No way to run a command in the guest: it is as if it had slept.
-            step.data.update(dict.fromkeys(commands, "that of the origin: no user is logged in"))
+        # A machine out of a bundle may have been saved because it does not answer any more.
+        limit = machine.scale.after(_ANSWER) if origin.streamed else None
+        try:
+            if machine.console.logged_in:
+                result = machine.console.run(script, limit)
+            elif origin.host_key is not None:
+                result = machine.ssh.run(script, deadline=limit)
+            else:
+                # No way to run a command in the guest: it is as if it had slept.
+                why = "that of the origin: no user is logged in"
+                step.data.update(dict.fromkeys(commands, why))
+                return
+        except HarnessError as error:
+            if not origin.streamed:
+                raise
+            step.data.update(dict.fromkeys(commands, f"that of the origin: {error.what}"))
             return
         failed = set(commands)
         why = "that of the origin"

@@ -13,6 +13,7 @@ library imports pytest.
 ``interrupts`` Ctrl-C and ``SIGTERM``: the end of a run before its time
 ``tries``      the second try of a test that the host made fail
 ``known``      failures that known.yaml lists make no run fail
+``bundles``    one file that carries a failed test and its machines
 ``verdicts``   whose fault a failure is: reports, summary, ``results.json``, exit status
 ``seeds``      ``fault_seed``: a test for each seed of clients and faults
 ``sweeps``     ``recorder`` and ``cut``: a test for each crash point
@@ -34,6 +35,7 @@ pytest_plugins = (
     "harness.pytest_plugin.tries",
     "harness.pytest_plugin.verdicts",
     "harness.pytest_plugin.seeds",
+    "harness.pytest_plugin.bundles",
     "harness.pytest_plugin.sweeps",
 )
 

@@ -102,6 +102,13 @@ def _machine(path: Path, row: arches.Arch) -> str:
     return alias[1]
 
 
+@functools.cache
+def machine_types(qemu: Qemu) -> frozenset[str]:
+    """Return the names of all machine types that a QEMU has."""
+    output = _ask(qemu.path, "-machine", "help").stdout
+    return frozenset(line.split()[0] for line in output.splitlines()[1:] if line.strip())
+
+
 def _number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 

@@ -10,7 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from harness.errors import DiskFullError, HostError, StoreError, UsageError
+from harness.deadline import NEVER, Deadline
+from harness.errors import DiskFullError, HostError, StoreError, UsageError, WaitTimeoutError
 from harness.qemu import image_format
 from harness.qemu.argv import DiskFile
 from harness.spec import Disk, format_size
@@ -96,17 +97,31 @@ def virtual_size(file: DiskFile) -> int:
     return int(json.loads(output)["virtual-size"])
 
 
-def qemu_img(*arguments: str) -> str:
+def qemu_img(*arguments: str, limit: Deadline = NEVER) -> str:
     """Run ``qemu-img`` and return its standard output.
+
+    Args:
+        arguments: Its arguments.
+        limit: When it is killed.
 
     Raises:
         DiskFullError: The host has no space left.
         HostError: ``qemu-img`` is missing or failed; carries its message.
+        WaitTimeoutError: The deadline passed.
     """
     program = shutil.which("qemu-img")
     if program is None:
         raise HostError("qemu-img is not installed", hint="install the package qemu-utils")
-    ended = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    try:
+        ended = subprocess.run(
+            [program, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=limit.timeout(),
+        )
+    except subprocess.TimeoutExpired as error:
+        raise WaitTimeoutError(f"qemu-img {arguments[0]}", limit) from error
     if ended.returncode == 0:
         return ended.stdout
     message = (ended.stderr or ended.stdout).strip()

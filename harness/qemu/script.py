@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from harness.credentials import passage
 from harness.qemu import argv, tpm
-from harness.qemu.argv import Allocations
+from harness.qemu.argv import Allocations, Ram
 from harness.qemu.record import MachineRecord
 from harness.spec import MachineSpec
 
@@ -70,8 +71,8 @@ def execute(command, **arguments):
 
 receive()
 execute("qmp_capabilities")
-names = "events", "x-ignore-shared"
-execute("migrate-set-capabilities", capabilities=[{{"capability": n, "state": True}} for n in names])
+names = {{"events": True, "x-ignore-shared": {ignore_shared}}}
+execute("migrate-set-capabilities", capabilities=[{{"capability": n, "state": names[n]}} for n in names])
 execute("migrate-incoming", uri="file:" + sys.argv[2])
 while "completed" not in statuses:
     if "failed" in statuses:
@@ -115,6 +116,11 @@ def script(record: MachineRecord) -> str:
     """Return the shell script that starts the recorded machine: a pure function of the record."""
     spec, allocations, folder = record.spec, record.allocations, record.disks
     parts = [_HEAD.format(name=spec.name)]
+    ram = allocations.ram
+    # Its RAM is in the saved stream: it neither maps saved RAM nor has a copy of it.
+    streamed = allocations.incoming is not None and (
+        ram is None or not (ram.private or ram.saved is not None)
+    )
     for forward in (forward for nic in spec.nics for forward in nic.guest_forwards):
         host, port = allocations.services[forward.name]
         parts.append(
@@ -141,8 +147,13 @@ def script(record: MachineRecord) -> str:
     if allocations.tpm_state is not None:
         parts.append(_tpm(spec, allocations.tpm_state, folder))
     if allocations.incoming is not None:
-        parts.append(_FORK.format(state=shlex.quote(str(allocations.incoming))))
-    command = argv.render(argv.build(spec, argv.by_hand(allocations, _SOCKETS)))
+        state = shlex.quote(str(allocations.incoming))
+        parts.append(_FORK.format(state=state, ignore_shared=not streamed))
+    by_hand = argv.by_hand(allocations, _SOCKETS)
+    if streamed:
+        # RAM that the stream fills, under the name that it had.
+        by_hand = replace(by_hand, ram=Ram(_SOCKETS / "ram", private=False))
+    command = argv.render(argv.build(spec, by_hand))
     restore = ""
     if allocations.incoming is not None:
         restore = ' \\\n  -qmp "unix:$sockets_value/restore.sock"'

@@ -29,7 +29,8 @@ def allocate(allocations: Allocations, origin: Snapshot, memory: Memory | None) 
     Args:
         allocations: The allocations of a machine that boots with the same spec.
         origin: The saved machine.
-        memory: The fork's copy of the RAM; without a copy, it maps the saved RAM privately.
+        memory: RAM of the fork's own: a copy of the saved RAM, or empty for one in the stream.
+            Without it, the fork maps the saved RAM privately.
     """
     if origin.cold:
         return allocations
@@ -58,6 +59,8 @@ def check(origin: Snapshot, accel: str, cpu_model: str) -> None:
     """
     if faults := origin.faults():
         raise StateError("the saved machine is damaged", evidence="\n".join(faults))
+    if origin.streamed:
+        return  # from another host; who took it out of its bundle has compared the two
     version = binary.find(origin.spec.arch).version
     if not origin.cold and version != origin.qemu:
         raise StateError(f"it was saved by QEMU {origin.qemu}, and this is {version}")
@@ -68,14 +71,23 @@ def check(origin: Snapshot, accel: str, cpu_model: str) -> None:
         )
 
 
-def restore(qmp: Qmp, devices: Path, limit: Deadline) -> None:
+def restore(qmp: Qmp, devices: Path, limit: Deadline, *, streamed: bool = False) -> None:
     """Load the device state into a QEMU that waits for it.
+
+    Args:
+        qmp: Its monitor.
+        devices: The file.
+        limit: When to give up.
+        streamed: Whether the file has the RAM, too.
 
     Raises:
         QmpError, QemuExitedError: QEMU refuses the state; its stderr says why.
         WaitTimeoutError: The deadline passed.
     """
-    capabilities = [{"capability": name, "state": True} for name in ("events", "x-ignore-shared")]
+    capabilities = [
+        {"capability": "events", "state": True},
+        {"capability": "x-ignore-shared", "state": not streamed},
+    ]
     qmp.execute("migrate-set-capabilities", {"capabilities": capabilities}, deadline=limit)
     mark = qmp.mark()
     qmp.execute("migrate-incoming", {"uri": f"file:{devices}"}, deadline=limit)

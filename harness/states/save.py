@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from harness.cache.space import explained
-from harness.deadline import Deadline
+from harness.deadline import NEVER, Deadline
 from harness.errors import QmpError, SnapshotError
 from harness.qemu import disk as disks
 from harness.qemu.argv import Allocations, DiskFile
@@ -200,7 +200,14 @@ def write(qmp: Qmp, draft: Snapshot, memory: Memory, limit: Deadline) -> None:
             copy_data(memory.fd, target.fileno())
 
 
-def finish(draft: Snapshot, allocations: Allocations, *, inside: Path, move: bool) -> Snapshot:
+def finish(
+    draft: Snapshot,
+    allocations: Allocations,
+    *,
+    inside: Path,
+    move: bool,
+    limit: Deadline = NEVER,
+) -> Snapshot:
     """Save disks and variables, and write the manifest.
 
     Args:
@@ -209,10 +216,12 @@ def finish(draft: Snapshot, allocations: Allocations, *, inside: Path, move: boo
         inside: The root of the cache. Bases below it stay in their place. Other bases may be removed
             at any time, so their content becomes part of the snapshot.
         move: Whether the machine has ended and does not need its files any more.
+        limit: When to give up.
 
     Raises:
         DiskFullError, StoreError: The folder cannot be written.
         HostError: ``qemu-img`` failed.
+        WaitTimeoutError: The deadline passed.
     """
     folder = draft.folder
     with explained(folder, "saving a machine"):
@@ -223,7 +232,8 @@ def finish(draft: Snapshot, allocations: Allocations, *, inside: Path, move: boo
             if disk.readonly:
                 needed.append(file.path)
                 continue
-            needed += _save_disk(file, folder / "disks" / f"{disk.name}.qcow2", inside, move)
+            target = folder / "disks" / f"{disk.name}.qcow2"
+            needed += _save_disk(file, target, inside, move, limit)
         if allocations.variables is not None:
             shutil.copyfile(allocations.variables, folder / VARIABLES)
         if allocations.tpm_state is not None and draft.cold:
@@ -232,10 +242,13 @@ def finish(draft: Snapshot, allocations: Allocations, *, inside: Path, move: boo
         return replace(draft, saved=time.time(), bases=bases).write()
 
 
-def _save_disk(file: DiskFile, target: Path, inside: Path, move: bool) -> list[Path]:
+def _save_disk(
+    file: DiskFile, target: Path, inside: Path, move: bool, limit: Deadline = NEVER
+) -> list[Path]:
     """Save one disk; return its bases that do not become part of the snapshot."""
     output = disks.qemu_img(
-        "info", "-U", "--backing-chain", "--output=json", "-f", file.format, str(file.path)
+        *("info", "-U", "--backing-chain", "--output=json", "-f", file.format, str(file.path)),
+        limit=limit,
     )
     chain: list[dict[str, Any]] = json.loads(output)
     below = [(Path(image["filename"]), str(image["format"])) for image in chain[1:]]
@@ -248,7 +261,8 @@ def _save_disk(file: DiskFile, target: Path, inside: Path, move: bool) -> list[P
         # The whole content becomes part of the snapshot. Rebasing onto nothing would do that, too, but
         # it reads the holes of the bases.
         disks.qemu_img(
-            "convert", "-U", "-f", file.format, "-O", "qcow2", str(file.path), str(target)
+            *("convert", "-U", "-f", file.format, "-O", "qcow2", str(file.path), str(target)),
+            limit=limit,
         )
         return []
     if move:
@@ -259,5 +273,7 @@ def _save_disk(file: DiskFile, target: Path, inside: Path, move: bool) -> list[P
     if loose:
         # Rebasing copies the content of the loose bases. (qemu-img convert -B would drop it.)
         path, kind = bases[0]
-        disks.qemu_img("rebase", "-f", "qcow2", "-b", str(path), "-F", kind, str(target))
+        disks.qemu_img(
+            "rebase", "-f", "qcow2", "-b", str(path), "-F", kind, str(target), limit=limit
+        )
     return [path for path, _ in bases]

@@ -3,7 +3,7 @@
 ::
 
     ram                  the guest's RAM; holes are zeros. Forks map it privately
-    devices              QEMU's migration stream without the RAM
+    devices              QEMU's migration stream without the RAM; with it where there is no file ram
     disks/NAME.qcow2     a disk; each fork writes to an overlay on it
     efivars.fd           the UEFI variables; each fork has a copy
     tpm/                 the TPM's state, in a cold snapshot only; otherwise ``devices`` contains it
@@ -155,6 +155,11 @@ class Snapshot:
     def devices(self) -> Path:
         """The file of the device state."""
         return self.folder / DEVICES
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the RAM is in the file of the device state, as in a bundle: no fork can map it."""
+        return not self.cold and not self.ram.exists()
 
     @property
     def variables(self) -> Path | None:

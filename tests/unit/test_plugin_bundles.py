@@ -1,0 +1,59 @@
+"""Bundles in a pytest run: for which failures machines are saved, and the options."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fixtures.project import Project
+from harness.evidence.bundle import Test
+from harness.pytest_plugin import bundles
+
+TEST = Test("test_it.py::test_it", "", "product", "", "a", "call", "test_it.py", "", (), {}, "")
+
+
+def test_the_first_three_signatures_of_a_run_have_their_machines(tmp_path: Path) -> None:
+    tests = [replace(TEST, id=f"test_it.py::test_{n}", signature=s) for n, s in enumerate("aabcda")]
+    whys = [bundles._claim(tmp_path, test) for test in tests]
+    assert [not why for why in whys] == [True, False, True, True, False, False]
+    assert "test_it.py::test_0 failed in the same way before" in whys[1]
+    assert "the bundles of 3 other failures" in whys[4]
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [("--bundle-limit=large", "'large' is not a size"), ("--bundle=all", "invalid choice: 'all'")],
+)
+def test_a_wrong_option_is_a_usage_error(project: Project, option: str, why: str) -> None:
+    project.write("test_it.py", "def test_it(): pass\n")
+    done = project.pytest("-q", option)
+    assert done.status == 4
+    assert why in done.text
+
+
+def test_a_failure_without_a_lab_has_no_bundle(project: Project) -> None:
+    project.write("test_it.py", "def test_it(): assert False\n")
+    done = project.pytest("-q", "--acceptance", "--image=micro", "test_it.py")
+    assert done.status in (1, 10), done.text
+    assert "= bundles =" not in done.text
+
+
+def test_a_short_secret_is_refused(project: Project) -> None:
+    project.write("test_it.py", "def test_it(declare_secret): declare_secret('pin', '1234')\n")
+    done = project.pytest("-q", "test_it.py")
+    assert done.status == 1
+    assert "a secret has at least 6 characters" in done.text
+
+
+@pytest.mark.parametrize("command", ["repro", "resurrect"])
+def test_what_is_no_bundle_is_wrong_usage(project: Project, command: str) -> None:
+    path = project.write("file", "hello\n" * 100)
+    words = (sys.executable, "-m", "harness.cli", command)
+    for each, why in ((path, "another kind of file"), (Path("absent"), "cannot be read")):
+        done = project.run(*words, str(each))
+        assert done.status == 2, done.text
+        assert why in done.text
+        assert "Traceback" not in done.text
