@@ -44,8 +44,8 @@ BENCHMARKS: Final = (
 )
 """The modules of this package, in the order they run; each has ``run(Context) -> list[Row]``."""
 
-BY_NAME: Final = ("hangs", "calm")
-"""Those that load the host for an hour, and run only where they are named."""
+BY_NAME: Final = ("hangs", "calm", "clocks")
+"""Those that take long or load the host, and run only where they are named."""
 
 
 def describe_host() -> dict[str, Any]:

@@ -34,6 +34,10 @@ MOST: Final = 8.0
 NOTABLE: Final = 1.25
 """A stretch that is worth a word; a single guest on a calm host measures 1.1 to 1.2."""
 
+SUDDEN: Final = 10.0
+"""Seconds before an end that nobody asked for, of a process or a connection, in which pressure on the
+host may have been its cause."""
+
 _LONGEST_POLL: Final = 2.0**31 - 1
 _LOOK: Final = 1.0
 """Seconds after which a wait that the load stretches looks whether the load has gone."""

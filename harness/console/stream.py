@@ -27,7 +27,7 @@ from harness.console.query import QueryResponder
 from harness.console.suspects import Suspects
 from harness.console.text import last_lines
 from harness.console.watch import Scanner, Sighting, Watcher
-from harness.deadline import UNSCALED, Scale
+from harness.deadline import SUDDEN, UNSCALED, Scale
 from harness.errors import DiskFullError, HarnessError, QemuExitedError, StoreError
 from harness.evidence.findings import Findings
 
@@ -376,6 +376,7 @@ class Stream:
                 f"the console of {self.name} was closed by the guest's side",
                 evidence=self.evidence(),
                 hint="QEMU ended: see its stderr and the end of the log",
+                pressure=self._scale.pressure(SUDDEN),
             )
         reason = error
         self._set_failure(Failure(lambda: reason, self.total, type(error), final=True))

@@ -8,6 +8,7 @@ in a group for want of memory: ``oom_kill`` in ``memory.events`` of cgroup v2 (k
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -26,28 +27,29 @@ class OomKills:
 
     def __init__(self, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> None:
         self._folders = groups(proc, cgroup, "memory")
-        self._before = self._read()
+        self._before = counts(self._folders)
 
     def words(self) -> str:
         """Return how many were killed and in which group; empty if none was, or nothing counts them."""
-        for path, count in self._read().items():
+        for path, count in counts(self._folders).items():
             if (killed := count - self._before.get(path, 0)) > 0:
                 processes = "a process" if killed == 1 else f"{killed} processes"
                 return f"the kernel killed {processes} for want of memory ({path})"
         return ""
 
-    def _read(self) -> dict[Path, int]:
-        """Return the counts; the innermost group, whose limit is mostly the tightest, comes first."""
-        counts = {}
-        for folder in self._folders:
-            for name in _FILES:
-                path = folder / name
-                if (count := _count(path)) is not None:
-                    counts[path] = count
-        return counts
+
+def counts(folders: Iterable[Path]) -> dict[Path, int]:
+    """Return how many processes were killed in each group, by the file that says so.
+
+    Args:
+        folders: The groups. The innermost, whose limit is mostly the tightest, comes first.
+    """
+    files = (folder / name for folder in folders for name in _FILES)
+    return {path: count for path in files if (count := count_in(path)) is not None}
 
 
-def _count(path: Path) -> int | None:
+def count_in(path: Path) -> int | None:
+    """Return the number after ``oom_kill`` in a file; ``None`` if it does not say."""
     try:
         lines = [line.split() for line in path.read_text().splitlines()]
     except OSError:

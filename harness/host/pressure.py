@@ -389,8 +389,8 @@ class Pressure:
                 self._marks = _thinned(self._marks)
 
     def _refresh(self) -> None:
-        """Look again if the last look is not quite new; the lock is held."""
-        if self._last is not None and self._now() - self._marks[-1].at >= PERIOD / 4:
+        """Look again; the lock is held. What killed QEMU may have come right after the last look."""
+        if self._last is not None:
             self.look()
 
     def _since(self, at: float) -> list[Mark]:
@@ -463,7 +463,11 @@ def _sums(before: Reading, after: Reading) -> Sums:
         io=stalls["io full"],
         late=late if late >= _LATE else 0.0,
         asleep=asleep if asleep >= _JUMP else 0.0,
-        oom_kills=max(0, after.oom_kills - before.oom_kills),
+        # A kill counts in its cgroup, in those above and in the host.
+        oom_kills=max(
+            (count - before.oom_kills.get(path, count) for path, count in after.oom_kills.items()),
+            default=0,
+        ),
     )
 
 

@@ -3,8 +3,8 @@
 Sources: ``proc_stat(5)`` (``procs_running``, steal), ``proc_pid_stat(5)``, ``proc_vmstat(5)``,
 ``proc_meminfo(5)``; the kernel's documentation *PSI - Pressure Stall Information* (``/proc/pressure``,
 and a cgroup's own files) and *Scheduler Statistics* (``/proc/PID/task/TID/schedstat``: nanoseconds on a
-CPU, nanoseconds runnable without one). A kernel without one of them gives ``None``, or nothing for that
-part.
+CPU, nanoseconds runnable without one). Kills for want of memory: :mod:`harness.host.oom`. A kernel
+without one of them gives ``None``, or nothing for that part.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from harness.host import oom
 from harness.host.capacity import groups
 
 PROC: Final = Path("/proc")
@@ -54,7 +55,8 @@ class Reading:
         runnable: The threads of the whole host that run or are runnable now.
         stolen: CPU seconds that the hypervisor below this host gave to others, per CPU.
         stalls: Seconds of PSI, by folder and name: ``cpu some``, ``memory some``, ``io full``...
-        oom_kills: Processes that the kernel killed for lack of memory.
+        oom_kills: Processes that the kernel killed for lack of memory, by the file that counts them: the
+            host's, this cgroup's, and those of the groups above.
         memory: Bytes of RAM that the host can still give (``MemAvailable``).
         disk: Free bytes where Harness writes; the least of several places.
     """
@@ -66,7 +68,7 @@ class Reading:
     runnable: int = 0
     stolen: float = 0.0
     stalls: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    oom_kills: int = 0
+    oom_kills: Mapping[Path, int] = field(default_factory=dict)
     memory: int = 1 << 62
     disk: int = 1 << 62
 
@@ -100,7 +102,7 @@ def read(
         runnable=runnable,
         stolen=stolen,
         stalls=_stalls([proc / "pressure", *groups(proc, cgroup, "")]),
-        oom_kills=_field(proc / "vmstat", "oom_kill", 0),
+        oom_kills=_oom_kills(proc / "vmstat", groups(proc, cgroup, "memory")),
         memory=_field(proc / "meminfo", "MemAvailable:", 1 << 52) * 1024,
         disk=min(free),
     )
@@ -162,6 +164,12 @@ def _stalls(folders: Iterable[Path]) -> dict[tuple[str, str], float]:
                     seconds = int(total.removeprefix("total=")) / 1e6
                     stalls[str(folder), f"{resource} {kind}"] = seconds
     return stalls
+
+
+def _oom_kills(host: Path, folders: Iterable[Path]) -> dict[Path, int]:
+    """Return how many processes the kernel has killed for want of memory, by file that says so."""
+    own = oom.count_in(host)
+    return oom.counts(folders) | ({} if own is None else {host: own})
 
 
 def _field(path: Path, name: str, default: int) -> int:

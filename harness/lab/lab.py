@@ -411,6 +411,7 @@ class Lab:
             addresses=addresses,
             scope=self.scope,
             state=state,
+            scale=self._parts.own_scale,
         )
         return self._stack.enter_context(segment)
 

@@ -16,6 +16,7 @@ from harness import paths, profiles
 from harness.artifacts import Store
 from harness.catalog import Catalog, Selection, load
 from harness.cluster import providers
+from harness.deadline import Scale
 from harness.errors import HarnessError, UsageError
 from harness.evidence.run import Run
 from harness.evidence.timeline import Step
@@ -196,6 +197,11 @@ class Parts:
         """Measures the host while machines run; their deadlines follow it."""
         return Pressure((self.evidence, self.cache))
 
+    @part
+    def own_scale(self) -> Scale:
+        """The scale of the host's own work beside the machines: the load of the host stretches it."""
+        return Scale(clock=self.pressure)
+
     def accelerator(self, arch: str) -> Accel:
         """Return the accelerator for an architecture; a doubtful one is reported once."""
         accel = probe(self.options.accel, arch, qemu=binary.find(arch).path, cache_dir=self.cache)
@@ -228,7 +234,11 @@ class Parts:
     def service_runner(self) -> ServiceRunner:
         """Starts servers."""
         return ServiceRunner(
-            self.store, self.services_folder / "disks", self.options.services, self.progress.say
+            self.store,
+            self.services_folder / "disks",
+            self.options.services,
+            self.progress.say,
+            self.own_scale,
         )
 
     def show(self, step: Step) -> None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from harness.deadline import UNSCALED
+from harness.deadline import SUDDEN, UNSCALED, Scale
 from harness.errors import GuestStoppedError, HarnessError, QemuExitedError, TpmError
 from harness.host.oom import OomKills
 from harness.scope import Scope
@@ -31,12 +31,21 @@ class Ending:
         name: The machine's name, for messages.
         scope: The machine's failure scope.
         kills: Counts what the kernel kills for want of memory; that of this process' cgroup by default.
+        scale: The machine's scale of deadlines, whose clock knows the pressure on the host.
     """
 
-    def __init__(self, name: str, scope: Scope, kills: OomKills | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        scope: Scope,
+        kills: OomKills | None = None,
+        *,
+        scale: Scale = UNSCALED,
+    ) -> None:
         self._name = name
         self._scope = scope
         self._kills = OomKills() if kills is None else kills
+        self._scale = scale
         self._lock = threading.Lock()
         self._begun = False
         self._intended = False
@@ -104,6 +113,7 @@ class Ending:
                     f" guest{f'; {killed}' if killed else ''}",
                     evidence=process.last_words() or str(process.stderr),
                     hint="out of memory on the host? see 'harness doctor' and the kernel's log",
+                    pressure=self._scale.pressure(SUDDEN),
                 )
             )
 
@@ -116,6 +126,7 @@ class Ending:
                     f"the TPM of machine {self._name} ended ({process.how_ended()}) under the"
                     " running guest",
                     evidence=process.last_words() or str(process.stderr),
+                    pressure=self._scale.pressure(SUDDEN),
                 )
             )
 
@@ -123,7 +134,8 @@ class Ending:
         """Return the reason why QEMU closed the console; called in the console's own thread."""
         process.wait(UNSCALED.after(10))
         return self._scope.failure or QemuExitedError(
-            f"QEMU of machine {self._name} closed the console"
+            f"QEMU of machine {self._name} closed the console",
+            pressure=self._scale.pressure(SUDDEN),
         )
 
     def on_console_failure(self, error: BaseException) -> None:

@@ -150,7 +150,7 @@ class _Starting:
         self._stack = stack
         self._hot = hot
         self._copies = copies
-        self._ending = Ending(spec.name, scope)
+        self._ending = Ending(spec.name, scope, scale=turn.scale)
         self._evidence = setup.evidence
         self._folder = setup.evidence / "disks"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
-from harness.deadline import UNSCALED
+from harness.deadline import SUDDEN, UNSCALED, Scale
 from harness.errors import SegmentError, UnknownNameError, UsageError
 from harness.jsonfile import write as write_json
 from harness.network import process
@@ -222,6 +222,7 @@ class Segment:
         addresses: The networks whose addresses the machines get by DHCP and router advertisements, and
             whose names by DNS; ``None`` for a segment without a station.
         scope: The failure scope that fails when the process dies.
+        scale: Its clock stretches the waits for the process, and knows the pressure on the host.
         state: The saved segment that this one continues; it is paused until :meth:`resume`. The seed and
             the addresses are then those of the saved one.
 
@@ -241,6 +242,7 @@ class Segment:
         addresses: Addresses | None = None,
         scope: Scope | None = None,
         state: SegmentState | None = None,
+        scale: Scale = UNSCALED,
     ) -> None:
         if not _SEGMENT.fullmatch(name):
             raise UsageError(
@@ -258,6 +260,7 @@ class Segment:
         self._stderr = folder / f"{name}.stderr"
         self._faults = folder / _FAULTS
         self._scope = scope
+        self._scale = scale
         self._ports: dict[str, str | None] = {}
         # Held while a port is checked and added: machines of a cluster start at the same time.
         self._adding = threading.Lock()
@@ -541,16 +544,20 @@ class Segment:
         line = json.dumps({"do": do, **values}).encode() + b"\n"
         with self._orders:
             self._check()
-            deadline = UNSCALED.after(_ANSWER)
+            deadline = self._scale.after(_ANSWER)
             with contextlib.suppress(OSError):  # It has ended, and the thread is about to say so.
                 sent = socket.send_fds(self._control, [line], list(descriptors))
                 self._control.sendall(line[sent:])
-            try:
-                answer = self._answers.get(timeout=deadline.timeout())
-            except queue.Empty:
-                self._fail(SegmentError(f"segment {self.name} does not answer"))
+            # A tuple, since the answer None says that the process has ended.
+            answered = deadline.wait(self._answered)
+            if not answered:
+                self._fail(
+                    SegmentError(
+                        f"segment {self.name} does not answer", pressure=deadline.pressure()
+                    )
+                )
                 self._process.kill()
-                answer = None
+            answer = answered[0] if answered else None
             if answer is None:
                 self._check()
                 raise SegmentError(f"segment {self.name} is closed")
@@ -568,6 +575,12 @@ class Segment:
         # A full disk is no fault of the network, and the machines' logs report it.
         with contextlib.suppress(OSError), self._faults.open("a") as file:
             file.write(json.dumps(entry) + "\n")
+
+    def _answered(self, seconds: float | None) -> tuple[Any, ...]:
+        try:
+            return (self._answers.get(timeout=seconds),)
+        except queue.Empty:
+            return ()
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -596,6 +609,7 @@ class Segment:
                 SegmentError(
                     f"segment {self.name} has ended under its machines ({how})",
                     evidence=words or str(self._stderr),
+                    pressure=self._scale.pressure(SUDDEN),
                 )
             )
             if self._scope is not None and self._failure is not None:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import ClassVar, Final, Protocol, Self
 
 from harness.artifacts import Store
-from harness.deadline import UNSCALED, Deadline
+from harness.deadline import SUDDEN, UNSCALED, Deadline, Scale
 from harness.errors import ServiceError, StoreError, UsageError
 from harness.scope import Scope
 from harness.services.ca import GUEST_ADDRESS, Ca
@@ -62,6 +62,7 @@ class ServiceRunner:
         folder: A folder of the run for the unpacked programs.
         mode: One of :data:`SERVICE_MODES`.
         progress: Called with a line for each step.
+        scale: Its clock stretches the start of a server, and knows the pressure on the host.
 
     Attributes:
         why: The reason why servers are local processes; empty if they are not.
@@ -78,7 +79,9 @@ class ServiceRunner:
         folder: Path,
         mode: str = "auto",
         progress: Callable[[str], None] = lambda line: None,
+        scale: Scale = UNSCALED,
     ) -> None:
+        self.scale = scale
         if mode not in SERVICE_MODES:
             raise UsageError(f"unknown service mode {mode!r} (choose {', '.join(SERVICE_MODES)})")
         self._folder = folder
@@ -158,6 +161,7 @@ class Server:
 
     def __init__(self, runner: ServiceRunner, ca: Ca, unknown: Ca, evidence: Path) -> None:
         name = self.place.name
+        self._scale = runner.scale
         self.forward = self.place
         self.evidence = evidence
         self.data = evidence / "disks" / name
@@ -178,7 +182,7 @@ class Server:
         self._closing = False
         log = evidence / f"{name}-{self.program.name}.log"
         self._backend = runner.start(
-            self.program, self.data, work, log, UNSCALED.after(START), self._on_exit
+            self.program, self.data, work, log, self._scale.after(START), self._on_exit
         )
         self.by = self._backend.by
         self._proxy = TlsProxy(self._backend.address, certificates, self._faults, self._log)
@@ -287,6 +291,7 @@ class Server:
         return ServiceError(
             f"{self.program.name} of service {self.name} has ended under its guests",
             evidence=f"{self.evidence}\n{last_words}",
+            pressure=self._scale.pressure(SUDDEN),
         )
 
     # --- its life -------------------------------------------------------------------------------

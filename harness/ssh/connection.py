@@ -3,6 +3,10 @@
 The host gets no event when sshd starts to listen: QEMU's user-mode network accepts a forwarded
 connection at once, whatever the guest does. So :meth:`Connection.connect` retries until its
 deadline. Between two tries it waits on an event, which a failure of the machine sets.
+
+paramiko's own time limits are constants on the wall clock (``time.time()`` in its ``transport.py``,
+``auth_handler.py`` and ``packet.py``): they know no load of the host, and a step of its clock ends them.
+So they are as good as switched off, and a :class:`~harness.deadline.Deadline` closes the connection.
 """
 
 from __future__ import annotations
@@ -12,14 +16,14 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 import paramiko
 
-from harness.deadline import UNSCALED, Deadline, Limit, Scale
+from harness.deadline import MOST, SUDDEN, UNSCALED, Deadline, Limit, Scale
 from harness.errors import (
     ConnectionLostError,
     HarnessError,
@@ -33,6 +37,16 @@ _PACE_FIRST: Final = 0.05
 _PACE_MOST: Final = 1.0
 _PATIENCE_FIRST: Final = 1.0
 _PATIENCE_MOST: Final = 15.0
+
+_NEVER: Final = 4e9
+"""Seconds of a time limit of paramiko's that does not matter: more than a clock that begins in 1970 is
+set forward by, and less than :data:`threading.TIMEOUT_MAX`."""
+
+_REKEYED: Final = 30.0
+"""Seconds on a good host for new keys in the middle of a session, after some 512 MiB; paramiko's own."""
+
+_MOMENT: Final = 1.0
+"""Seconds that a request has at least, even at the end of a deadline."""
 
 # Failures reach the caller as exceptions; the thread of paramiko would print them a second time.
 paramiko.util.get_logger("paramiko").setLevel("CRITICAL")
@@ -155,15 +169,18 @@ class Connection:
         except BaseException:
             sock.close()
             raise
+        transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = _NEVER
+        transport.clear_to_send_timeout = _REKEYED * self._scale.factor * MOST
         try:
             # An emulated guest computes its side of the key exchange slowly.
-            transport.banner_timeout = transport.handshake_timeout = max(1.0, limit.remaining())
-            transport.auth_timeout = max(1.0, limit.remaining())
-            transport.start_client(timeout=max(1.0, limit.remaining()))
-            self._check_host_key(transport)
-            self._authenticate(transport, limit)
+            with closed_at(_a_moment(limit), lambda: _hang_up(sock)):
+                transport.start_client()
+                self._check_host_key(transport)
+                self._authenticate(transport, limit)
         except BaseException:
             transport.close()
+            # It starts a timer, whose thread keeps the process from ending until it is over.
+            transport.packetizer.complete_handshake()
             raise
         return transport
 
@@ -222,8 +239,7 @@ class Connection:
         self._stop.set()
         greeting, transport = self._greeting, self._transport
         if greeting is not None:
-            with contextlib.suppress(OSError):
-                greeting.shutdown(socket.SHUT_RDWR)
+            _hang_up(greeting)
         if transport is not None:
             transport.close()
 
@@ -246,12 +262,16 @@ class Connection:
             transport = self._transport
             assert transport is not None
             try:
-                return transport.open_session(timeout=max(1.0, limit.remaining()))
+                return _channel_of(transport, limit)
             except (OSError, EOFError, paramiko.SSHException) as error:
                 self._raise_failure()
                 self.disconnect()
                 if last:
-                    raise ConnectionLostError(f"no channel: {error}") from error
+                    raise ConnectionLostError(
+                        f"no channel: {error}",
+                        evidence=str(self.log_path),
+                        pressure=self._scale.pressure(max(SUDDEN, limit.elapsed)),
+                    ) from error
         raise AssertionError("unreachable")
 
     def _answers(self, limit: Deadline) -> bool:
@@ -264,7 +284,7 @@ class Connection:
         if transport is None:
             return False
         try:
-            transport.open_session(timeout=max(1.0, limit.remaining())).close()
+            _channel_of(transport, limit).close()
         except paramiko.ChannelException:
             return True  # a refusal is an answer
         except (OSError, EOFError, paramiko.SSHException):
@@ -280,3 +300,42 @@ class Connection:
             self.log_path.open("a", encoding="utf-8") as log,
         ):
             log.write(json.dumps({"t": round(time.time(), 6), **entry}) + "\n")
+
+
+@contextlib.contextmanager
+def closed_at(limit: Deadline, close: Callable[[], object]) -> Iterator[None]:
+    """Close something at the deadline, which ends paramiko's waits for it in the block.
+
+    Args:
+        limit: The deadline, in which the load of the host counts.
+        close: Called once, in a thread of its own, if the block has not ended by then.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        if not limit.wait(done.wait):
+            # It may send a message to the guest, on a connection that may have ended.
+            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+                close()
+
+    threading.Thread(target=watch, name="ssh-deadline", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _a_moment(limit: Deadline) -> Deadline:
+    """Return the deadline, or one a moment from now if less is left."""
+    return limit if limit.remaining() >= _MOMENT else UNSCALED.after(_MOMENT)
+
+
+def _channel_of(transport: paramiko.Transport, limit: Deadline) -> paramiko.Channel:
+    """Return a new channel; at the deadline, the connection counts as lost."""
+    with closed_at(_a_moment(limit), transport.close):
+        return transport.open_session(timeout=_NEVER)
+
+
+def _hang_up(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final, Self
 
 import paramiko
 
-from harness.deadline import Deadline, Limit
+from harness.deadline import SUDDEN, Deadline, Limit
 from harness.errors import (
     CommandError,
     ConnectionLostError,
@@ -27,7 +27,7 @@ from harness.errors import (
     WaitTimeoutError,
 )
 from harness.result import Result
-from harness.ssh.connection import Connection
+from harness.ssh.connection import Connection, closed_at
 
 _CHUNK: Final = 256 * 1024
 
@@ -180,7 +180,8 @@ class Ssh(Connection):
                 ("stderr", channel.recv_stderr_ready, channel.recv_stderr),
             )
             try:
-                with _closed_at(limit, channel):
+                # paramiko waits for the answer to a request without limit.
+                with closed_at(limit, channel.close):
                     channel.exec_command(command)
                 if stdin is None:
                     channel.shutdown_write()
@@ -221,13 +222,13 @@ class Ssh(Connection):
                 self._raise_failure()
                 if limit.expired:
                     raise self._late(command, limit, recent) from error
-                raise self._lost(command, error, recent) from error
+                raise self._lost(repr(command), error, limit, recent) from error
             if channel.exit_status == -1 or not (channel.eof_received or output.held):
                 self._raise_failure()
             # RFC 4254, section 6.10: a command that a signal ended sends no exit-status either.
             if channel.exit_status == -1 and not self._answers(limit):
                 self._raise_failure()
-                raise self._lost(command, "the connection ended", recent)
+                raise self._lost(repr(command), "the connection ended", limit, recent)
             output.status = channel.exit_status
 
     def _late(self, command: str, limit: Deadline, recent: bytearray) -> WaitTimeoutError:
@@ -238,11 +239,15 @@ class Ssh(Connection):
             evidence=str(self.log_path),
         )
 
-    def _lost(self, command: str, error: object, recent: bytearray) -> ConnectionLostError:
+    def _lost(
+        self, action: str, error: object, limit: Deadline, recent: bytes | bytearray = b""
+    ) -> ConnectionLostError:
         self.disconnect()
         return ConnectionLostError(
-            f"the connection was lost in {command!r}: {error}",
-            evidence=recent.decode(errors="replace"),
+            f"the connection was lost in {action}: {error}",
+            evidence=recent.decode(errors="replace") or str(self.log_path),
+            # A guest that gets no CPU, or its server's own time limits, end connections as well.
+            pressure=self._scale.pressure(max(SUDDEN, limit.elapsed)),
             hint="did the guest reboot? use machine.reboot() for a command that ends the session",
         )
 
@@ -275,6 +280,7 @@ class Ssh(Connection):
         Raises:
             UsageError: The local file does not exist, or cannot be read.
             SshError: The guest refused the copy.
+            ConnectionLostError: The connection ended before the copy did.
             WaitTimeoutError: The deadline passed.
             HarnessError: As :meth:`connect` does.
         """
@@ -306,6 +312,7 @@ class Ssh(Connection):
 
         Raises:
             SshError: The guest refused the copy, for example because the file does not exist.
+            ConnectionLostError: The connection ended before the copy did.
             WaitTimeoutError: The deadline passed.
             HarnessError: As :meth:`connect` does.
         """
@@ -328,7 +335,7 @@ class Ssh(Connection):
         started = time.monotonic()
         channel = self._open_channel(limit)
         try:
-            with _closed_at(limit, channel):
+            with closed_at(limit, channel.close):
                 sftp = None
                 try:
                     channel.invoke_subsystem("sftp")
@@ -344,6 +351,8 @@ class Ssh(Connection):
             self._write_log({"sftp": action, "error": str(error)})
             if limit.expired:
                 raise WaitTimeoutError(action, limit) from error
+            if not self._answers(limit):
+                raise self._lost(action, repr(error), limit) from error
             raise SshError(f"{action}: {error!r}") from error
         finally:
             channel.close()
@@ -387,24 +396,6 @@ def _opened(source: Path | bytes) -> BinaryIO:
         return source.open("rb")
     except OSError as error:
         raise UsageError(f"{source} cannot be read: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _closed_at(limit: Deadline, channel: paramiko.Channel) -> Iterator[None]:
-    """Close a channel at the deadline: paramiko waits for the answer to a request without limit."""
-    done = threading.Event()
-
-    def close() -> None:
-        if not limit.wait(done.wait):
-            # close() sends a message to the guest, on a connection that may have ended.
-            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-                channel.close()
-
-    threading.Thread(target=close, name="ssh-deadline", daemon=True).start()
-    try:
-        yield
-    finally:
-        done.set()
 
 
 @contextlib.contextmanager

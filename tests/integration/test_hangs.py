@@ -125,6 +125,47 @@ def test_a_cpu_that_stands_still_for_ever_ends_the_wait(
         machine.console.expect("never", UNSCALED.after(FOREVER))
 
 
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [
+        ("rcu-stall", "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:"),
+        ("lost-timer", "rcu: rcu_preempt kthread timer wakeup didn't happen for 5255 jiffies!"),
+        ("clock", "tsc: Marking TSC unstable due to check_tsc_sync_source failed"),
+        ("spurious-irq", 'irq 16: nobody cared (try booting with the "irqpoll" option)'),
+        ("disk", "I/O error, dev vda, sector 0 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2"),
+    ],
+)
+def test_a_guest_that_only_repeats_a_complaint_ends_its_wait(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, kind: str, complaint: str
+) -> None:
+    """The kernel itself prints the line, again and again, as one does whose interrupt is lost."""
+    machine = lab.boot("micro")
+    machine.os.login()
+    quoted = complaint.replace('"', '\\"').replace("'", "'\\''")
+    machine.console.leave()
+    machine.console.send_line(
+        f"while :; do echo '<3>{quoted}' > /dev/kmsg; sleep 1; done; echo ne''ver"
+    )
+    monkeypatch.setattr(type(machine.os), "idle_seconds", 10.0)
+    with (
+        pytest.raises(GuestIdleError, match="the guest complained: ") as caught,
+        machine.coming_up(),
+    ):
+        machine.console.expect("never", UNSCALED.after(FOREVER))
+    assert caught.value.verdict is Verdict.TIMEOUT
+    (finding,) = [each for each in machine.timeline.findings if each.kind == kind]
+    assert finding.count > 2
+
+
+def test_a_clock_that_the_kernel_distrusts_is_a_finding_and_no_failure(lab: Lab) -> None:
+    # The parameter has the kernel itself mark its clock (arch/x86/kernel/tsc.c, tsc_setup()).
+    machine = lab.boot("micro", cmdline="tsc=unstable loglevel=7")
+    machine.os.login()
+    (finding,) = [each for each in machine.timeline.findings if each.kind == "clock"]
+    assert "Marking TSC unstable due to boot parameter" in finding.text
+    assert machine.failure is None
+
+
 def test_an_nmi_and_a_line_of_the_kernels_log_are_findings(lab: Lab) -> None:
     machine = lab.boot("micro")
     machine.os.login()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,13 @@ import pytest
 
 from harness import Lab
 from harness.deadline import MOST
-from harness.errors import Verdict, WaitTimeoutError, verdict_of
+from harness.errors import (
+    ConnectionLostError,
+    QemuExitedError,
+    Verdict,
+    WaitTimeoutError,
+    verdict_of,
+)
 
 CALM = 3.0
 """Seconds of a calm host; at most 24 of one under load."""
@@ -54,6 +61,25 @@ def test_a_wait_under_pressure_is_the_hosts_fault(lab: Lab) -> None:
     assert error.seconds > CALM
     names = [step.name for step in machine.timeline.steps]
     assert "the host is under pressure" in names
+
+
+def test_what_ends_by_itself_under_pressure_has_the_figures(lab: Lab) -> None:
+    machine = lab.boot("micro")
+    machine.os.login()
+    machine.ssh.connect()
+    machine.console.run("for i in 1 2; do (while :; do :; done) & done")
+    with starved(machine.pid):
+        with pytest.raises(WaitTimeoutError):
+            machine.console.expect("never", machine.scale.after(CALM / machine.scale.factor))
+        with pytest.raises(ConnectionLostError) as lost:
+            machine.ssh.run("kill -9 $PPID")
+        assert verdict_of(lost.value) is Verdict.INFRA
+        assert "QEMU got " in lost.value.pressure
+        os.kill(machine.pid, signal.SIGKILL)
+        with pytest.raises(QemuExitedError) as killed:
+            machine.console.expect("never")
+    assert "killed by SIGKILL" in str(killed.value)
+    assert "the host was under pressure for " in killed.value.pressure
 
 
 def test_the_timeline_has_the_figures_of_a_machine(lab: Lab) -> None:

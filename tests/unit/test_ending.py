@@ -22,6 +22,7 @@ from harness.scope import Scope
 
 RESETS: list[None] = []
 EXCUSES = [""]
+BUSY = [""]
 CONSOLE = cast(
     Any,
     SimpleNamespace(
@@ -54,7 +55,8 @@ class Machine:
     def __init__(self, *, begun: bool = True) -> None:
         test = Scope("test")
         self.scope, self.sibling = test.child("machine m"), test.child("machine n")
-        self.ending = Ending("m", self.scope)
+        busy = SimpleNamespace(pressure=lambda seconds: BUSY[-1])
+        self.ending = Ending("m", self.scope, scale=cast(Any, busy))
         if begun:
             self.ending.begin()
 
@@ -71,6 +73,28 @@ def test_a_qemu_that_dies_fails_the_test() -> None:
     assert machine.ending.stopped
     assert machine.ending.explain_console_end(PROCESS) is machine.scope.failure
     assert "QEMU of machine m ended (killed by SIGKILL)" in str(machine.sibling.failure)
+
+
+def test_what_ends_by_itself_under_pressure_has_the_figures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    figures = "the host was under pressure for 3 of 10 s: the kernel killed 1 processes"
+    for reports in (Ending.on_exit, Ending.on_tpm_exit):
+        monkeypatch.setitem(globals(), "BUSY", [figures])
+        machine = Machine()
+        reports(machine.ending, PROCESS)
+        assert machine.scope.failure is not None
+        assert machine.scope.failure.pressure == figures
+        assert f"the host is the likely cause: {figures}" in str(machine.scope.failure)
+        monkeypatch.setitem(globals(), "BUSY", [""])
+        machine = Machine()
+        reports(machine.ending, PROCESS)
+        assert machine.scope.failure is not None
+        assert "the likely cause" not in str(machine.scope.failure)
+    monkeypatch.setitem(globals(), "BUSY", [figures])
+    reason = Machine().ending.explain_console_end(PROCESS)
+    assert isinstance(reason, QemuExitedError)
+    assert reason.pressure == figures
 
 
 def test_a_machine_that_is_stopped_ends_its_own_waits_only() -> None:

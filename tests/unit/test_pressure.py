@@ -30,7 +30,12 @@ class Host:
 
     def __init__(self, room: Capacity = ROOM) -> None:
         self.reading = Reading(
-            at=500.0, tasks={7: Task(0.0, 0.0)}, memory=8 * GIB, disk=8 * GIB, runnable=2
+            at=500.0,
+            tasks={7: Task(0.0, 0.0)},
+            memory=8 * GIB,
+            disk=8 * GIB,
+            runnable=2,
+            oom_kills={Path("vmstat"): 0},
         )
         self.pressure = Pressure(
             read=self._read, now=lambda: self.reading.at, room=room, period=None
@@ -159,7 +164,10 @@ def test_the_queue_of_the_host_says_nothing_about_a_cgroup() -> None:
         ({"io_stalls": 0.8}, "everything waited for I/O 80% of the time"),
         ({"memory": 100 << 20}, "100 MiB of memory available"),
         ({"disk": 5 << 20}, "5 MiB of disk free"),
-        ({"oom_kills": 2}, "the kernel killed 2 processes for lack of memory"),
+        (
+            {"oom_kills": {Path("vmstat"): 2, Path("pod"): 1}},
+            "the kernel killed 2 processes for lack of memory",
+        ),
     ],
     ids=lambda each: next(iter(each)) if isinstance(each, dict) else "",
 )
@@ -242,6 +250,13 @@ def test_a_step_of_the_wall_clock_moves_no_wait_and_is_said(
     error = WaitTimeoutError("a prompt", limit)
     assert f"the host's clock was set {direction} by 90.0 s" in error.what
     assert verdict_of(error) is Verdict.TIMEOUT
+
+
+def test_a_kill_for_lack_of_memory_right_after_a_look_is_known(host: Host) -> None:
+    host.pass_(10, oom_kills={Path("vmstat"): 1})
+    assert host.scale.pressure(3) == ""
+    host.pass_(0.1, looks=False, oom_kills={Path("vmstat"): 2})
+    assert "the kernel killed 1 processes for lack of memory" in host.scale.pressure(3)
 
 
 def test_slewing_is_no_step(host: Host) -> None:
@@ -356,6 +371,7 @@ def proc(tmp_path: Path) -> Path:
     write(proc / "pressure/io", "some avg10=0.0 total=9\nfull avg10=0.0 avg60=0.0 total=2000000\n")
     write(proc / "self/cgroup", "0::/pod\n")
     write(tmp_path / "cg/pod/io.pressure", "full avg10=0.00 total=5000000\n")
+    write(tmp_path / "cg/pod/memory.events", "low 0\noom 7\noom_kill 2\noom_group_kill 0\n")
     for thread, name in ((42, "qemu"), (43, "CPU 0) R 1 (KVM")):
         fields = " ".join(["R", *["0"] * 10, "250", "50", *["0"] * 30])
         write(proc / f"42/task/{thread}/stat", f"{thread} ({name}) {fields}")
@@ -368,11 +384,23 @@ def test_the_counters_are_read(proc: Path, tmp_path: Path) -> None:
         [42, 999], [tmp_path, tmp_path / "no"], proc=proc, cgroup=tmp_path / "cg"
     )
     assert reading.tasks == {42: Task(3.0, 1.5), 43: Task(3.0, 1.5)}
-    assert (reading.runnable, reading.oom_kills, reading.memory) == (14, 3, 2 << 20)
+    assert (reading.runnable, reading.memory) == (14, 2 << 20)
+    assert reading.oom_kills == {
+        proc / "vmstat": 3,
+        tmp_path / "cg/pod/memory.events": 2,
+    }
     assert reading.stolen == pytest.approx(800 / os.sysconf("SC_CLK_TCK") / (os.cpu_count() or 1))
     assert reading.stalls[str(proc / "pressure"), "io full"] == 2.0
     assert reading.stalls[str(tmp_path / "cg/pod"), "io full"] == 5.0
     assert 0 < reading.disk < 1 << 62
+
+
+def test_the_kills_of_a_cgroup_of_version_1_are_read(proc: Path, tmp_path: Path) -> None:
+    write(proc / "self/cgroup", "4:memory:/pod\n")
+    text = "oom_kill_disable 0\nunder_oom 0\noom_kill 5\n"
+    write(tmp_path / "cg/memory/pod/memory.oom_control", text)
+    reading = readings.read([], proc=proc, cgroup=tmp_path / "cg")
+    assert reading.oom_kills[tmp_path / "cg/memory/pod/memory.oom_control"] == 5
 
 
 @pytest.mark.parametrize("schedstat", [None, "0 0 0\n"])

@@ -266,6 +266,7 @@ class StubBackend:
     address = ("127.0.0.1", 1)
     running = True
     last_words = ""
+    scale = UNSCALED
 
     def __init__(self) -> None:
         self.on_exit: Callable[[str], None] = lambda last_words: None

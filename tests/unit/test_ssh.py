@@ -16,7 +16,7 @@ import paramiko
 import pytest
 from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 
-from harness.deadline import UNSCALED
+from harness.deadline import MOST, UNSCALED, Conditions, Scale
 from harness.errors import (
     CommandError,
     ConnectionLostError,
@@ -25,7 +25,9 @@ from harness.errors import (
     SshError,
     SshKeyRefusedError,
     UsageError,
+    Verdict,
     WaitTimeoutError,
+    verdict_of,
 )
 from harness.ssh import KeyPair, Ssh, session
 from tests.programs import need
@@ -40,6 +42,7 @@ class Guest(paramiko.ServerInterface):
         self.owner = owner
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        self.owner.on_login()
         good = username == "root" and key.get_base64() == KEY.public.split()[1]
         return AUTH_SUCCESSFUL if good else AUTH_FAILED
 
@@ -122,6 +125,7 @@ class Server:
         self.closing = threading.Event()
         self.refuse_first = 0
         self.ends_subsystems = False
+        self.on_login: Callable[[], object] = lambda: None
         self.thread = threading.Thread(target=self.accept, daemon=True)
         self.thread.start()
 
@@ -247,6 +251,132 @@ def test_connect_retries_until_the_server_answers(ssh: Ssh, server: Server) -> N
     server.refuse_first = 3
     assert ssh.run("echo up").stdout == "up\n"
     assert [entry["tries"] for entry in log(ssh) if "connect" in entry] == [4]
+
+
+class Load:
+    """The clock of a host that is calm at first, and may be under load from some moment on."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self.words = ""
+
+    def begin(self) -> None:
+        self._since = time.monotonic()
+
+    def calm(self) -> float:
+        now = time.monotonic()
+        return now if self._since is None else self._since + (now - self._since) / MOST
+
+    def stretch(self) -> float:
+        return 1.0 if self._since is None else MOST
+
+    def during(self, since: float) -> Conditions:
+        return Conditions(self.stretch(), self.words)
+
+
+def test_a_login_follows_the_load_that_comes_in_its_middle(server: Server, tmp_path: Path) -> None:
+    load = Load()
+    scale = Scale(clock=load)
+    limit = scale.after(2)
+
+    def slow() -> None:
+        load.begin()
+        while time.monotonic() < limit.at + 0.5:
+            server.closing.wait(limit.at + 0.5 - time.monotonic())
+
+    server.on_login = slow
+    with Ssh(server.address, user="root", key=KEY, log=tmp_path / "l", scale=scale) as ssh:
+        assert ssh.connect(limit).connected
+
+
+def test_a_login_that_is_never_answered_ends_at_the_deadline(
+    server: Server, tmp_path: Path
+) -> None:
+    server.on_login = server.closing.wait
+    with (
+        Ssh(server.address, user="root", key=KEY, log=tmp_path / "l") as ssh,
+        pytest.raises(WaitTimeoutError, match="an SSH login of root"),
+    ):
+        ssh.connect(UNSCALED.after(1.5))
+
+
+def test_a_key_exchange_that_is_never_answered_leaves_no_timer(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(b"SSH-2.0-deaf\r\n")
+                    while connection.recv(4096):
+                        pass
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        session = Ssh(listener.getsockname(), user="root", key=KEY, log=tmp_path / "l")
+        with session, pytest.raises(WaitTimeoutError, match="an SSH login of root"):
+            session.connect(UNSCALED.after(1.2))
+        thread.join()
+    timers = [each for each in threading.enumerate() if isinstance(each, threading.Timer)]
+    assert timers == [], "the process would wait for it at its end"
+
+
+@pytest.mark.parametrize("step", [-86400.0 * 365, 86400.0 * 365 * 60])
+def test_a_step_of_the_hosts_clock_ends_no_login_and_no_request(
+    server: Server, ssh: Ssh, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    jumped = threading.Event()
+
+    class Stepped:
+        def __getattr__(self, name: str) -> object:
+            return getattr(time, name)
+
+        def time(self) -> float:
+            return time.time() + (step if jumped.is_set() else 0.0)
+
+    for module in ("transport", "auth_handler", "packet"):
+        monkeypatch.setattr(f"paramiko.{module}.time", Stepped())
+    looks = threading.Event()
+
+    def step_the_clock() -> None:
+        jumped.set()
+        looks.wait(0.5)  # paramiko looks at the clock ten times a second.
+
+    server.on_login = step_the_clock
+    assert ssh.connect(UNSCALED.after(60)).connected
+    jumped.clear()
+    open_session = paramiko.Transport.open_session
+
+    def opening(transport: paramiko.Transport, *, timeout: float) -> paramiko.Channel:
+        threading.Timer(0.05, jumped.set).start()
+        return open_session(transport, timeout=timeout)
+
+    grant = Guest.check_channel_request
+
+    def slow_grant(guest: Guest, kind: str, chanid: int) -> int:
+        looks.wait(0.5)
+        return grant(guest, kind, chanid)
+
+    monkeypatch.setattr(paramiko.Transport, "open_session", opening)
+    monkeypatch.setattr(Guest, "check_channel_request", slow_grant)
+    assert ssh.run("echo on").stdout == "on\n"
+    assert len(server.transports) == 1
+
+
+@pytest.mark.parametrize("words", ["the host was under pressure for 8 of 10 s", ""])
+def test_the_loss_of_a_connection_under_pressure_is_the_hosts_fault(
+    server: Server, tmp_path: Path, words: str
+) -> None:
+    load = Load()
+    load.words = words
+    scale = Scale(clock=load)
+    with Ssh(server.address, user="root", key=KEY, log=tmp_path / "l", scale=scale) as ssh:
+        with pytest.raises(ConnectionLostError) as caught:
+            for _ in ssh.stream("hang"):
+                server.drop()
+        assert verdict_of(caught.value) is (Verdict.INFRA if words else Verdict.PRODUCT)
+        assert caught.value.pressure == words
+        assert words in str(caught.value)
 
 
 def test_a_refused_key_is_shown(server: Server, tmp_path: Path) -> None:
