@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from harness import profiles
 from harness.artifacts import digest_inputs
 from harness.catalog import Selection
+from harness.cluster import providers
 from harness.errors import HarnessError, SnapshotError, Verdict, verdict_of
 from harness.lab.clusters import reach_cluster, save_cluster
 from harness.lab.parts import Point
@@ -66,6 +67,7 @@ def _lease(lab: Lab, point: Point) -> Lease:
 def inputs_of(lab: Lab, state: State) -> dict[str, str]:
     """Return everything that decides the content of a state on this host, by name."""
     image = lab.image
+    forms = image.cluster is not None and image.cluster.variant == image.variant
     return inputs(
         state,
         image=_image_inputs(image),
@@ -76,6 +78,8 @@ def inputs_of(lab: Lab, state: State) -> dict[str, str]:
         profile=profiles.of(image),
         boot=type(lab).boot,
         parent=key_of(lab.state_inputs(state.parent)) if state.parent is not None else "",
+        # Its ports are in the machine, and its words formed the cluster.
+        provider=providers.of_image(image) if forms else None,
     )
 
 

@@ -163,6 +163,7 @@ def inputs(
     profile: type,
     boot: Callable[..., object],
     parent: str = "",
+    provider: type | None = None,
 ) -> dict[str, str]:
     """Return all inputs of a state, each under a name for people.
 
@@ -183,6 +184,7 @@ def inputs(
         profile: The profile of the image.
         boot: The function of the lab that chooses the spec of a machine.
         parent: The key of the parent; empty for a root.
+        provider: The provider of the image's clusters, where their machines are of this image.
     """
     program = qemu.path.resolve().stat()
     named = {
@@ -202,7 +204,8 @@ def inputs(
         named["machines"] = str(point.machines)
     if parent:
         named["parent"] = parent
-    bases = (base for base in profile.__mro__ if base is not object)
+    kinds = (*profile.__mro__, *(() if provider is None else provider.__mro__))
+    bases = (base for base in kinds if base is not object)
     for name, text in sorted(code_of(point.steps, *point.uses, boot, *bases).items()):
         named[f"code: {name}"] = _digest(text)
     return named

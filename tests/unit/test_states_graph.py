@@ -345,3 +345,16 @@ def test_the_fields_of_a_dataclass_count(wrap: Callable[[Size], object]) -> None
         for size in (Size(Path("/a"), 1), Size(Path("/b"), 1), Size(Path("/a"), 2))
     }
     assert len(texts) == 3
+
+
+def test_the_provider_of_a_cluster_counts(tmp_path: Path) -> None:
+    class Kite:
+        ports = (8080,)
+
+    @state
+    def point(lab: Any) -> None: ...
+
+    alone = inputs_of(point, tmp_path)
+    formed = inputs_of(point, tmp_path, provider=Kite)
+    assert key_of(alone) != key_of(formed)
+    assert [line for line in explain(formed, alone) if "Kite" in line]
