@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.cli import main
 from harness.cluster import Cluster, Member
 from harness.cluster.cluster import AddressWatch
 from harness.deadline import Scale
@@ -325,3 +327,18 @@ def test_an_address_that_two_have(
         assert over.wait(LONG)
     assert watch.held_twice == twice
     assert watch.seen[0] == tuple(looks[0] or looks[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["micro"], "image micro does not form clusters\n  try: cluster: {provider: NAME"),
+        (["skiff", "--size", "0"], "--size 0: a cluster has one member at least"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_start(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with contextlib.chdir(tmp_path):
+        assert main(["cluster", *arguments]) == 2
+    assert says in capsys.readouterr().err
