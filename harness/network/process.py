@@ -291,6 +291,9 @@ class _Server:
 
     def _do_counters(self) -> dict[str, Any]:
         switch = self._switch
+        # A machine may have gone whose socket has not had its turn.
+        for end in [end for end in self._sockets.values() if _hung_up(end.socket)]:
+            self._hang_up(end)
         return {
             "ports": {name: asdict(port.counters) for name, port in switch.ports.items()},
             "up": [name for name, port in switch.ports.items() if port.outlet],

@@ -359,10 +359,26 @@ def test_a_name_that_is_not_valid_is_refused(tmp_path: Path, name: str) -> None:
 # --- machines that go, come and flood --------------------------------------------------------------
 
 
+def test_who_is_up_is_answered_as_it_is_now(lan: Lan) -> None:
+    """Also where the question comes before the machine goes, and both wait for the process."""
+    answers: list[frozenset[str]] = []
+    os.kill(lan.segment.pid, signal.SIGSTOP)
+    asking = threading.Thread(target=lambda: answers.append(lan.segment.counters().up))
+    try:
+        asking.start()
+        # The order is in the socket: SIOCOUTQ counts what the process has not read.
+        wait_for(lambda: serving._untaken(lan.segment._control) > 0)
+        lan.ends["b"].close()
+    finally:
+        os.kill(lan.segment.pid, signal.SIGCONT)
+    asking.join(PATIENCE)
+    assert answers == [frozenset({"a", "c"})]
+
+
 def test_a_machine_goes_and_comes_back_to_its_port(lan: Lan) -> None:
     lan.segment.link("b").impair(loss=1)
     lan.ends["b"].close()
-    wait_for(lambda: "b" not in lan.segment.counters().up)
+    assert "b" not in lan.segment.counters().up
     lan.ends["a"].send(frame("a", "b"))
     assert lan.waiting("c", "a")[-1:] == [frame("a", "b")]  # its address is forgotten
     lan.attach("b")
