@@ -1,8 +1,10 @@
-"""Provider ``etcd``: images whose command ``skiff-cluster`` makes members of an etcd cluster.
+"""Provider ``etcd``: images that have a command which makes members of an etcd cluster.
 
-Words that change the cluster run that command in the guest. Words that look at a member, and those of
-clients, ask the member's own gateway, which takes the calls of etcd's API as JSON on the port for
-clients (etcd's documentation, "gRPC gateway"); they need no shell in the guest.
+The profile names the command (:class:`harness.profiles.Clustered`). Words that change the cluster run
+it in the guest: ``prepare``, ``init``, ``token``, ``join`` and ``leave``; ``images/skiff/README.md`` has
+their options and answers. Words that look at a member, and those of clients, ask the member's own gateway,
+which takes the calls of etcd's API as JSON on the port for clients (etcd's documentation, "gRPC gateway");
+they need no shell in the guest.
 """
 
 from __future__ import annotations
@@ -125,14 +127,18 @@ class Etcd:
         words = ("--name", name or machine.name, "--virtual-address", str(address))
         self._change(machine, "prepare", *words)
 
-    def credentials(self, name: str, token: str) -> Mapping[str, str]:
-        """Return the credential ``skiff.cluster``, as the image's README describes it.
+    def credentials(
+        self, name: str, via: Machine[Any], *, token: str | None = None
+    ) -> Mapping[str, str]:
+        """Return the credential with the name, the virtual address and the token, a line each.
 
         Raises:
             UsageError: The segment has no station.
         """
-        lines = (f"name {name}", f"virtual-address {self._address_to_share()}", f"join {token}")
-        return {"skiff.cluster": "".join(f"{line}\n" for line in lines)}
+        address = self._address_to_share()
+        token = token or self.token(via)
+        lines = (f"name {name}", f"virtual-address {address}", f"join {token}")
+        return {via.os.cluster_credential: "".join(f"{line}\n" for line in lines)}
 
     def _address_to_share(self) -> IPv4Interface:
         address = self.virtual_address
@@ -187,7 +193,7 @@ class Etcd:
             CommandError: It failed.
             WaitTimeoutError: It did not end.
         """
-        command = shlex.join(["skiff-cluster", *words])
+        command = shlex.join([machine.os.cluster_command, *words])
         result = machine.execute(machine.os.as_root(command), seconds)
         if result.status == _REFUSED:
             # On a serial console, errors are in the output.

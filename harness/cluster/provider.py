@@ -128,12 +128,15 @@ class Provider(Protocol):
             JoinRefusedError: The cluster refused it. The cluster and the machine are as they were.
         """
 
-    def credentials(self, name: str, token: str) -> Mapping[str, str]:
+    def credentials(
+        self, name: str, via: Machine[Any], *, token: str | None = None
+    ) -> Mapping[str, str]:
         """Return the credentials with which a system joins by itself, at its first boot.
 
         Args:
             name: The name that it goes by.
-            token: A token of :meth:`token`.
+            via: The machine of a member.
+            token: A token of :meth:`token`; a new one of ``via`` by default.
         """
 
     def leave(self, name: str, via: Machine[Any]) -> None:

@@ -19,6 +19,7 @@ from harness.machine.system import Identity, System
 from harness.modules import load_file
 from harness.profiles.abilities import (
     ABILITIES,
+    Clustered,
     CredentialInstallable,
     Installable,
     MultiArch,
@@ -107,6 +108,7 @@ __all__ = [
     "ABILITIES",
     "Account",
     "BootRecord",
+    "Clustered",
     "CredentialInstallable",
     "Identity",
     "Install",

@@ -309,6 +309,15 @@ class Resettable(Slotted, Protocol):
         """
 
 
+class Clustered(Versioned, Protocol):
+    """An OS whose machines form clusters, by a command of its own that a provider runs."""
+
+    cluster_command: ClassVar[str]
+    """The command that makes a machine a member; the provider says what it takes and prints."""
+    cluster_credential: ClassVar[str]
+    """The name of the systemd credential by which a system joins at its first boot."""
+
+
 ABILITIES: Final[Mapping[tuple[str, ...], type]] = {
     ("verity",): Verified,
     ("install",): Installable,
@@ -320,6 +329,7 @@ ABILITIES: Final[Mapping[tuple[str, ...], type]] = {
     ("rollback",): Rollbackable,
     ("recovery",): Recoverable,
     ("reset",): Resettable,
+    ("cluster",): Clustered,
 }
 """The protocol that a profile has to satisfy if its image declares all capabilities of the key."""
 

@@ -62,6 +62,8 @@ class Skiff(Profile):
 
     name = "skiff"
     tries: ClassVar[int | None] = _TRIES
+    cluster_command: ClassVar[str] = "skiff-cluster"
+    cluster_credential: ClassVar[str] = "skiff.cluster"
     state_partition = "var"
     update_files: ClassVar[Mapping[UpdateFile, str]] = {
         "root": "*.root.raw",

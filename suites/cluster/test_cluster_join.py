@@ -72,7 +72,8 @@ def test_who_has_no_right_to_join_is_refused(cluster: Cluster, fault_seed: int) 
         flipped = "0" if good[-1] != "0" else "1"
         refused("wrong-token", good[:-1] + flipped)
         short = provider.token(via, lifetime=1)
-        stranger.succeed("sleep 3")
+        made = int(via.succeed("date +%s"))
+        via.wait_until_succeeds(f"test $(date +%s) -gt {made + 1}")
         refused("expired-token", short)
         provider.prepare(stranger, list(cluster), name=via.name)
         refused("duplicate-name", good)
@@ -164,7 +165,7 @@ def test_a_node_joins_by_its_seed(lab: Lab, cluster: Cluster, fault_seed: int) -
         name=name,
         nics=points.member_nics(here.image),
         segments=[cluster.segment],
-        credentials=cluster.provider.credentials(name, token=cluster.provider.token(via)),
+        credentials=cluster.provider.credentials(name, via),
     )
     node.os.login()
     cluster.adopt(node)

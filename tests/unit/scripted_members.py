@@ -49,6 +49,9 @@ class Server:
 
 
 class Os:
+    cluster_command = "skiff-cluster"
+    cluster_credential = "skiff.cluster"
+
     def as_root(self, command: str) -> str:
         return f"as root: {command}"
 
