@@ -470,8 +470,7 @@ class Cluster:
                         source if isinstance(source, str) else source(machine), limit
                     )
                     machine.reboot(limit)
-                    if hasattr(machine.os, "wait_good"):
-                        machine.os.wait_good(limit)
+                    machine.os.wait_good(limit)
                     found = machine.os.version()
                     if found != version:
                         raise RollingUpgradeError(
@@ -499,6 +498,9 @@ class AddressWatch:
     Attributes:
         seen: Each change, in its order: the names of the machines that had it.
         held_twice: The names of machines that had it at the same time.
+
+    Raises:
+        HarnessError: At the end of the block: a machine could not be asked, so nobody watched.
     """
 
     def __init__(self, holders: Callable[[], list[Machine[Any]]]) -> None:
@@ -507,6 +509,7 @@ class AddressWatch:
         self._thread = threading.Thread(target=self._watch, name="virtual address", daemon=True)
         self.seen: list[tuple[str, ...]] = []
         self.held_twice: list[tuple[str, ...]] = []
+        self._failure: HarnessError | None = None
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -520,14 +523,18 @@ class AddressWatch:
     ) -> None:
         self._over.set()
         self._thread.join()
+        # The block's own error is the one to show.
+        if self._failure is not None and error is None:
+            raise self._failure
 
     def _watch(self) -> None:
         last: tuple[str, ...] = ()
         while not self._over.wait(_PACE):
             try:
                 now = tuple(sorted(machine.name for machine in self._holders()))
-            except HarnessError:
-                return  # The failure ends the test's own waits, too.
+            except HarnessError as error:
+                self._failure = error
+                return
             if now != last:
                 self.seen.append(now)
             elif len(now) > 1 and now not in self.held_twice:

@@ -329,6 +329,19 @@ def test_an_address_that_two_have(
     assert watch.seen[0] == tuple(looks[0] or looks[1])
 
 
+def test_a_watch_that_cannot_look_is_no_watch() -> None:
+    looked = threading.Event()
+
+    def holders() -> list[Any]:
+        looked.set()
+        raise CommandError("ip failed")
+
+    with pytest.raises(CommandError, match="ip failed"), AddressWatch(holders):
+        assert looked.wait(LONG)
+    with pytest.raises(PanicError, match="mine"), AddressWatch(holders):
+        raise PanicError("mine")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
