@@ -125,19 +125,22 @@ def fork_cluster(
         )
     here = lab.with_image(_members_of(lab.image))
     if lab._parts.options.fresh:
-        return reach_cluster(here, state, services=services)
+        return reach_cluster(here, state, services=services, seed=seed)
     return here._with_lease(
         state, lambda lease: _restore(here, lease.group, services, _origin(state), seed)
     )
 
 
-def reach_cluster(lab: Lab, state: GroupState, *, services: Sequence[Service] = ()) -> Cluster:
+def reach_cluster(
+    lab: Lab, state: GroupState, *, services: Sequence[Service] = (), seed: int | None = None
+) -> Cluster:
     """Do the steps of the state of a cluster, and return its cluster.
 
     Args:
         lab: The lab, with the image of the members under test.
         state: The state.
         services: Servers that each machine can reach.
+        seed: Decides what links do to frames; 0 by default.
 
     Raises:
         UsageError: The state has no parent, or its steps return no cluster.
@@ -148,12 +151,13 @@ def reach_cluster(lab: Lab, state: GroupState, *, services: Sequence[Service] = 
             hint="@state(parent=points.member, machines=3)",
         )
     if isinstance(state.parent, GroupState):
-        before = fork_cluster(lab, state.parent, services=services)
+        before = fork_cluster(lab, state.parent, services=services, seed=seed)
     else:
         before = start_cluster(
             lab,
             [lab.image.arch] * state.machines,
             services=services,
+            seed=seed or 0,
             kind=providers.of_image(lab.image),
             member=state.parent,
         )
