@@ -1,10 +1,12 @@
 """Provider ``etcd``: images that have a command which makes members of an etcd cluster.
 
 The profile names the command (:class:`harness.profiles.Clustered`). Words that change the cluster run
-it in the guest: ``prepare``, ``init``, ``token``, ``join`` and ``leave``; ``images/skiff/README.md`` has
-their options and answers. Words that look at a member, and those of clients, ask the member's own gateway,
-which takes the calls of etcd's API as JSON on the port for clients (etcd's documentation, "gRPC gateway");
-they need no shell in the guest.
+it in the guest: ``prepare``, ``init``, ``token``, ``join`` and ``leave``; ``images/skiff/README.md``
+has their options and answers.
+
+Words that look at a member, and those of clients, ask the member's own gateway. It takes the calls of
+etcd's API as JSON on the port for clients (etcd's documentation, "gRPC gateway"), so they need no shell
+in the guest.
 """
 
 from __future__ import annotations
