@@ -13,8 +13,8 @@
         cluster.wait_healthy()
 
 All machines are in one failure scope: a panic of one ends every wait on the others, unless the test
-expects it (:meth:`Machine.expecting <harness.machine.Machine.expecting>`). The
-provider knows what an etcd or a k3s is (:mod:`harness.cluster.provider`), and the lab makes the machines.
+expects it (:meth:`Machine.expecting <harness.machine.Machine.expecting>`). The provider knows what an
+etcd or a k3s is (:mod:`harness.cluster.provider`), and the lab makes the machines.
 """
 
 from __future__ import annotations
