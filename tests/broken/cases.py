@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Moment = Literal["fork", "upgrade", "recovery"]
-"""The moment at which a machine is broken: when the test gets it, after its upgrade, in recovery."""
+Moment = Literal["fork", "cluster", "upgrade", "recovery"]
+"""The moment at which machines are broken: when the test gets one, or each member of a cluster; after an
+upgrade; in recovery."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Case:
         says: A regular expression for the line that gives the reason of the failure.
         moment: The moment at which the machine is broken.
         options: Further options for the scenario.
+        plant: The fault of Harness' own provider that is there instead, by its name in
+            :mod:`tests.broken.plugin`.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Case:
     says: str
     moment: Moment = "fork"
     options: tuple[str, ...] = ()
+    plant: str = ""
 
 
 PRELUDE: Final = r"""
@@ -63,6 +67,8 @@ UPGRADE = "/usr/bin/skiff-upgrade"
 TAKES = "upgrade/test_upgrade.py::test_an_upgrade_changes_version_and_slot_and_keeps_state"
 PULLS = "upgrade/test_upgrade.py::test_an_upgrade_from_a_registry"
 REFUSES = "upgrade/test_upgrade_refusals.py::"
+JOINS = "cluster/test_cluster_join.py::test_who_has_no_right_to_join_is_refused"
+ADMIT = "/usr/lib/skiff/cluster/admit"
 ARCHES = "upgrade/test_upgrade_arches.py::"
 
 ANY_ARCH = """edit /usr/lib/skiff/sources.sh 's/ and .platform[.]architecture == [$]arch//'"""
@@ -403,5 +409,64 @@ edit /usr/bin/skiff-recovery 's/touch .run.skiff.var.\.skiff-reset/. \/etc\/half
         "power/test_power_cut.py::test_a_plain_power_cut_while_the_system_writes",
         "mount --bind /usr/bin/true /usr/bin/sync",
         r"/var/written/.* ended with status 1",
+    ),
+    Case(
+        "any token lets a machine join",
+        JOINS,
+        f"""edit {ADMIT} 's/^\\[ "\\$mac" = .*/:/'""",
+        r"is not signed",
+        "cluster",
+    ),
+    Case(
+        "an expired token lets a machine join",
+        JOINS,
+        f"""edit {ADMIT} 's/^\\[ "\\$now" -lt "\\$expires" \\]/true/'""",
+        r"DID NOT RAISE",
+        "cluster",
+    ),
+    Case(
+        "a machine joins whose clock is an hour off",
+        JOINS,
+        f"""edit {ADMIT} 's/^\\[ "\\$\\{{apart#-\\}}" -le "\\$skew" \\]/true/'""",
+        r"DID NOT RAISE",
+        "cluster",
+    ),
+    Case(
+        "what a cluster acknowledges is not on disk yet",
+        "cluster/test_cluster_faults.py::test_a_full_stop_and_a_cold_start",
+        r"""mkdir -p /etc/systemd/system/etcd.service.d
+cd /etc/systemd/system/etcd.service.d
+printf '[Service]\nEnvironment=ETCD_UNSAFE_NO_FSYNC=true\n' > broken.conf
+systemctl daemon-reload
+systemctl restart etcd.service
+sync""",
+        r"acknowledged|to be healthy|to come up",
+        "cluster",
+    ),
+    Case(
+        "two members have the virtual address",
+        "cluster/test_cluster_address.py::test_the_virtual_address_moves[parted]",
+        # One of them does not hear the others.
+        r"""[ "$(hostname)" = node-2 ] || exit 0
+sed -i 's/virtual_router_id 77/virtual_router_id 78/' /etc/keepalived/keepalived.conf
+systemctl restart keepalived.service""",
+        r"the members that had it at the same time",
+        "cluster",
+    ),
+    Case(
+        "the provider says yes to a write of unknown outcome",
+        "cluster/test_cluster_network.py::test_one_is_parted_from_the_others[leader]",
+        "",
+        r"HistoryError",
+        "cluster",
+        plant="acknowledges",
+    ),
+    Case(
+        "the provider reads what one member has",
+        "cluster/test_cluster_network.py::test_one_is_parted_from_the_others[leader]",
+        "",
+        r"HistoryError",
+        "cluster",
+        plant="stale",
     ),
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from harness import Machine
+from harness import Cluster, Machine
 from tests.broken.cases import CASES, PRELUDE, UNIT, Case
 
 
@@ -21,14 +22,40 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Break the machines that the case is about."""
     # Not earlier: pytest explains assertions only in modules that it loads itself.
-    from harness import Lab
+    from harness import Lab, errors
+    from harness.cluster.etcd import Etcd, _encode
     from harness.profiles.skiff import Skiff
 
     (case,) = [case for case in CASES if case.name == config.option.broken]
     patch = pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)
 
-    if case.moment == "fork":
+    if case.plant == "acknowledges":
+        write = Etcd.write
+
+        def acknowledges(self: Etcd, *arguments: Any) -> None:
+            with contextlib.suppress(errors.OutcomeUnknownError):
+                write(self, *arguments)
+
+        patch.setattr(Etcd, "write", acknowledges)
+    elif case.plant == "stale":
+        ask: Any = Etcd._ask
+
+        def serializable(self: Etcd, machine: Any, path: str, message: Any, limit: Any) -> Any:
+            # Health is asked by the same call and stays what it is: members that do not know that they
+            # are alone would end the scenario before its clients do.
+            stale = path == "/v3/kv/range" and message["key"] != _encode("health")
+            return ask(self, machine, path, {**message, "serializable": stale}, limit)
+
+        patch.setattr(Etcd, "_ask", serializable)
+    elif case.moment == "cluster":
+
+        def break_each(_: Lab, cluster: Cluster) -> None:
+            for machine in cluster:
+                break_(machine, case)
+
+        _after(patch, Lab, "fork_cluster", break_each)
+    elif case.moment == "fork":
         _after(patch, Lab, "fork", lambda _, machine: break_(machine, case))
     elif case.moment == "upgrade":
         _after(patch, Skiff, "upgrade", lambda self, _: break_(self.machine, case))
@@ -57,7 +84,7 @@ def break_(machine: Machine[Any], case: Case) -> None:
     machine.succeed(
         machine.os.as_root(f"echo {encoded} | base64 -d > /etc/broken && bash /etc/broken")
     )
-    if lasting and case.moment == "fork":
+    if lasting and case.moment in ("fork", "cluster"):
         unit = base64.b64encode(UNIT.encode()).decode()
         machine.succeed(
             machine.os.as_root(

@@ -43,8 +43,9 @@ def test_every_file_of_the_evidence_is_complete(lab: Lab) -> None:
     assert record.versions.qemu
     timeline = json.loads((folder.parent / "timeline.json").read_text())
     names = [step["name"] for step in timeline["steps"]]
-    assert names[0] == "start"
-    assert "shut down by ACPI" in names
+    # Before it, on a busy host: the wait until the host can carry the machine.
+    assert "start" in names
+    assert names.index("start") < names.index("shut down by ACPI")
     assert all(step["seconds"] is not None for step in timeline["steps"])
 
 

@@ -245,8 +245,8 @@ class Memory:
             raise JoinRefusedError("duplicate-name")
         self._admit(machine)
 
-    def credentials(self, name: str, via: Any, *, token: str | None = None) -> dict[str, str]:
-        return {"memory.join": f"{name} {token or self.token(via)}"}
+    def configuration(self, name: str, via: Any, *, token: str | None = None) -> str:
+        return f"{name} {token or self.token(via)}"
 
     def leave(self, name: str, via: Any) -> None:
         assert via in self._members

@@ -402,11 +402,10 @@ def test_the_words_that_change_the_cluster_run_the_command_of_the_image(
     ]
     with pytest.raises(UsageError, match="a member or a token"):
         etcd.join(two)
-    assert etcd.credentials("node-4", one, token="t3") == {
-        "skiff.cluster": f"name node-4\nvirtual-address {address}\njoin t3\n"
-    }
+    expected = f"name node-4\nvirtual-address {address}\njoin t3\n"
+    assert etcd.configuration("node-4", one, token="t3") == expected
     one.results = [done("t4\n")]
-    assert etcd.credentials("node-5", one)["skiff.cluster"].endswith("join t4\n")
+    assert etcd.configuration("node-5", one).endswith("join t4\n")
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
@@ -447,7 +446,7 @@ def test_a_member_without_a_station_or_with_the_virtual_address_is_refused(
         with pytest.raises(UsageError, match="segment bare gives no addresses"):
             etcd.prepare(Node(), [])
         with pytest.raises(UsageError, match="segment bare gives no addresses"):
-            etcd.credentials("node-1", Node(), token="t")
+            etcd.configuration("node-1", Node(), token="t")
     with Segment("lan", folder=tmp_path, addresses=Addresses()) as lan:
         lan.add_port("virtual")
         etcd = Etcd(lan)

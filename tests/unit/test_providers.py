@@ -23,7 +23,7 @@ class Kite:
     def __init__(self, segment): ...
 """
 WORDS = (
-    *("prepare", "first", "token", "join", "credentials", "leave"),
+    *("prepare", "first", "token", "join", "configuration", "leave"),
     *("members", "leader", "healthy", "holds", "write", "read"),
 )
 

@@ -129,6 +129,55 @@ def test_frames_pass_between_machines(lan: Lan) -> None:
     assert lan.segment.ports == ("a", "b", "c")
 
 
+def lost(lan: Lan, count: int = 2000) -> list[int]:
+    """Send numbered frames from one machine to another; return the numbers that did not arrive."""
+    number = len(frame("a", "b"))
+    arrived: list[int] = []
+
+    def receive() -> None:
+        while (content := lan.receive("b"))[number:] != b"last":
+            arrived.append(int(content[number:]))
+
+    reader = threading.Thread(target=receive)
+    reader.start()
+    for each in range(count):
+        lan.ends["a"].send(frame("a", "b") + str(each).encode())
+    lan.ends["a"].send(frame("a", "b") + b"last")
+    reader.join()
+    assert arrived == sorted(arrived)
+    return sorted(set(range(count)) - set(arrived))
+
+
+def test_a_good_segment_loses_no_frame(lan: Lan) -> None:
+    assert lost(lan) == []
+
+
+def test_one_frame_in_a_thousand_that_is_dropped_silently_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from harness.network import process\n"
+        "put, n = process._Socket.put, 0\n"
+        "def drops(self, frame):\n"
+        "    global n; n += 1\n"
+        "    return True if n % 1000 == 0 else put(self, frame)\n"
+        "process._Socket.put = drops\n"
+        "process.main(int(sys.argv[2]), int(sys.argv[3]))"
+    )
+    command = serving.command
+
+    def planted(control: int) -> tuple[str, ...]:
+        python, isolated, bare, option, _, *arguments = command(control)
+        return (python, isolated, bare, option, code, *arguments)
+
+    monkeypatch.setattr(serving, "command", planted)
+    with Segment("lan", folder=tmp_path) as segment, Lan(segment, "a", "b") as lan:
+        lan.learn()
+        assert len(lost(lan)) == 2
+        # The switch believes that it handed them over: only the machines can tell.
+        assert segment.counters().ports["b"].sent > 2000
+
+
 def test_an_empty_and_a_huge_frame_do_no_harm(lan: Lan) -> None:
     lan.ends["a"].send(b"")
     lan.ends["a"].send(b"x" * 60_000)

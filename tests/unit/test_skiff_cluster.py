@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from harness.profiles import Install
+from harness.profiles._skiff import settings
 from tests.programs import needs
 
 IMAGE = Path(__file__).resolve().parents[2] / "images/skiff"
@@ -93,3 +96,50 @@ def test_an_unknown_variant_is_not_built(variant: str, tmp_path: Path) -> None:
     assert result.returncode != 0
     error = f"variant {variant}: neither core nor cluster" if variant else "--variant is missing"
     assert error in result.stderr
+
+
+# --- the settings of an installation ------------------------------------------------------------------
+
+
+def read_and_write(text: str, *, cluster: bool) -> subprocess.CompletedProcess[str]:
+    """Let the image's functions read settings, and write what they read."""
+    command = (
+        f'. "$0"; has_cluster() {{ {str(cluster).lower()}; }};'
+        ' settings_read /dev/stdin user-data && settings_write || echo "$settings_error"'
+    )
+    return subprocess.run(
+        ["bash", "-c", command, IMAGE / "mkosi/mkosi.extra/usr/lib/skiff/common.sh"],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+SETTINGS = Install(
+    "target-1",
+    user="mate",
+    password="ahoy",
+    cluster="name node-8\nvirtual-address 10.77.255.100/16\njoin skiff.0123abcd.00ff\n",
+)
+
+
+def test_a_seed_s_cluster_survives_the_installation() -> None:
+    text = settings(SETTINGS).replace('password: "ahoy"', 'password_hash: "$6$salt$hash"')
+    written = read_and_write(text, cluster=True).stdout
+    line = '    cluster: "name node-8;virtual-address 10.77.255.100/16;join skiff.0123abcd.00ff"\n'
+    assert line in written
+    assert read_and_write(written, cluster=True).stdout == written
+
+
+@pytest.mark.parametrize(
+    ("words", "cluster", "error"),
+    [
+        ("init", False, ":8: cluster: only the variant cluster has that"),
+        ("init $(reboot)", True, ":8: cluster: lines of skiff.cluster, with ; between them"),
+    ],
+)
+def test_a_seed_s_cluster_that_cannot_be_is_refused(words: str, cluster: bool, error: str) -> None:
+    text = settings(replace(SETTINGS, cluster=words))
+    result = read_and_write(text, cluster=cluster)
+    assert result.stdout == f"user-data{error}\n"
