@@ -129,10 +129,8 @@ class Etcd:
         words = ("--name", name or machine.name, "--virtual-address", str(address))
         self._change(machine, "prepare", *words)
 
-    def credentials(
-        self, name: str, via: Machine[Any], *, token: str | None = None
-    ) -> Mapping[str, str]:
-        """Return the credential with the name, the virtual address and the token, a line each.
+    def configuration(self, name: str, via: Machine[Any], *, token: str | None = None) -> str:
+        """Return the name, the virtual address and the token, a line each.
 
         Raises:
             UsageError: The segment has no station.
@@ -140,7 +138,7 @@ class Etcd:
         address = self._address_to_share()
         token = token or self.token(via)
         lines = (f"name {name}", f"virtual-address {address}", f"join {token}")
-        return {via.os.cluster_credential: "".join(f"{line}\n" for line in lines)}
+        return "".join(f"{line}\n" for line in lines)
 
     def _address_to_share(self) -> IPv4Interface:
         address = self.virtual_address

@@ -6,7 +6,7 @@ and so on is in one. It acts on machines that run, and reports what the cluster 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from typing import Any, ClassVar, Protocol
@@ -128,10 +128,11 @@ class Provider(Protocol):
             JoinRefusedError: The cluster refused it. The cluster and the machine are as they were.
         """
 
-    def credentials(
-        self, name: str, via: Machine[Any], *, token: str | None = None
-    ) -> Mapping[str, str]:
-        """Return the credentials with which a system joins by itself, at its first boot.
+    def configuration(self, name: str, via: Machine[Any], *, token: str | None = None) -> str:
+        """Return the configuration with which a system joins by itself, at its first boot.
+
+        It is handed over by the credential that the profile names (``cluster_credential``), or by the
+        seed of an installation (:attr:`harness.profiles.Install.cluster`).
 
         Args:
             name: The name that it goes by.

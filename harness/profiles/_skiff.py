@@ -60,6 +60,9 @@ def settings(answers: Install) -> str:
             lines.append(f"    {name}: {json.dumps(value)}")
     if answers.key:
         lines += ["    ssh_authorized_keys:", f"      - {json.dumps(answers.key)}"]
+    if answers.cluster:
+        words = ";".join(answers.cluster.splitlines())
+        lines.append(f"    cluster: {json.dumps(words)}")
     lines.append("    finally: poweroff")
     return "\n".join(lines) + "\n"
 

@@ -16,6 +16,8 @@ class Install:
         user: The account to create; it can become root by sudo.
         key: The account's SSH public key; empty for none.
         password: The account's password on the console; empty for none.
+        cluster: The configuration with which the installed system joins a cluster by itself, from
+            :meth:`harness.cluster.Provider.configuration`; empty for none. Only a seed can hold it.
     """
 
     disk: str
@@ -23,6 +25,7 @@ class Install:
     user: str = "admin"
     key: str = ""
     password: str = ""
+    cluster: str = ""
 
 
 SlotState = Literal["good", "trying", "bad", "empty"]

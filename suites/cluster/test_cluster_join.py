@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from harness import Cluster, Lab, Machine, errors, points
+from harness import (
+    Cluster,
+    Install,
+    Lab,
+    Machine,
+    SeedInstallable,
+    errors,
+    points,
+    profile_of,
+)
 
 pytestmark = pytest.mark.needs("cluster", "ssh")
 
@@ -15,6 +25,15 @@ def check_serves(cluster: Cluster, seed: int) -> None:
     """Check that the cluster serves, and that what its clients saw holds."""
     with cluster.history(seed=seed) as clients:
         clients.wait_acknowledged(20)
+
+
+def check_joined(cluster: Cluster, node: Machine[Any], seed: int) -> None:
+    """Check that a machine that boots becomes a member by itself, and that the cluster serves."""
+    node.os.login()
+    cluster.adopt(node)
+    cluster.wait_healthy(node)
+    assert node.name in {member.name for member in cluster.members()}
+    check_serves(cluster, seed=seed)
 
 
 @pytest.mark.tier(
@@ -153,11 +172,12 @@ def test_a_dead_member_is_replaced(cluster: Cluster, fault_seed: int) -> None:
 @pytest.mark.tier(
     "nightly",
     cost=140,
-    catches="a node whose seed says join, and that does not",
+    catches="a node whose credential says join, and that does not",
     uses=("cluster-3",),
 )
-def test_a_node_joins_by_its_seed(lab: Lab, cluster: Cluster, fault_seed: int) -> None:
-    """A system that is started with a token in its configuration is a member at its first boot."""
+@pytest.mark.needs("credentials")
+def test_a_node_joins_by_a_credential(lab: Lab, cluster: Cluster, fault_seed: int) -> None:
+    """A system that is started with a token in a credential is a member at its first boot."""
     via = cluster.leader()
     name = "node-7"
     here = lab.with_image(via.os.selection.reference)
@@ -165,10 +185,40 @@ def test_a_node_joins_by_its_seed(lab: Lab, cluster: Cluster, fault_seed: int) -
         name=name,
         nics=points.member_nics(here.image),
         segments=[cluster.segment],
-        credentials=cluster.provider.credentials(name, via),
+        credentials={via.os.cluster_credential: cluster.provider.configuration(name, via)},
     )
-    node.os.login()
-    cluster.adopt(node)
-    cluster.wait_healthy(node)
-    assert name in {member.name for member in cluster.members()}
-    check_serves(cluster, seed=fault_seed)
+    check_joined(cluster, node, seed=fault_seed)
+
+
+@pytest.mark.tier(
+    "nightly",
+    cost=140,
+    catches="a node whose installation was told to join, and that does not",
+    uses=("cluster-3",),
+)
+@pytest.mark.needs("install-unattended", "seed")
+def test_a_node_joins_by_the_seed_of_its_installation(
+    lab: Lab, cluster: Cluster, answers: Install, fault_seed: int
+) -> None:
+    """A system that was installed with a token in its seed is a member at its first boot."""
+    via = cluster.leader()
+    name = "node-8"
+    here = lab.with_image(via.os.selection.reference)
+    profile: type[SeedInstallable] = profile_of(here.image)
+    configuration = cluster.provider.configuration(name, via)
+    installer: Machine[SeedInstallable] = here.boot(
+        name="live",
+        disks=[points.target_disk(here.image)],
+        seed_files=profile.seed(replace(answers, cluster=configuration)),
+        authorize=False,
+    )
+    installer.os.wait_installed()
+    installer.wait_for_shutdown()
+    node = points.boot_installed(
+        here,
+        points.installed_disk(installer),
+        name,
+        nics=points.member_nics(here.image),
+        segments=[cluster.segment],
+    )
+    check_joined(cluster, node, seed=fault_seed)

@@ -49,7 +49,7 @@ disk_of() {
 # Anything else is an error: then it returns 1 and settings_error is NAME:LINE: and the reason.
 
 settings_disk='' settings_hostname='' settings_user=''
-settings_password='' settings_password_hash='' settings_finally=''
+settings_password='' settings_password_hash='' settings_finally='' settings_cluster=''
 settings_keys=()
 settings_error=''
 
@@ -86,7 +86,7 @@ settings_read() {
     local -A seen=()
     local key_line='^([A-Za-z_][A-Za-z0-9_-]*):([[:space:]]+(.*))?$'
 
-    settings_disk='' settings_hostname='' settings_user='' settings_finally=''
+    settings_disk='' settings_hostname='' settings_user='' settings_finally='' settings_cluster=''
     settings_password='' settings_password_hash='' settings_keys=() settings_error=''
     _bad() { settings_error="$name:$number: $*"; return 1; }
 
@@ -143,10 +143,10 @@ settings_read() {
                 state=keys
                 continue
                 ;;
-            disk | hostname | user | password | password_hash | finally) ;;
+            disk | hostname | user | password | password_hash | finally | cluster) ;;
             *)
                 _bad "unknown key '$key' (known: disk, hostname, user, password, password_hash," \
-                    "ssh_authorized_keys, finally)"
+                    "ssh_authorized_keys, finally, cluster)"
                 return 1
                 ;;
         esac
@@ -168,6 +168,8 @@ settings_read() {
         return 1
     fi
 }
+
+has_cluster() { [ -x /usr/bin/skiff-cluster ]; }
 
 # Is VALUE one that KEY can have? If not, prints why and returns 1.
 settings_check() {
@@ -199,6 +201,11 @@ settings_check() {
             [[ $value =~ ^(poweroff|reboot|none)$ ]] && return
             echo "finally '$value': one of poweroff, reboot, none"
             ;;
+        cluster)
+            has_cluster || { echo "cluster: only the variant cluster has that"; return 1; }
+            [[ $value =~ ^[A-Za-z0-9./\ \;-]+$ ]] && return
+            echo "cluster: lines of skiff.cluster, with ; between them"
+            ;;
         *) return ;;
     esac
     return 1
@@ -210,6 +217,7 @@ settings_write() {
     printf '#cloud-config\nskiff:\n  install:\n'
     printf '    %s: "%s"\n' disk "${disk//\"/\\\"}" hostname "$settings_hostname" user "$settings_user"
     [ -z "$settings_password_hash" ] || printf '    password_hash: "%s"\n' "$settings_password_hash"
+    [ -z "$settings_cluster" ] || printf '    cluster: "%s"\n' "$settings_cluster"
     [ ${#settings_keys[@]} -eq 0 ] || printf '    ssh_authorized_keys:\n'
     for key in "${settings_keys[@]}"; do
         key=${key//\\/\\\\}
