@@ -1,4 +1,4 @@
-"""Reboots of skiff beside a load: how many hang."""
+"""Reboots of micro and skiff beside a load: how many hang."""
 
 from __future__ import annotations
 
@@ -9,26 +9,37 @@ from bench.core import Budget, Context, Row
 from bench.labs import lab
 from bench.load import load
 from harness.errors import HarnessError, Verdict
-from harness.points import installed
+from harness.points import installed, live
+from harness.states import State
 
 LOAD: Final = 8
 GUESTS: Final = 2
-REBOOTS: Final = 100
+REBOOTS: Final[dict[str, tuple[State, int]]] = {"micro": (live, 1000), "skiff": (installed, 100)}
+"""The point that the guests of an image start from, and the number of their reboots."""
+
 QUICK: Final = 4
 BUDGET: Final = Budget(0)
 
 
 def run(context: Context) -> list[Row]:
-    """Let forks of the installed system reboot; a reboot that does not end is a hang.
+    """Let forks of each image reboot beside the load."""
+    with load(LOAD):
+        return [
+            count(context, image, point, context.pick(reboots, QUICK))
+            for image, (point, reboots) in REBOOTS.items()
+        ]
+
+
+def count(context: Context, image: str, point: State, wanted: int) -> Row:
+    """Let forks of a state reboot; a reboot that does not end is a hang.
 
     A guest whose reboot fails is given up and another fork takes its place, so that each hang counts
     once. Any other failure ends the benchmark.
     """
-    wanted = context.pick(REBOOTS, QUICK)
     done = 0
     hangs: list[str] = []
-    with lab(context, "skiff") as here:
-        here.state(installed)
+    with lab(context, image) as here:
+        here.state(point)
 
         def reboots(guest: int, count: int) -> None:
             nonlocal done
@@ -36,7 +47,7 @@ def run(context: Context) -> list[Row]:
             while left:
                 # Each fork has a scope of its own: a hang of one does not end the others.
                 with here.child(f"guest {guest}, {left} to go") as own:
-                    machine = own.fork(installed, name=f"guest{guest}")
+                    machine = own.fork(point, name=f"guest{guest}")
                     while left:
                         left -= 1
                         try:
@@ -50,18 +61,16 @@ def run(context: Context) -> list[Row]:
                         done += 1
                         context.say(f"guest {guest}: {count - left} of {count}; {len(hangs)} hangs")
 
-        with load(LOAD), ThreadPoolExecutor(GUESTS) as pool:
+        with ThreadPoolExecutor(GUESTS) as pool:
             for ended in [pool.submit(reboots, n, wanted // GUESTS) for n in range(GUESTS)]:
                 ended.result()
     tried = done + len(hangs)
-    return [
-        Row(
-            f"hangs per 1,000 reboots of skiff beside a load of {LOAD}",
-            "harness",
-            "",
-            (1000 * len(hangs) / tried,),
-            budget=BUDGET,
-            note=f"{len(hangs)} in {tried} reboots by {GUESTS} guests"
-            + "".join(f"; {hang}" for hang in hangs),
-        )
-    ]
+    return Row(
+        f"hangs per 1,000 reboots of {image} beside a load of {LOAD}",
+        "harness",
+        "",
+        (1000 * len(hangs) / tried,),
+        budget=BUDGET,
+        note=f"{len(hangs)} in {tried} reboots by {GUESTS} guests"
+        + "".join(f"; {hang}" for hang in hangs),
+    )
