@@ -35,6 +35,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "images": "List, build, locate, verify and remove images",
     "known": "List known failures, and those that have expired or no longer occur",
     "lab": "Open a Python prompt with a lab: boot, fork and try out machines",
+    "plan": "Print the jobs of a gate: which tests of which images run, and why",
     "report": "Write the report of a run: one HTML file, or text",
     "repro": "Run the test of a bundle again, and say whether it fails in the same way",
     "resurrect": "Resume the machines of a failed test, out of its bundle",

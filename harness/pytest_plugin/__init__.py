@@ -10,6 +10,7 @@ library imports pytest.
 ``selection``  which scenarios run: architectures, capabilities, workers
 ``tiers``      how much of the suites runs: ``--tier smoke|gate|nightly``
 ``ordering``   the longest tests first, for several workers
+``collecting`` what a run would collect, as JSON, for the plan of a gate
 ``interrupts`` Ctrl-C and ``SIGTERM``: the end of a run before its time
 ``tries``      the second try of a test that the host made fail
 ``known``      failures that known.yaml lists make no run fail
@@ -31,6 +32,7 @@ pytest_plugins = (
     "harness.pytest_plugin.selection",
     "harness.pytest_plugin.tiers",
     "harness.pytest_plugin.ordering",
+    "harness.pytest_plugin.collecting",
     "harness.pytest_plugin.interrupts",
     "harness.pytest_plugin.tries",
     "harness.pytest_plugin.verdicts",

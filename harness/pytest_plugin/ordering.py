@@ -157,13 +157,22 @@ def in_order(
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
         # Tests that share a machine stay together.
-        names = getattr(item, "fixturenames", ())
-        shared = "shared_lab" in names and "cut" not in names
-        name = sessions.of(item.config).sharing(item) if shared else item.nodeid
+        name = sessions.of(item.config).sharing(item) if is_shared(item) else item.nodeid
         groups.setdefault(name, []).append(item)
     together = list(groups.values())
     jobs = [_job(group, seconds, paces) for group in together]
     return [item for number in dealt(plan(jobs, workers)) for item in together[number]]
+
+
+def is_shared(item: pytest.Item) -> bool:
+    """Return whether a test shares a machine with others of its module."""
+    names = getattr(item, "fixturenames", ())
+    return "shared_lab" in names and "cut" not in names
+
+
+def shared_costs(item: pytest.Item) -> list[Use]:
+    """Return what a test shares with others and the first makes, but for the image."""
+    return [Use(name, _POINTS.get(name, UNKNOWN)) for name in _uses(item) if name != _IMAGE]
 
 
 def _job(group: Sequence[pytest.Item], seconds: Seconds, paces: Mapping[str, Pace]) -> Job:

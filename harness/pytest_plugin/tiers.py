@@ -148,6 +148,12 @@ def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
         config.stash[_LEFT_OUT] = dict(Counter(others.values()))
 
 
+def left_out(config: pytest.Config) -> dict[str, int]:
+    """Return how many tests a run left out, by their tier."""
+    counts: dict[str, int] = config.stash.get(_LEFT_OUT, {})
+    return counts
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Report to the controller of pytest-xdist, which collects no tests itself."""
     output: dict[str, Any] = getattr(session.config, "workeroutput", {})
