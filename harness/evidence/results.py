@@ -26,7 +26,8 @@ The results of a job of a plan have two keys more::
 
 ``commit`` is the one that the job ran at, empty where git does not say. ``errors`` are those of the
 collection of tests; there are seldom any. The file is there before the collection and is written again
-after each test, so that a job that is killed leaves what it knew: its ``status`` is then null.
+as each test begins and ends, so that a job that is killed leaves what it knew: its ``status`` is then
+null.
 """
 
 from __future__ import annotations

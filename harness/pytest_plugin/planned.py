@@ -4,7 +4,7 @@
 module leaves the other tests of those files out. A test that the plan has and the files have not is
 no error here: the judge misses it (:mod:`harness.gate.judge`).
 
-Results are written before anything is collected and again after each test, because a job may be killed
+Results are written before anything is collected, and again as each test begins and ends, because a job may be killed
 at any moment: by the kernel for its memory, by a node that is lost, by a runner that is cancelled.
 """
 
@@ -144,6 +144,11 @@ class _Recorder:
             reason = (errors or lines or [""])[-1].removeprefix("E ").strip()
             self._results.errors.append({"id": report.nodeid, "reason": reason})
             self._write()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logstart(self) -> None:
+        """Write which test has begun: it may be the one that takes all memory."""
+        self._write()
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logfinish(self) -> None:
