@@ -5,15 +5,16 @@ the test passed, was skipped, or failed in a known way. What is not proven is ``
 left no results (it was skipped, cancelled, evicted, killed for its memory, or its runner was lost),
 results that are cut off, a run that was interrupted, a planned test that the results do not have.
 
-A job may have several attempts, because the jobs that are ``infra`` run once more. Of a test in several
-attempts:
+A job may have several results, because jobs that are ``infra`` run once more. Of a test in several of
+them:
 
-- a failure by ``product``, ``test`` or ``timeout`` in any attempt counts: no attempt turns it green;
-- otherwise it is proven if it is in one of them. The job is then ``flaky-infra``: green, and counted.
+- a failure by ``product``, ``test`` or ``timeout`` in any of them counts: no attempt turns it green;
+- otherwise it is proven if it is proven in one of them. The job is then ``flaky-infra``: green, and
+  counted.
 
-Several results of the same attempt: of each test the worst counts, and a note says that they contradict
-each other. The same content counts once. Nothing depends on the order or on the names of the files, and
-judging again what has been judged changes nothing.
+The same holds for results of the same attempt that differ, which a note names. The same content counts
+once. Nothing depends on the order or on the names of the files, and judging again what has been judged
+changes nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +49,6 @@ ATTEMPTS: Final = 2
 
 _RED: Final = ("product", "test", "timeout")
 _PROVEN: Final = ("passed", "skipped", "known", "flaky")
-_MISSING: Final = "missing"
 
 _STATUSES: Final[dict[int | None, tuple[str, str]]] = {
     None: ("infra", "the job was ended before it wrote its last results"),
@@ -215,20 +215,16 @@ def status_of(verdict: str) -> int:
 
 
 def _job(job: Job, results: Sequence[JobResults], damaged: Sequence[Damaged]) -> JobOutcome:
-    attempts: dict[int, dict[str, TestLine]] = {}
+    said: dict[str, list[tuple[int, TestLine]]] = {test: [] for test in job.tests}
+    further: dict[str, list[tuple[int, TestLine]]] = {}
     for each in results:
-        tests = attempts.setdefault(each.attempt, {})
         for test in each.tests:
-            tests[test.id] = min(tests.get(test.id, test), test, key=_weight)
-    outcomes = [_test(test, attempts) for test in dict.fromkeys(job.tests)]
-    planned = set(job.tests)
-    further = {test for tests in attempts.values() for test in tests if test not in planned}
+            lines = said[test.id] if test.id in said else further.setdefault(test.id, [])
+            lines.append((each.attempt, test))
+    outcomes = [_test(test, lines, bool(results)) for test, lines in said.items()]
     # A test that the plan does not have proves nothing, but its failure counts.
-    outcomes += [
-        outcome
-        for test in sorted(further)
-        if (outcome := _test(test, attempts)).verdict not in (*_PROVEN, _MISSING, "infra")
-    ]
+    others = [_test(test, further[test], True) for test in sorted(further)]
+    outcomes += [each for each in others if each.verdict in _RED]
     faults = [(each, fault) for each in results if (fault := _fault(each)) is not None]
     red = [
         TestOutcome("", verdict, reason, each.attempt)
@@ -239,10 +235,8 @@ def _job(job: Job, results: Sequence[JobResults], damaged: Sequence[Damaged]) ->
     verdict, reason = _verdict(job, [*red, *outcomes], whole=whole)
     if verdict == "infra":
         reason = _not_proven(job, results, damaged, outcomes, [fault for _, fault in faults])
-    elif verdict in GREEN and (
-        faults or damaged or min(attempts, default=1) > 1 or _tripped(job, attempts)
-    ):
-        verdict, reason = FLAKY_INFRA, _tripping(damaged, faults, attempts)
+    elif verdict in GREEN and (why := _tripping(job, results, damaged, faults)):
+        verdict, reason = FLAKY_INFRA, why
     shown = [each for each in (*red, *outcomes) if each.verdict not in ("passed", "skipped")]
     return JobOutcome(
         job,
@@ -254,31 +248,36 @@ def _job(job: Job, results: Sequence[JobResults], damaged: Sequence[Damaged]) ->
                 Counter(each.verdict for each in outcomes).items(), key=lambda item: rank(item[0])
             )
         },
-        tuple(sorted(attempts)),
+        tuple(sorted({each.attempt for each in results})),
         round(sum(each.seconds for each in results), 3),
         tuple(sorted(shown, key=lambda each: rank(each.verdict))),
         tuple(each.path for each in results),
     )
 
 
-def _weight(test: TestLine) -> tuple[int, str, str]:
-    """Return an order of what results say of a test, the worst first; total, so that it has no ties."""
-    return rank(test.label), test.reason, test.evidence
+def _test(test: str, said: Sequence[tuple[int, TestLine]], left: bool) -> TestOutcome:
+    """Return what a test came to.
 
-
-def _test(test: str, attempts: dict[int, dict[str, TestLine]]) -> TestOutcome:
-    """Return what a test came to over all attempts."""
-    said = [(number, tests[test]) for number, tests in sorted(attempts.items()) if test in tests]
+    Args:
+        test: The test.
+        said: The attempts that have it, and what their results say.
+        left: Whether the job left any results.
+    """
     for labels in (_RED, _PROVEN):
         if found := [each for each in said if each[1].label in labels]:
-            number, worst = min(found, key=lambda each: (rank(each[1].label), each[0]))
+            number, worst = min(found, key=_weight)
             return _outcome(worst, worst.label, number)
-    if said:
-        number, last = said[-1]
-        reason = last.reason or ("it did not end" if last.label == "interrupted" else last.label)
-        return dataclasses.replace(_outcome(last, "infra", number), reason=reason)
-    reason = "planned, and in no results" if attempts else ""
-    return TestOutcome(test, "infra", reason)
+    if not said:
+        return TestOutcome(test, "infra", "planned, and in no results" if left else "")
+    number, last = max(said, key=_weight)
+    reason = last.reason or ("it did not end" if last.label == "interrupted" else last.label)
+    return dataclasses.replace(_outcome(last, "infra", number), reason=reason)
+
+
+def _weight(said: tuple[int, TestLine]) -> tuple[int, int, str, str]:
+    """Return an order of what results say of a test, the worst first; it has no ties that show."""
+    number, test = said
+    return rank(test.label), number, test.reason, test.evidence
 
 
 def _outcome(test: TestLine, verdict: str, attempt: int) -> TestOutcome:
@@ -348,28 +347,25 @@ def _not_proven(
     return f"{why}; {count}" if bad else why
 
 
-def _tripped(job: Job, attempts: dict[int, dict[str, TestLine]]) -> bool:
-    """Whether a planned test is infra in an attempt, or missing in the first."""
-    lines = [test for tests in attempts.values() for test in tests.values()]
-    missing = set(job.tests) - set(attempts.get(1, ()))
-    return bool(missing) or any(test.label in ("infra", "interrupted") for test in lines)
-
-
 def _tripping(
+    job: Job,
+    results: Sequence[JobResults],
     damaged: Sequence[Damaged],
     faults: Sequence[tuple[JobResults, tuple[str, str]]],
-    attempts: dict[int, dict[str, TestLine]],
 ) -> str:
-    """Return why a job that is green is no plain pass."""
+    """Return why a job that is green is no plain pass; empty if it is one."""
     if faults:
-        return f"attempt {faults[0][0].attempt}: {faults[0][1][1]}"
+        each, (_, reason) = faults[0]
+        return f"attempt {each.attempt}: {reason}"
     if damaged:
-        return f"{damaged[0].path}: {damaged[0].why}"
-    for number, tests in sorted(attempts.items()):
-        for test in tests.values():
+        return f"results that cannot be read: {damaged[0].why}"
+    for each in results:
+        for test in each.tests:
             if test.label in ("infra", "interrupted"):
-                return f"attempt {number}: {line(test.id)}: {test.reason or test.label}"
-    return "its first attempt left no results" if 1 not in attempts else "tests were missing"
+                return f"attempt {each.attempt}: {line(test.id)}: {test.reason or test.label}"
+        if missing := set(job.tests) - {test.id for test in each.tests}:
+            return f"attempt {each.attempt}: {len(missing)} of {len(job.tests)} tests were missing"
+    return "" if results[0].attempt == 1 else "its first attempt left no results"
 
 
 # --- all jobs ---------------------------------------------------------------------------------
@@ -396,8 +392,8 @@ def _notes(job: Job, results: Sequence[JobResults], outcome: JobOutcome) -> list
     for number, count in sorted(Counter(each.attempt for each in results).items()):
         if count > 1:
             notes.append(
-                f"{job.id}: {count} results of attempt {number} contradict each other; of each test"
-                " the worst counts"
+                f"{job.id}: attempt {number} left {count} results that differ: a failure in any of"
+                " them counts"
             )
     if results and set(outcome.counts) == {"skipped"}:
         reasons = [test.reason for each in results for test in each.tests if test.reason]

@@ -78,11 +78,12 @@ class Jobs:
         command = [
             *(sys.executable, "-m", "harness.cli", "acceptance"),
             *("--plan", str(path), "--job", job.id, "--attempt", str(attempt)),
-            *("--evidence", str(self._results / job.id), "-n", "auto"),
+            *("--evidence", str(self._results / job.id)),
+            *(("-n", "auto") if len(job.tests) > 1 else ()),
             *self._arguments,
         ]
         # In a group of its own: the terminal's Ctrl-C reaches this process alone, which passes it on.
-        with subprocess.Popen(command, process_group=0) as process:
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0) as process:
             self._process = process
             if self.interruption:
                 # The signal came after the last look.

@@ -28,8 +28,8 @@ MOST_ANNOTATIONS: Final = 10
 _MOST_TESTS: Final = 20
 """Tests of a job that the terminal shows, at most."""
 
-_MARKUP: Final = re.compile(r"[!-+:-@\[-`{-~]|(?<=www)\.", re.IGNORECASE)
-"""Punctuation of ASCII but for comma, hyphen, full stop and slash; the full stop that makes a link."""
+_MARKUP: Final = re.compile(r"[!-+;-@\[-`{-~]|:(?=\S)|(?<=www)\.", re.IGNORECASE)
+"""Punctuation of ASCII but for comma, hyphen, full stop and slash; what makes a link of the others."""
 
 _CODE: Final = re.compile(r"[A-Za-z0-9 _./:,()\[\]=+-]+")
 _KINDS: Final = {

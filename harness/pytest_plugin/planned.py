@@ -4,8 +4,9 @@
 module leaves the other tests of those files out. A test that the plan has and the files have not is
 no error here: the judge misses it (:mod:`harness.gate.judge`).
 
-Results are written before anything is collected, and again as each test begins and ends, because a job may be killed
-at any moment: by the kernel for its memory, by a node that is lost, by a runner that is cancelled.
+Results are written before anything is collected, and again as each test begins and ends, because a job
+may be killed at any moment: by the kernel for its memory, with a node that is lost, by a runner that is
+cancelled.
 """
 
 from __future__ import annotations

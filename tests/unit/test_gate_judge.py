@@ -342,12 +342,17 @@ def test_the_same_results_twice_count_once(tmp_path: Path) -> None:
     assert not twice.notes
 
 
-def test_results_that_contradict_each_other_count_by_the_worst_and_say_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("other", "verdict"), [("product", "product"), ("timeout", "timeout"), ("infra", "flaky-infra")]
+)
+def test_results_of_an_attempt_that_differ_count_as_attempts_do_and_a_note_says_so(
+    tmp_path: Path, other: str, verdict: str
+) -> None:
     good = left(PLAN, passed(ONE), passed(TWO))
-    bad = left(PLAN, passed(ONE), failed("product", TWO))
+    bad = left(PLAN, passed(ONE), failed(other, TWO))
     found = judged(tmp_path, PLAN, good, bad)
-    assert found.verdict == "product"
-    assert "2 results of attempt 1 contradict each other" in found.notes[0]
+    assert found.jobs[0].verdict == verdict
+    assert "attempt 1 left 2 results that differ" in found.notes[0]
 
 
 # --- no job -----------------------------------------------------------------------------------
