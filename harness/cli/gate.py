@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from harness.gate.judge import Judgement
     from harness.gate.plan import Plan
 
+_RUNS: Final = Path(".harness/runs")
 _GATES: Final = Path(".harness/gate")
 _LATEST: Final = "latest"
 _KEPT: Final = 10
@@ -60,7 +61,12 @@ _PLANNING: Final[dict[str, dict[str, Any]]] = {
     "--arch": {"help": "this architecture, or all"},
     "--tier": {"help": "how much of the suites: smoke, gate, nightly"},
     "--images": {"action": "append", "default": [], "metavar": "DIR", "help": "further images"},
-    "--runs": {"type": Path, "metavar": "DIR", "help": "earlier runs, whose times are known"},
+    "--runs": {
+        "action": "append",
+        "default": [],
+        "metavar": "DIR",
+        "help": f"earlier runs, whose times count (default: {_RUNS} and {_GATES})",
+    },
     "--max-jobs": {"type": int, "metavar": "N", "help": "the most jobs"},
     "--target-seconds": {"type": float, "metavar": "S", "help": "how long a job may take"},
 }
@@ -173,6 +179,10 @@ def _run(options: argparse.Namespace) -> int:
     if options.plan is not None and wanted:
         raise UsageError(f"--plan names a plan, and {wanted[0]} is for a new one")
     planned = plan.read(options.plan) if options.plan is not None else None
+    if not options.runs:
+        wanted += [
+            word for each in (_RUNS, _GATES) if each.is_dir() for word in ("--runs", str(each))
+        ]
     folder = _begin()
     files = {1: folder / "plan.json", 2: folder / "rerun.json"}
     results = folder / "results"
@@ -184,7 +194,7 @@ def _run(options: argparse.Namespace) -> int:
             say("there is no plan, so nothing was run")
             return status
         planned = plan.read(files[1])
-    _announce(planned)
+    say(_size(planned))
     arguments = [word for folder in options.images for word in ("--images", folder)]
     arguments += shlex.split(options.pytest)
     with Jobs(results, arguments=arguments, say=say) as jobs:
@@ -238,12 +248,10 @@ def _planning(options: argparse.Namespace) -> list[str]:
     return words
 
 
-def _announce(planned: Plan) -> None:
-    for row in planned.images:
-        say(f"{row.image} on {row.arch}: {'in' if row.planned else 'out'}, {row.why}")
+def _size(planned: Plan) -> str:
     tests = sum(len(job.tests) for job in planned.jobs)
     seconds = sum(job.seconds for job in planned.jobs)
-    say(f"plan {planned.id}: {len(planned.jobs)} jobs, {tests} tests, about {seconds:.0f} s")
+    return f"plan {planned.id}: {len(planned.jobs)} jobs, {tests} tests, about {seconds:.0f} s"
 
 
 def _report(folder: Path) -> None:
