@@ -13,10 +13,11 @@ counted.
 Exit status: that of harness acceptance for the verdict.
   0   green: each planned test is proven; or there is nothing to do, and the plan says why
   1   a test failed because of the image (verdict product)
-  2   wrong usage; or Ctrl-C or SIGTERM ended the gate, and nothing that had run is red
+  2   wrong usage; or Ctrl-C or SIGTERM ended the gate, and no test that had run is red
   10  a test failed because of itself (verdict test)
   11  a job is not proven (verdict infra), or there is no plan
   12  a deadline passed (verdict timeout)
+Where harness plan makes no plan, the status is its own.
 
 JSON: {"format", "plan", "commit", "verdict", "status", "reason", "counts": {VERDICT: JOBS}, "tests":
 {VERDICT: TESTS}, "jobs": [JOB], "notes": [LINE]}. JOB is {"id", "image", "arch", "tier", "verdict",
@@ -212,7 +213,7 @@ def _run(options: argparse.Namespace) -> int:
     say(f"plan, results and report are in {folder}")
     if jobs.interruption:
         say(f"{jobs.interruption} ended the gate: what had not run is not proven")
-        return 2 if judgement.verdict in ("infra", "passed") else status
+        return 2 if judgement.verdict == "infra" else status
     return status
 
 
@@ -251,7 +252,7 @@ def _planning(options: argparse.Namespace) -> list[str]:
 def _size(planned: Plan) -> str:
     tests = sum(len(job.tests) for job in planned.jobs)
     seconds = sum(job.seconds for job in planned.jobs)
-    return f"plan {planned.id}: {len(planned.jobs)} jobs, {tests} tests, about {seconds:.0f} s"
+    return f"plan {planned.id}: jobs {len(planned.jobs)}, tests {tests}, about {seconds:.0f} s"
 
 
 def _report(folder: Path) -> None:

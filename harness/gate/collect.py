@@ -175,7 +175,7 @@ def collect(folder: Path, plan: Plan) -> Collected:
     A folder that does not exist holds nothing: where all runners are lost, nobody makes it.
     """
     sorting = _Sorting(plan, {job.id: job for job in plan.jobs})
-    if not folder.is_dir():
+    if plan.jobs and not folder.is_dir():
         sorting.notes.append(f"{folder}: there is no such folder, so no job has left results")
     for path in _files(folder):
         _take(sorting, path, path.relative_to(folder).as_posix())
