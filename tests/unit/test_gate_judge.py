@@ -181,6 +181,12 @@ def test_a_passed_test_that_was_not_planned_proves_nothing(tmp_path: Path) -> No
     assert found.verdict == "infra"
 
 
+def test_a_test_that_was_not_planned_takes_no_proof_away(tmp_path: Path) -> None:
+    further = failed("infra", "suites/boot/test_live.py::test_three")
+    found = judged(tmp_path, PLAN, left(PLAN, passed(ONE), passed(TWO), further))
+    assert (found.verdict, found.tests) == ("passed", {"passed": 2})
+
+
 def test_a_job_that_skipped_everything_says_so(tmp_path: Path) -> None:
     found = judged(tmp_path, PLAN, left(PLAN, skipped(ONE), skipped(TWO)))
     assert found.verdict == "passed"
@@ -308,7 +314,7 @@ def test_two_attempts_may_prove_a_job_together(tmp_path: Path) -> None:
 
 
 def test_two_attempts_that_were_both_killed_prove_nothing(tmp_path: Path) -> None:
-    first = left(PLAN, passed(ONE), passed(TWO), status=None)
+    first = left(PLAN, passed(ONE), failed("infra", TWO), status=None)
     second = left(PLAN, passed(ONE), passed(TWO), attempt=2, status=2)
     assert judged(tmp_path, PLAN, first, second).verdict == "infra"
 
