@@ -237,7 +237,7 @@ def _read(path: Path) -> tuple[_Results, str]:
     if not data.strip():
         raise ValueError("it is empty")
     try:
-        raw = json.loads(data, parse_constant=_refuse)
+        raw = json.loads(data)
     except UnicodeDecodeError as error:
         raise ValueError("it is no UTF-8") from error
     except json.JSONDecodeError as error:
@@ -273,10 +273,6 @@ def _adapter() -> TypeAdapter[_Results]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(_Results)
-
-
-def _refuse(name: str) -> float:
-    raise ValueError(f"{name} is no number")
 
 
 def _named(jobs: dict[str, Job], name: str) -> str:

@@ -4,13 +4,15 @@ A job is a process, ``harness acceptance --plan``, whose workers are as many as 
 machines. Jobs do not run side by side: they would share the same memory and the same processors, and
 admission would make one wait for the other.
 
-Ctrl-C and ``SIGTERM`` end the job that runs, in order, and no further job is started.
+Ctrl-C and ``SIGTERM`` end the job that runs, in order, and no further job is started. A job that takes
+longer than its plan allows is ended in the same way, and others follow.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -23,6 +25,8 @@ from typing import Any, Final, Self
 from harness.gate.plan import Job, Plan
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+_MINUTE: Final = 60.0
 
 Say = Callable[[str], None]
 
@@ -88,6 +92,9 @@ class Jobs:
             if self.interruption:
                 # The signal came after the last look.
                 self._pass_on(signal.SIGTERM)
+            if not _ended(process.pid, job.timeout_minutes * _MINUTE):
+                self._say(f"job {job.id} took more than {job.timeout_minutes} minutes: ending it")
+                self._pass_on(signal.SIGTERM)
             status = process.wait()
             self._process = None
         self._say(f"job {job.id} ended with status {status}")
@@ -102,3 +109,12 @@ class Jobs:
         if self._process is not None and self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
+
+
+def _ended(pid: int, seconds: float) -> bool:
+    """Wait until a child process has ended, for so long at most; return whether it has."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        return bool(select.select([descriptor], [], [], seconds)[0])
+    finally:
+        os.close(descriptor)

@@ -15,7 +15,9 @@ import pytest
 
 from fixtures.project import Finished, Project
 from harness.cli import main
-from harness.gate import plan
+from harness.gate import local, plan
+from harness.gate.collect import collect
+from harness.gate.judge import judge as judge_results
 from tests.gate_plans import a_job, a_plan, sealed
 
 FOLDER = ".harness/gate/latest"
@@ -226,10 +228,10 @@ def test_a_signal_ends_the_job_and_the_partial_outcome_is_judged(
         text=True,
     ) as process:
         try:
-            ready, _, _ = select.select([pipe], [], [], 120)
+            ready, _, _ = select.select([pipe], [], [], 600)
             assert ready, "the test did not begin"
             process.send_signal(number)
-            output, _ = process.communicate(timeout=120)
+            output, _ = process.communicate(timeout=600)
         finally:
             process.kill()
             os.close(pipe)
@@ -242,6 +244,48 @@ def test_a_signal_ends_the_job_and_the_partial_outcome_is_judged(
     assert any(line.startswith("job-waits") and reason in line for line in lines), output
     assert f"{number.name} ended the gate" in output
     assert (project.folder / FOLDER / "report.html").is_file()
+
+
+def test_a_job_that_takes_too_long_is_ended_and_is_infra(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write("test_it.py", TESTS)
+    os.mkfifo(project.folder / "begun")
+    pipe = os.open(project.folder / "begun", os.O_RDWR)
+    facts = MICRO | {"timeout_minutes": 100}
+    jobs = [
+        a_job(f"job-{name}", f"test_it.py::test_{name}", **facts) for name in ("waits", "passes")
+    ]
+    made = planned(project.folder, *jobs)
+    monkeypatch.chdir(project.folder)
+    # The first job gets no time once its test waits; the second one gets all that it needs.
+    limited = iter([True, False])
+    ended = local._ended
+
+    def ended_in_time(pid: int, seconds: float) -> bool:
+        if next(limited):
+            assert os.read(pipe, 1) == b"x"
+            return False
+        return ended(pid, seconds)
+
+    monkeypatch.setattr(local, "_ended", ended_in_time)
+    said: list[str] = []
+    with local.Jobs(Path("results"), say=said.append) as runner:
+        runner.run(made, Path("plan.json"))
+    os.close(pipe)
+    assert "job job-waits took more than 100 minutes: ending it" in said
+    found = judge_results(made, collect(Path("results"), made))
+    assert {each.job.id: each.verdict for each in found.jobs} == {
+        "job-waits": "infra",
+        "job-passes": "passed",
+    }
+
+
+def test_a_wait_for_a_process_ends_with_it_or_with_its_time() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        assert not local._ended(process.pid, 0.01)
+        process.kill()
+        assert local._ended(process.pid, 1000)
 
 
 def test_options_for_a_new_plan_are_refused_beside_a_plan(project: Project) -> None:

@@ -149,11 +149,11 @@ def ended_by(project: Project, number: signal.Signals, *, parent: bool) -> int:
         start_new_session=True,
     ) as process:
         try:
-            ready, _, _ = select.select([pipe], [], [], 120)
+            ready, _, _ = select.select([pipe], [], [], 600)
             assert ready, "the test did not begin"
             pid = int(os.read(pipe, 100))
             os.kill(process.pid if parent else pid, number)
-            return process.wait(120)
+            return process.wait(600)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
