@@ -198,7 +198,9 @@ def _run(options: argparse.Namespace) -> int:
     say(_size(planned))
     arguments = [word for folder in options.images for word in ("--images", folder)]
     arguments += shlex.split(options.pytest)
-    with Jobs(results, arguments=arguments, say=say) as jobs:
+    # Standard output is the result's: with --json it is one object.
+    output = sys.stderr if options.json else None
+    with Jobs(results, arguments=arguments, output=output, say=say) as jobs:
         jobs.run(planned, files[1])
         judgement = judge.judge(planned, collect(results, planned))
         again = judge.rerun(planned, judgement)

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TextIO
 
 from harness.gate.plan import Job, Plan
 
@@ -37,15 +37,24 @@ class Jobs:
     Args:
         results: The folder that gets a folder for each job, with a run for each attempt.
         arguments: Further arguments for pytest.
+        output: Where the output of the jobs goes; standard output by default.
         say: Prints a line for people.
 
     Attributes:
         interruption: The name of the signal that ended the gate; empty if none has.
     """
 
-    def __init__(self, results: Path, *, arguments: Sequence[str] = (), say: Say) -> None:
+    def __init__(
+        self,
+        results: Path,
+        *,
+        arguments: Sequence[str] = (),
+        output: TextIO | None = None,
+        say: Say,
+    ) -> None:
         self._results = results
         self._arguments = arguments
+        self._output = output
         self._say = say
         self._process: subprocess.Popen[bytes] | None = None
         self._before: dict[int, Any] = {}
@@ -87,7 +96,9 @@ class Jobs:
             *self._arguments,
         ]
         # In a group of its own: the terminal's Ctrl-C reaches this process alone, which passes it on.
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0) as process:
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self._output, process_group=0
+        ) as process:
             self._process = process
             if self.interruption:
                 # The signal came after the last look.

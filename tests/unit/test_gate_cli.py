@@ -160,31 +160,28 @@ def test_waits():
 """
 
 
-def gate(project: Project, *tests: str, arguments: tuple[str, ...] = ()) -> Finished:
-    """Run a gate of a job for each test."""
+def gate(
+    project: Project, *tests: str, arguments: tuple[str, ...] = (), errors: str = "/dev/stdout"
+) -> Finished:
+    """Run a gate of a job for each test; its standard error goes into a file of its own, if named."""
     project.write("test_it.py", TESTS)
     jobs = [a_job(f"job-{test}", f"test_it.py::test_{test}", **MICRO) for test in tests]
     planned(project.folder, *jobs)
-    command = ("-m", "harness.cli", "gate", "--plan", "plan.json", *arguments)
-    return project.run(project.python, *command, "--pytest", "-p no:cacheprovider")
-
-
-def judgement(output: str) -> dict[str, Any]:
-    """Return the object that ``--json`` has printed behind the output of the jobs."""
-    start = output.index('\n{\n  "format"')
-    content: dict[str, Any] = json.JSONDecoder().raw_decode(output[start + 1 :])[0]
-    return content
+    command = (project.python, "-m", "harness.cli", "gate", "--plan", "plan.json", *arguments)
+    script = f'exec "$@" 2>{errors}'
+    return project.run("sh", "-c", script, "sh", *command, "--pytest", "-p no:cacheprovider")
 
 
 def test_a_job_that_was_killed_runs_once_more_and_is_counted(project: Project) -> None:
-    done = gate(project, "passes", "is_killed_once", arguments=("--json",))
-    assert done.status == 0, done.text
-    found = judgement(done.text)
+    done = gate(project, "passes", "is_killed_once", arguments=("--json",), errors="errors")
+    errors = (project.folder / "errors").read_text()
+    assert done.status == 0, errors
+    found = json.loads(done.text)
     assert found["counts"] == {"flaky-infra": 1, "passed": 1}
     (job, other) = found["jobs"]
     assert (job["id"], job["attempts"], other["attempts"]) == ("job-is_killed_once", [1, 2], [1])
     assert "while test_it.py::test_is_killed_once ran" in job["reason"]
-    assert "1 of 2 jobs were infra and run once more" in done.text
+    assert "1 of 2 jobs were infra and run once more" in errors
     for name in ("plan.json", "rerun.json", "report.html"):
         assert (project.folder / FOLDER / name).is_file()
     # The judge of files comes to the same.
