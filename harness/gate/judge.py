@@ -340,7 +340,9 @@ def _not_proven(
     if not results:
         if damaged:
             return f"its results cannot be read: {damaged[0].why}"
-        return "it left no results: it was skipped or cancelled, or it was killed with its runner"
+        return (
+            "it left no results: skipped, cancelled, lost with its runner, or refused (see its log)"
+        )
     bad = [each for each in outcomes if each.verdict == "infra"]
     count = f"{len(bad)} of {len(job.tests)} tests not proven"
     why = faults[-1][1] if faults else bad[0].reason

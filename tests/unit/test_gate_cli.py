@@ -233,7 +233,9 @@ def test_a_signal_ends_the_job_and_the_partial_outcome_is_judged(
             process.kill()
             os.close(pipe)
     assert process.returncode == 2, output
-    assert not (project.folder / "failed").exists(), "no further job begins"
+    assert "job 2 of 3" in output
+    assert "job 3 of 3" not in output, "no further job begins"
+    assert not (project.folder / "failed").exists()
     lines = output.splitlines()
     rows = dict(line.split()[:2] for line in lines if line.startswith("job-") and line[-1] != ":")
     assert rows == {"job-passes": "passed", "job-waits": "infra", "job-fails": "infra"}
