@@ -32,6 +32,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "acceptance": "Judge an image: run the acceptance suites with pytest",
     "cluster": "Start a cluster and open a Python prompt with it",
     "doctor": "Report what this host can do and what it lacks",
+    "gate": "Run a plan here, or judge what runners left of one: one verdict",
     "images": "List, build, locate, verify and remove images",
     "known": "List known failures, and those that have expired or no longer occur",
     "lab": "Open a Python prompt with a lab: boot, fork and try out machines",

@@ -8,6 +8,10 @@ working folder has such a path itself. Paths in options are relative to the work
 table of suites by architecture. An architecture that the image lacks is skipped; one that is named
 (--arch x86_64,aarch64) has to be there.
 
+--plan FILE --job ID runs a job of a plan that harness plan made: its tests, with its image,
+architecture and tier. Give no path, and none of --image, --arch and --tier. --attempt 2 says in the
+results that it is the second attempt.
+
 The evidence of the run and its results.json are below .harness/runs (see --evidence).
 
 Exit status:
@@ -21,13 +25,15 @@ Exit status:
   11  a test failed because of the host or of Harness (verdict infra)
   12  a deadline passed (verdict timeout)
 Where failed tests have several verdicts, the status is that of the first of product, test, timeout,
-infra. 0 to 5 are pytest's own. A test that failed by infra and passed at its second try (verdict
-flaky) has passed; the summary names it.
+infra. 0 to 5 are pytest's own. 11 is also that of a pytest which was killed, as the kernel does where
+memory runs out. A test that failed by infra and passed at its second try (verdict flaky) has passed;
+the summary names it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import signal
 import subprocess
 import sys
@@ -36,13 +42,28 @@ from pathlib import Path
 from typing import Final
 
 from harness import paths
+from harness.errors import UsageError, Verdict
+from harness.evidence.results import STATUS
 
 _FOLDERS: Final = ("--evidence", "--images", "--recording")
 """Options of Harness that name a folder."""
 
+_USAGE: Final = 4
+"""pytest's exit status for wrong usage (``ExitCode.USAGE_ERROR``)."""
+
 _VALUED: Final = (
     *("--image", "--arch", "--accel", "--timeout-scale", "--state-budget", "--services", "--tier"),
-    *("--cut", "--cuts", "--cut-seed", "--bundle", "--bundle-limit", *_FOLDERS),
+    *(
+        "--cut",
+        "--cuts",
+        "--cut-seed",
+        "--bundle",
+        "--bundle-limit",
+        "--plan",
+        "--job",
+        "--attempt",
+    ),
+    *_FOLDERS,
     *(
         "-k",
         "-m",
@@ -81,6 +102,33 @@ def joined(arguments: Sequence[str]) -> list[str]:
     return words
 
 
+def planned(arguments: Sequence[str], folder: Path) -> list[str]:
+    """Return the arguments; those that name a job of a plan also choose its image, tier and files.
+
+    Args:
+        arguments: The user's arguments.
+        folder: The working folder.
+
+    Raises:
+        UsageError: The plan cannot be read, or has no such job.
+    """
+    words = [word for each in arguments for word in _parts(each)]
+    values = dict(itertools.pairwise(words))
+    if "--plan" not in values or "--job" not in values:
+        return list(arguments)
+    from harness.gate import plan
+
+    job = plan.read(folder / values["--plan"]).job(values["--job"])
+    files = dict.fromkeys(test.partition("::")[0] for test in job.tests)
+    return [*("--image", job.image, "--arch", job.arch, "--tier", job.tier), *arguments, *files]
+
+
+def _parts(word: str) -> list[str]:
+    """Return ``--plan=FILE`` as two words, as pytest reads it."""
+    name, equals, value = word.partition("=")
+    return [name, value] if equals and name in ("--plan", "--job") else [word]
+
+
 def command(arguments: Sequence[str], home: Path, folder: Path) -> list[str]:
     """Return the command that runs pytest.
 
@@ -113,13 +161,26 @@ def _names_own_tests(arguments: Sequence[str]) -> bool:
 def main(options: argparse.Namespace) -> int:
     """Run pytest and return its exit status."""
     home = paths.bundled("suites").parent
+    try:
+        arguments = planned(options.arguments, Path.cwd())
+    except UsageError as error:
+        print(f"harness: error: {error}", file=sys.stderr)
+        return _USAGE
     # pytest gets a process of its own: it changes signal handlers and output, and it may exit at once.
-    with subprocess.Popen(command(options.arguments, home, Path.cwd())) as process:
+    with subprocess.Popen(command(arguments, home, Path.cwd())) as process:
         # A supervisor signals this process alone. pytest ends its machines, and writes its results.
         signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
         while True:
             try:
-                return process.wait()
+                return _status(process.wait())
             except KeyboardInterrupt:
                 # The terminal interrupts pytest as well, which stops its machines in order.
                 continue
+
+
+def _status(code: int) -> int:
+    """Return the exit status of a pytest that ended; the host is at fault where a signal killed it."""
+    if code >= 0:
+        return code
+    print(f"harness: pytest was killed by {signal.Signals(-code).name}", file=sys.stderr)
+    return STATUS[Verdict.INFRA]

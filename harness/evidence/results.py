@@ -18,6 +18,16 @@
 
 The file is written whole and renamed: a reader never sees half of it. Paths of evidence are relative to
 the run's folder, so that the folder can be moved.
+
+The results of a job of a plan have two keys more::
+
+    {"plan": {"id": "5c1d0e6f9a2b7348", "job": "skiff-x86_64-1", "attempt": 1, "commit": "158d905..."},
+     "errors": [{"id": "suites/boot/test_live.py", "reason": "SyntaxError: invalid syntax"}]}
+
+``commit`` is the one that the job ran at, empty where git does not say. ``errors`` are those of the
+collection of tests; there are seldom any. The file is there before the collection and is written again
+as each test begins and ends, so that a job that is killed leaves what it knew: its ``status`` is then
+null.
 """
 
 from __future__ import annotations
@@ -148,10 +158,15 @@ class Results:
     Attributes:
         tests: The result of each test, by node id and worker, in the order in which they began. The
             worker is empty, except where each worker runs all tests.
+        plan: The job of a plan that the run is: ``id`` of the plan, ``job``, ``attempt``, ``commit``;
+            ``None`` for any other run.
+        errors: The files whose tests could not be collected: ``id``, ``reason``.
         began: The start of the run, in seconds of the epoch.
     """
 
     tests: dict[tuple[str, str], TestResult] = field(default_factory=dict)
+    plan: dict[str, Any] | None = None
+    errors: list[dict[str, str]] = field(default_factory=list)
     began: float = field(default_factory=time.time)
     # The wall clock may be set during the run.
     _zero: float = field(default_factory=time.monotonic, repr=False)
@@ -179,12 +194,12 @@ class Results:
         known = (code for count in counts for name, code in STATUS.items() if count[name.value])
         return next(known, status)
 
-    def write(self, folder: Path, status: int, **facts: Any) -> Path:
+    def write(self, folder: Path, status: int | None, **facts: Any) -> Path:
         """Write ``results.json`` and return its path.
 
         Args:
             folder: The run's folder.
-            status: The run's exit status.
+            status: The run's exit status; ``None`` while the run goes on.
             facts: What else is known of the run: ``image``, ``arches``, ``versions``, ``host``,
                 ``command``, ``matrix``.
 
@@ -196,6 +211,8 @@ class Results:
             "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
             "seconds": round(time.monotonic() - self._zero, 3),
             "status": status,
+            **({"plan": self.plan} if self.plan is not None else {}),
+            **({"errors": self.errors} if self.errors else {}),
             **facts,
             "verdicts": dict(self.verdicts),
             "tests": [each.dump() for each in self.tests.values()],

@@ -16,6 +16,7 @@ library imports pytest.
 ``known``      failures that known.yaml lists make no run fail
 ``bundles``    one file that carries a failed test and its machines
 ``verdicts``   whose fault a failure is: reports, summary, ``results.json``, exit status
+``planned``    a job of a plan: its tests, and results that are there from the start
 ``seeds``      ``fault_seed``: a test for each seed of clients and faults
 ``sweeps``     ``recorder`` and ``cut``: a test for each crash point
 =============  ==================================================================================
@@ -36,6 +37,7 @@ pytest_plugins = (
     "harness.pytest_plugin.interrupts",
     "harness.pytest_plugin.tries",
     "harness.pytest_plugin.verdicts",
+    "harness.pytest_plugin.planned",
     "harness.pytest_plugin.seeds",
     "harness.pytest_plugin.bundles",
     "harness.pytest_plugin.sweeps",

@@ -224,7 +224,8 @@ def _in_python(path: Path) -> bool:
 # --- the whole run ----------------------------------------------------------------------------
 
 
-def _results(config: pytest.Config) -> Results:
+def results_of(config: pytest.Config) -> Results:
+    """Return the results of a run, made at the first call."""
     from harness.evidence.results import Results
 
     return config.stash.setdefault(RESULTS, Results())
@@ -234,7 +235,7 @@ class _Collector:
     """Collects the results of tests; registered in the controller, or in the only process."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self._results = _results(config)
+        self._results = results_of(config)
         self._config = config
         self._run = sessions.of(config).run
         self._last: dict[int, pytest.TestReport] = {}
@@ -455,7 +456,7 @@ def _write_report(run: Path) -> str:
 def _matrix(config: pytest.Config) -> Matrix:
     from harness.evidence.matrix import matrix
 
-    return matrix(_results(config).tests.values())
+    return matrix(results_of(config).tests.values())
 
 
 def _facts(session: sessions.Session) -> dict[str, Any]:
@@ -512,7 +513,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     session = sessions.of(config)
     if not session.engaged:
         return
-    results = _results(config)
+    results = results_of(config)
     failed = [
         report
         for key in ("failed", "error")

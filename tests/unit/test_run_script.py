@@ -304,7 +304,9 @@ def test_the_manual_needs_python_alone(bare: Host) -> None:
     assert "sphinx-build --fail-on-warning" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["integration", "acceptance", "test", "bench", "harness"])
+@pytest.mark.parametrize(
+    "command", ["integration", "acceptance", "gate", "test", "bench", "harness"]
+)
 def test_the_others_look_for_the_programs_of_the_host(host: Host, command: str) -> None:
     host.remove("swtpm")
     done = host.run(command)
@@ -379,7 +381,43 @@ def test_acceptance_is_that_of_the_command_line(
     assert last == f"harness acceptance {called}"
 
 
-OPTIONS = ("--images", "--evidence", "--recording", "--junit-xml", "--basetemp", "--ignore")
+@pytest.mark.parametrize(
+    ("arguments", "judges"),
+    [
+        (("plan.json", "results"), True),
+        (("--rerun", "again.json", "--annotations", "plan.json", "results"), True),
+        (("--summary=s.md", "--json", "plan.json", "results"), True),
+        (("--help",), True),
+        ((), False),
+        (("--changed-since", "origin/main", "--image", "skiff"), False),
+        (("--plan", "plan.json", "--json"), False),
+        (("--plan=plan.json", "--pytest", "-x --accel tcg"), False),
+    ],
+)
+def test_to_judge_needs_python_alone_and_to_run_a_gate_needs_the_programs(
+    host: Host, tmp_path: Path, arguments: tuple[str, ...], judges: bool
+) -> None:
+    called = host.run("gate", *arguments, folder=tmp_path).stdout.splitlines()[-1]
+    # What is judged is the caller's; what runs is the checkout's.
+    words = [
+        word.replace("plan.json", f"{tmp_path}/plan.json") if not judges else word
+        for word in arguments
+    ]
+    assert called == " ".join(["harness gate", *words])
+    host.remove("swtpm")
+    done = host.run("gate", *arguments, folder=tmp_path)
+    assert done.returncode == (0 if judges else 1), done.stdout
+
+
+OPTIONS = (
+    "--images",
+    "--evidence",
+    "--recording",
+    "--junit-xml",
+    "--basetemp",
+    "--ignore",
+    "--plan",
+)
 
 
 @pytest.mark.parametrize("command", ["unit", "integration", "acceptance", "pytest"])
