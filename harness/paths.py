@@ -2,11 +2,12 @@
 
 This is the only module that reads the environment; files and options configure everything else.
 
-===================  ==============================================================
-``HARNESS_CACHE``    Folder of the cache of artifacts, states and logs.
-``XDG_CACHE_HOME``   Base of the cache if ``HARNESS_CACHE`` is not set
-                     (XDG Base Directory Specification 0.8); ``~/.cache`` by default.
-===================  ==============================================================
+=========================  ==============================================================
+``HARNESS_CACHE``          Folder of the cache of artifacts, states and logs.
+``XDG_CACHE_HOME``         Base of the cache if ``HARNESS_CACHE`` is not set
+                           (XDG Base Directory Specification 0.8); ``~/.cache`` by default.
+``HARNESS_TRACKER_TOKEN``  The token with which ``harness history issues`` files issues.
+=========================  ==============================================================
 
 The build scripts of images are separate programs and may read more. Those of this project read
 ``HARNESS_DEBIAN_MIRROR``, the address of a Debian archive, where the host's apt is configured for none.
@@ -22,6 +23,10 @@ from harness.errors import UsageError
 
 KNOWN: Final = "known.yaml"
 """The name of a project's file of known failures."""
+
+TRACKER_TOKEN: Final = "HARNESS_TRACKER_TOKEN"
+"""The variable with the tracker's token. A name of its own: a token that is there for another purpose
+files no issues."""
 
 _PACKAGE: Final = Path(__file__).resolve().parent
 
@@ -47,6 +52,14 @@ def cache_dir() -> Path:
             hint="set HARNESS_CACHE to a folder that this user can write to",
         ) from error
     return base / "harness"
+
+
+def tracker_token() -> str:
+    """Return the token with which issues are filed; empty if there is none.
+
+    A secret that a workflow does not have arrives as an empty text.
+    """
+    return os.environ.get(TRACKER_TOKEN, "").strip()
 
 
 def catalog_dirs(*further: str | Path) -> tuple[Path, ...]:

@@ -26,7 +26,11 @@ MANIFEST: Final = "manifest.json"
 _KEY_LENGTH: Final = 20
 """Hexadecimal digits of a key in a folder's name: 80 bits, enough for the entries of one host."""
 
-_DESCRIPTION: Final = "image.yaml"
+DESCRIPTION: Final = "image.yaml"
+
+UNKNOWN: Final = "unknown"
+"""The checksum of a file that nobody has verified yet."""
+
 _SKIPPED: Final = frozenset({"__pycache__", ".git"})
 
 
@@ -47,7 +51,11 @@ class Source(Protocol):
 
     @property
     def sha256(self) -> str | None:
-        """The SHA-256 of a file that is fetched, in hexadecimal."""
+        """The SHA-256 of a file that is fetched, in hexadecimal; ``unknown`` until somebody says it."""
+
+    @property
+    def sha512(self) -> str | None:
+        """The SHA-512, instead of the SHA-256."""
 
 
 class Recipe(Protocol):
@@ -99,7 +107,8 @@ def digest_inputs(recipe: Recipe) -> str:
     """
     facts: list[Any] = [FORMAT, recipe.name, recipe.arch, recipe.version, recipe.variant]
     for name, source in sorted(recipe.artifacts.items()):
-        facts.append([name, source.file, source.sha256])
+        digest = [source.sha256] if source.sha512 is None else ["sha512", source.sha512]
+        facts.append([name, source.file, *digest])
     if recipe.script is not None:
         facts.append(["script", os.path.relpath(recipe.script, recipe.folder)])
         facts.append(_fact(recipe.script, "script"))
@@ -122,7 +131,7 @@ def _files(path: Path, name: str) -> Iterator[tuple[str, Path]]:
         return
     yield f"{name}/", path
     for child in sorted(path.iterdir()):
-        own = name == "." and child.name == _DESCRIPTION
+        own = name == "." and child.name == DESCRIPTION
         if child.name in _SKIPPED or child.suffix == ".pyc" or own:
             continue
         yield from _files(child, f"{name}/{child.name}")

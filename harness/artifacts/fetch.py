@@ -27,16 +27,19 @@ _ATTEMPTS: Final = 5
 _TIMEOUT: Final = (30, 120)
 """Seconds to connect; seconds of silence during the transfer."""
 
+_SHA512: Final = 128
+"""Digits of a SHA-512."""
+
 _BUSY: Final = (429, 500, 502, 503, 504)
 
 
-def fetch(url: str, destination: Path, sha256: str, *, say: Say) -> None:
+def fetch(url: str, destination: Path, digest: str, *, say: Say) -> None:
     """Fetch a file; afterwards it has the checksum, or does not exist.
 
     Args:
         url: A URL of the scheme ``https``, ``http`` or ``file``.
         destination: The file to write.
-        sha256: The checksum, in hexadecimal.
+        digest: The checksum in hexadecimal: a SHA-256, or a SHA-512 by its length.
         say: Takes lines of progress.
 
     Raises:
@@ -45,17 +48,18 @@ def fetch(url: str, destination: Path, sha256: str, *, say: Say) -> None:
         StoreError: The file cannot be fetched.
         OSError: The file cannot be written.
     """
-    hasher = hashlib.sha256()
+    name = "sha512" if len(digest) == _SHA512 else "sha256"
+    hasher = hashlib.new(name)
     try:
         with destination.open("wb") as file:
             for chunk in _chunks(url, destination, say):
                 hasher.update(chunk)
                 file.write(chunk)
-        if hasher.hexdigest() != sha256.lower():
+        if hasher.hexdigest() != digest.lower():
             raise ChecksumError(
                 f"{url} has another checksum than expected:\n"
-                f"  expected sha256 {sha256.lower()}\n"
-                f"  fetched  sha256 {hasher.hexdigest()}",
+                f"  expected {name} {digest.lower()}\n"
+                f"  fetched  {name} {hasher.hexdigest()}",
                 hint="check whether upstream published a new file; if so, use its checksum",
             )
     except BaseException:

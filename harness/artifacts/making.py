@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from harness.artifacts.build import run_script
-from harness.artifacts.entry import File, Manifest, Recipe
+from harness.artifacts.entry import DESCRIPTION, UNKNOWN, File, Manifest, Recipe
 from harness.artifacts.fetch import fetch
 from harness.artifacts.layout import BuildLayout
 from harness.cache import Say
 from harness.cache.locks import Lock, lock
 from harness.deadline import Deadline
-from harness.errors import BuildError, StoreError
+from harness.errors import BuildError, StoreError, UsageError
 from harness.qemu import image_format, target
 
 BOOT_DISK: Final = "live"
@@ -70,10 +70,18 @@ class Making:
         started = time.monotonic()
         folder.mkdir()
         for source in recipe.artifacts.values():
-            if source.url is not None and source.sha256 is not None:
-                target = folder / source.file
-                target.parent.mkdir(parents=True, exist_ok=True)
-                fetch(source.url, target, source.sha256, say=self.say)
+            if source.url is None:
+                continue
+            if (digest := source.sha512 or source.sha256) is None or digest == UNKNOWN:
+                raise UsageError(
+                    f"no checksum of {source.url} is known, so it is not fetched: `sha256` of"
+                    f" {source.file} is {digest} in {recipe.folder / DESCRIPTION}",
+                    hint="put the digest of the file you trust there: its publisher's, which you have"
+                    " verified, or the output of sha256sum",
+                )
+            target = folder / source.file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fetch(source.url, target, digest, say=self.say)
         if any(source.url is None for source in recipe.artifacts.values()):
             output = folder.with_name("out")
             output.mkdir()

@@ -120,7 +120,12 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_lengt
 """A version or a variant; it becomes part of file names and references."""
 
 Labels = Annotated[tuple[Label, ...], Field(min_length=1), AfterValidator(_distinct)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64}|unknown)$")]
+Digest512 = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+UNKNOWN: Final = "unknown"
+"""The word for the checksum of a file whose publisher's checksum nobody has verified yet."""
+
 Capability = Annotated[str, AfterValidator(_capability)]
 
 
@@ -150,13 +155,16 @@ class Artifact(_Model):
         file: Its name in the cache; the last part of ``url`` by default.
         format: The format of a disk: ``raw`` or ``qcow2``.
         url: The address to fetch it from; ``None`` if the build script makes it.
-        sha256: Its checksum in hexadecimal; required with ``url``, not allowed without.
+        sha256: Its checksum in hexadecimal, or :data:`UNKNOWN`, with which it is refused when it is to
+            be fetched. This or ``sha512`` is required with ``url``, and not allowed without.
+        sha512: Its checksum, where the publisher names this one.
     """
 
     file: Annotated[str, AfterValidator(_inside)] = ""
     format: Literal["raw", "qcow2"] = "raw"
     url: Annotated[str, Field(pattern=r"^(https?|file)://")] | None = None
     sha256: Digest | None = None
+    sha512: Digest512 | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -171,9 +179,17 @@ class Artifact(_Model):
     def _complete(self) -> Self:
         if not self.file:
             raise problem("needs 'file', or 'url' and 'sha256'")
-        if (self.url is None) != (self.sha256 is None):
-            raise problem("'url' and 'sha256' go together", "sha256" if self.sha256 else "url")
+        if self.sha256 and self.sha512:
+            raise problem("'sha256' and 'sha512' exclude each other", "sha512")
+        given = "sha256" if self.sha256 else "sha512" if self.sha512 else ""
+        if (self.url is None) != (not given):
+            raise problem("'url' and 'sha256' go together, or 'sha512'", given or "url")
         return self
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether its content is decided: it is built, or its checksum is known."""
+        return self.sha256 != UNKNOWN
 
 
 class ArchImage(_Model):
@@ -499,6 +515,11 @@ class Selection:
     def artifacts(self) -> Mapping[str, Artifact]:
         """The image's files on this arch, by name."""
         return self.arch_image.artifacts
+
+    @property
+    def unpinned(self) -> tuple[str, ...]:
+        """The artifacts whose checksum is not known yet: the image cannot be had."""
+        return tuple(name for name, each in self.artifacts.items() if not each.is_pinned)
 
     @property
     def summary(self) -> str:

@@ -33,6 +33,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "cluster": "Start a cluster and open a Python prompt with it",
     "doctor": "Report what this host can do and what it lacks",
     "gate": "Run a plan here, or judge what runners left of one: one verdict",
+    "history": "Keep the results of past runs, and say what became of each test",
     "images": "List, build, locate, verify and remove images",
     "known": "List known failures, and those that have expired or no longer occur",
     "lab": "Open a Python prompt with a lab: boot, fork and try out machines",

@@ -109,6 +109,7 @@ def _list(options: argparse.Namespace, lab: Lab) -> int:
                 "bytes": 0 if entry is None else entry.bytes,
                 "path": str(path),
                 "summary": selection.summary,
+                "unpinned": list(selection.unpinned),
             }
         )
     if options.json:
@@ -118,7 +119,7 @@ def _list(options: argparse.Namespace, lab: Lab) -> int:
     for image in images:
         name = f"{image['name']}/{image['variant']}:{image['version']}"
         size = format_size(image["bytes"]) if image["status"] else ""
-        status = image["status"] or "-"
+        status = image["status"] or ("no digest" if image["unpinned"] else "-")
         print(f"{name:26}{image['arch']:10}{status:12}{size:>10}  {image['summary']}")
     if entries:
         total = format_size(sum(entry.bytes for entry in entries.values()))

@@ -45,7 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=None,
         metavar="DIR",
-        help="a folder of runs, or of one run; can be given several times (default: .harness/runs)",
+        help="a folder of runs or of one run, or a history; can be given several times (default:"
+        " .harness/runs)",
     )
     parser.add_argument(
         "--last",

@@ -1,7 +1,7 @@
 """The history of known failures: in which runs each occurred, and in which it could have.
 
-A run is what its ``results.json`` says. An entry could have occurred in a run whose tests that it names
-ran on an image that it names, and passed.
+A run is what its ``results.json`` says, or its line in a file of ``harness history``. An entry could
+have occurred in a run whose tests that it names ran on an image that it names, and passed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.errors import UsageError, Verdict
+from harness.evidence import history as lines
 from harness.evidence.results import FILE
 from harness.known.model import Entry, Subject
 
@@ -41,21 +42,33 @@ def runs(places: Iterable[Path]) -> list[dict[str, Any]]:
     """Return the results of runs, the oldest first.
 
     Args:
-        places: Folders of runs, of one run, or of folders such as those of shards' artifacts; or files.
-            What is no ``results.json`` of ours in them is left out.
+        places: Folders of runs, of one run, or of folders such as those of shards' artifacts; or files:
+            a ``results.json``, or a history, whose name ends in ``.jsonl``. What is no
+            ``results.json`` of ours in folders is left out. A run that is in several places counts
+            once.
 
     Raises:
-        UsageError: A place does not exist.
+        UsageError: A place does not exist, or a history is damaged.
     """
     files: dict[Path, None] = {}
+    read: list[dict[str, Any]] = []
     for place in places:
         if not place.exists():
             raise UsageError(f"{place}: there is no such folder of runs")
+        if place.suffix == lines.SUFFIX and place.is_file():
+            read += [lines.expand(line) for line in lines.parse(place)]
+            continue
         found = [place] if place.is_file() else sorted(place.rglob(FILE))
         # "latest" is a link to one of the others.
         files.update(dict.fromkeys(path.resolve() for path in found))
-    read = [content for path in files if (content := _read(path)) is not None]
-    return sorted(read, key=lambda run: str(run["began"]))
+    # After the lines of a history, which know less of the same run.
+    read += [content for path in files if (content := _read(path)) is not None]
+    once: dict[str, dict[str, Any]] = {}
+    for run in read:
+        key = lines.key_of(run)
+        if key not in once or len(run["tests"]) >= len(once[key]["tests"]):
+            once[key] = run
+    return sorted(once.values(), key=lambda run: str(run["began"]))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ class _BuiltFile:
     url: None = None
     format: str = "raw"
     sha256: None = None
+    sha512: None = None
 
 
 @dataclass(frozen=True, slots=True)

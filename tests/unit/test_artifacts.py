@@ -47,6 +47,7 @@ class File:
     url: str | None = None
     sha256: str | None = None
     format: str = "raw"
+    sha512: str | None = None
 
 
 @dataclass(frozen=True)
@@ -716,6 +717,31 @@ def test_a_file_with_another_checksum_is_refused(store: Store, tmp_path: Path) -
     assert hashlib.sha256(b"content").hexdigest() in caught.value.what
     assert leftovers(store) == []
     assert store.list() == []
+
+
+def test_a_file_may_have_a_sha512(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    digest = hashlib.sha512(b"content").hexdigest()
+
+    def image(sha512: str) -> Image:
+        file = File("disk.raw", f"file://{tmp_path}/file", sha512=sha512)
+        return Image(Path("/nowhere"), artifacts={"live": file})
+
+    assert store.artifacts(image(digest))["live"].read_bytes() == b"content"
+    wrong = image(digest[::-1])
+    assert digest_inputs(wrong) != digest_inputs(image(digest))
+    with pytest.raises(ChecksumError, match=f"fetched  sha512 {digest}"):
+        store.artifacts(wrong)
+
+
+def test_a_file_whose_checksum_nobody_knows_is_not_fetched(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    file = File("disk.raw", f"file://{tmp_path}/file", "unknown")
+    image = Image(tmp_path / "toy", artifacts={"live": file})
+    with pytest.raises(UsageError, match="put the digest of the file you trust there") as caught:
+        store.artifacts(image)
+    assert f"`sha256` of disk.raw is unknown in {tmp_path}/toy/image.yaml" in caught.value.what
+    assert leftovers(store) == []
 
 
 def test_a_disk_of_another_format_is_refused_after_its_fetch(store: Store, tmp_path: Path) -> None:

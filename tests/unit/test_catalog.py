@@ -160,7 +160,7 @@ def test_models_are_frozen(write: Write) -> None:
             "format: raw",
             "fromat: raw",
             "skiff/image.yaml:11: arches.x86_64.artifacts.live: unknown key 'fromat';"
-            " did you mean format? known keys: file, format, sha256, url",
+            " did you mean format? known keys: file, format, sha256, sha512, url",
         ),
         (
             "cpus: 4",
@@ -515,7 +515,7 @@ def test_a_fetched_artifact_takes_its_name_from_its_address(write: Write) -> Non
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (", sha256: DIGEST", "", "live.url: 'url' and 'sha256' go together"),
+        (", sha256: DIGEST", "", "live.url: 'url' and 'sha256' go together, or 'sha512'"),
         ("DIGEST", "abc", "live.sha256: string should match pattern"),
         ("https://example.org", "ftp://example.org", "live.url: string should match pattern"),
         ("/a/disk%20one.raw?x=1", "/", "live: needs 'file', or 'url' and 'sha256'"),
@@ -527,6 +527,24 @@ def test_a_fetched_artifact_needs_a_checksum(
     line = refused(write(FETCHED.replace(old, new).replace("DIGEST", "a" * 64)))[0]
     assert line.startswith("fetched/image.yaml:8: ".replace("fetched", "skiff"))
     assert message in line
+
+
+def test_a_publisher_may_name_a_longer_checksum(write: Write) -> None:
+    text = FETCHED.replace("sha256: DIGEST", f"sha512: {'a' * 128}")
+    live = load(write(text)).get("fetched").select().artifacts["live"]
+    assert (live.sha256, live.sha512) == (None, "a" * 128)
+    for wrong, message in (
+        ("sha512: abc", "live.sha512: string should match pattern"),
+        (f"sha512: {'a' * 128}, sha256: {'a' * 64}", "'sha256' and 'sha512' exclude each other"),
+    ):
+        assert message in refused(write(FETCHED.replace("sha256: DIGEST", wrong)))[0]
+
+
+def test_an_image_may_say_that_nobody_knows_a_checksum(write: Write) -> None:
+    selection = load(write(FETCHED.replace("DIGEST", "unknown"))).get("fetched").select()
+    assert selection.unpinned == ("live",)
+    selection = load(write(FETCHED.replace("DIGEST", "a" * 64))).get("fetched").select()
+    assert selection.unpinned == ()
 
 
 @pytest.fixture

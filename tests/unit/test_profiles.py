@@ -36,7 +36,7 @@ def image(profile: str, path: Path | None = None) -> Image:
 
 
 def test_built_in_profiles_have_names() -> None:
-    assert profiles.names() == ["micro", "skiff"]
+    assert profiles.names() == ["cloud", "micro", "skiff"]
     assert profiles.of(image("skiff")) is skiff.Skiff
     with pytest.raises(UnknownNameError, match="did you mean skiff"):
         profiles.of(image("skif"))
