@@ -6,6 +6,9 @@ This is the only module that reads the environment; files and options configure 
 ``HARNESS_CACHE``    Folder of the cache of artifacts, states and logs.
 ``XDG_CACHE_HOME``   Base of the cache if ``HARNESS_CACHE`` is not set
                      (XDG Base Directory Specification 0.8); ``~/.cache`` by default.
+``KUBERNETES_SERVICE_HOST``, ``KUBERNETES_SERVICE_PORT``
+                     Address of the cluster's API server, which Kubernetes sets in each pod;
+                     ``harness doctor --gate`` proves that it cannot be reached.
 ===================  ==============================================================
 
 The build scripts of images are separate programs and may read more. Those of this project read
@@ -47,6 +50,15 @@ def cache_dir() -> Path:
             hint="set HARNESS_CACHE to a folder that this user can write to",
         ) from error
     return base / "harness"
+
+
+def kubernetes_api() -> tuple[str, str] | None:
+    """Return the host and the port of the cluster's API server; ``None`` outside of a pod.
+
+    Source: Kubernetes documentation, *Accessing the Kubernetes API from a Pod*.
+    """
+    host = os.environ.get("KUBERNETES_SERVICE_HOST", "")
+    return (host, os.environ.get("KUBERNETES_SERVICE_PORT", "443")) if host else None
 
 
 def catalog_dirs(*further: str | Path) -> tuple[Path, ...]:
