@@ -2,12 +2,15 @@
 
 This is the only module that reads the environment; files and options configure everything else.
 
-=========================  ==============================================================
-``HARNESS_CACHE``          Folder of the cache of artifacts, states and logs.
-``XDG_CACHE_HOME``         Base of the cache if ``HARNESS_CACHE`` is not set
-                           (XDG Base Directory Specification 0.8); ``~/.cache`` by default.
-``HARNESS_TRACKER_TOKEN``  The token with which ``harness history issues`` files issues.
-=========================  ==============================================================
+===========================  ============================================================
+``HARNESS_CACHE``            Folder of the cache of artifacts, states and logs.
+``XDG_CACHE_HOME``           Base of the cache if ``HARNESS_CACHE`` is not set
+                             (XDG Base Directory Specification 0.8); ``~/.cache`` by default.
+``HARNESS_TRACKER_TOKEN``    The token with which ``harness history issues`` files issues.
+``KUBERNETES_SERVICE_HOST``  With ``KUBERNETES_SERVICE_PORT``: the address of the cluster's API
+                             server, which Kubernetes sets in each pod; ``harness doctor
+                             --gate`` proves that it cannot be reached.
+===========================  ============================================================
 
 The build scripts of images are separate programs and may read more. Those of this project read
 ``HARNESS_DEBIAN_MIRROR``, the address of a Debian archive, where the host's apt is configured for none.
@@ -60,6 +63,15 @@ def tracker_token() -> str:
     A secret that a workflow does not have arrives as an empty text.
     """
     return os.environ.get(TRACKER_TOKEN, "").strip()
+
+
+def kubernetes_api() -> tuple[str, str] | None:
+    """Return the host and the port of the cluster's API server; ``None`` outside of a pod.
+
+    Source: Kubernetes documentation, *Accessing the Kubernetes API from a Pod*.
+    """
+    host = os.environ.get("KUBERNETES_SERVICE_HOST", "")
+    return (host, os.environ.get("KUBERNETES_SERVICE_PORT", "443")) if host else None
 
 
 def catalog_dirs(*further: str | Path) -> tuple[Path, ...]:

@@ -4,6 +4,12 @@ The report covers QEMU, firmware, the accelerator and the reason for it, and mem
 cgroup limits them. --boot boots the micro image on each architecture. The exit status is 3 if the host
 lacks something that Harness needs.
 
+--gate says instead whether this host is fit to run a job of a gate, within 5 s: KVM, memory, disk,
+shared memory, versions and the age of the runner image; in a pod also that the metadata service and the
+API server of the cluster cannot be reached, and anywhere that --neighbour cannot. The exit status is 11
+(infra) if it is not fit. With --plan and --job, the needs of the job are the measure, and an unfit host
+leaves a results.json in --results that says so for each test of the job.
+
 JSON: {"ok": BOOL, "findings": [{"name", "ok", "needed", "text", "data"}]}
 """
 
@@ -15,17 +21,20 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from harness import arch as arches
 from harness import paths
 from harness.arch import ARCHES
+from harness.cli import _runner
 from harness.cli.options import add_json, print_json
 from harness.errors import HarnessError
 from harness.host import capacity as host
+from harness.host import runner
 from harness.host.accel import CHOICES
+from harness.host.finding import Finding
 from harness.lab import Lab
 from harness.qemu import binary, firmware
 from harness.spec import FirmwareKind, format_size
@@ -43,25 +52,6 @@ TOOLS: Final = {
 """Programs that Harness runs, and Debian's package of each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report.
-
-    Attributes:
-        name: The subject: ``qemu x86_64``, ``memory``.
-        ok: Whether it serves.
-        text: The finding, for people; further lines are indented below the first.
-        data: The finding, for programs.
-        needed: Whether Harness cannot work without it.
-    """
-
-    name: str
-    ok: bool
-    text: str
-    data: Any = None
-    needed: bool = True
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add_json(parser)
@@ -74,10 +64,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=CHOICES,
         help="the accelerator to try; auto takes KVM if it proves itself (default: %(default)s)",
     )
+    _runner.configure(parser)
 
 
 def main(options: argparse.Namespace) -> int:
     """Print the report."""
+    if options.gate:
+        return _gate(options)
+    _runner.refuse_without_gate(options)
     findings = [*_host(), *_tools()]
     with tempfile.TemporaryDirectory(prefix="harness-doctor-") as evidence:
         for arch in ARCHES:
@@ -87,8 +81,31 @@ def main(options: argparse.Namespace) -> int:
             for arch in ARCHES:
                 with _lab(arch, options.accel, evidence) as lab:
                     findings.append(_boot(arch, lab))
+    return 0 if _print(findings, json=options.json) else 3
+
+
+def _gate(options: argparse.Namespace) -> int:
+    """Print whether this host is fit for a job of a gate."""
+    job = _runner.job(options)
+    with _runner.attempts(options) as attempts:
+        findings = _runner.findings(job)
+        findings += [each for each in _tools() if each.needed]
+        with (
+            tempfile.TemporaryDirectory(prefix="harness-doctor-") as evidence,
+            _lab(job.arch, options.accel, evidence) as lab,
+        ):
+            findings += _arch(job.arch, lab)
+        findings += [runner.isolation(answer) for answer in attempts.answers()]
+    good = _print(findings, json=options.json)
+    if not good:
+        _runner.leave_results(job, findings)
+    return 0 if good else _runner.UNFIT
+
+
+def _print(findings: list[Finding], *, json: bool) -> bool:
+    """Print a report; return whether nothing that is needed is missing."""
     good = all(finding.ok for finding in findings if finding.needed)
-    if options.json:
+    if json:
         print_json({"ok": good, "findings": [asdict(finding) for finding in findings]})
     else:
         for finding in findings:
@@ -97,7 +114,7 @@ def main(options: argparse.Namespace) -> int:
             print(f"{mark:8}{finding.name:18}{first}")
             for line in rest:
                 print(f"{'':26}{line}")
-    return 0 if good else 3
+    return good
 
 
 def _lab(arch: str, accel: str, evidence: str) -> Lab:

@@ -27,7 +27,8 @@ from harness.host.probe.measure import End, ProbeRun, run
 
 CHOICES: Final = ("auto", "kvm", "tcg")
 
-_DEVICE: Final = Path("/dev/kvm")
+DEVICE: Final = Path("/dev/kvm")
+"""The device of the kernel's KVM."""
 
 # Two runs of at most 1.4 s each keep the whole probe within 3 s. KVM on real hardware does the work
 # in a tenth of a second, TCG in a quarter.
@@ -49,6 +50,43 @@ class Accel:
     reason: str
     cpu: str = ""
     doubt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Kvm:
+    """What this host's KVM is worth to a guest.
+
+    Attributes:
+        state: ``usable``, it proved itself; ``useless``, the device opens, and guests do not run as
+            they should; ``forbidden``, this user may not open the device; ``broken``, it cannot be
+            opened for another reason; ``absent``, there is no device; ``foreign``, the guest is of
+            another architecture than the host.
+        reason: Why, and what helps; a clause for a person, without a full stop.
+    """
+
+    state: Literal["usable", "useless", "forbidden", "broken", "absent", "foreign"]
+    reason: str
+
+
+def kvm(arch: str, *, qemu: Path, cache_dir: Path) -> Kvm:
+    """Return what this host's KVM is worth, within 3 s, or at once if a measurement is stored.
+
+    Args:
+        arch: The guest's architecture.
+        qemu: The QEMU for that architecture.
+        cache_dir: As for :func:`probe`.
+
+    Raises:
+        UnknownNameError: Harness has no such arch.
+        QemuMissingError: QEMU cannot be executed.
+    """
+    arches.of(arch)
+    if reason := _foreign(arch):
+        return Kvm("foreign", reason)
+    if obstacle := _obstacle(DEVICE):
+        return obstacle
+    measurement = _stored_or_measured(qemu, arch, cache_dir)
+    return Kvm("usable" if measurement.proven else "useless", measurement.reason)
 
 
 def probe(choice: str, arch: str, *, qemu: Path, cache_dir: Path) -> Accel:
@@ -74,7 +112,7 @@ def probe(choice: str, arch: str, *, qemu: Path, cache_dir: Path) -> Accel:
     arches.of(arch)
     if choice == "tcg":
         return Accel("tcg", "it was requested")
-    obstacle = _foreign(arch) or _closed(_DEVICE)
+    obstacle = _foreign(arch) or _closed(DEVICE)
     if obstacle:
         return _without_kvm(choice, obstacle)
     kvm = _stored_or_measured(qemu, arch, cache_dir)
@@ -134,20 +172,27 @@ def _foreign(arch: str) -> str:
 
 def _closed(device: Path) -> str:
     """Return why the KVM device cannot be opened, and the remedy; empty if it can be opened."""
+    obstacle = _obstacle(device)
+    return obstacle.reason if obstacle else ""
+
+
+def _obstacle(device: Path) -> Kvm | None:
+    """Return why the KVM device cannot be opened; ``None`` if it can be opened."""
     try:
         os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
-        return (
+        return Kvm(
+            "absent",
             f"{device} does not exist: this host has no hardware virtualisation, its firmware "
-            "disables it, or the kernel's kvm module is not loaded"
+            "disables it, or the kernel's kvm module is not loaded",
         )
     except PermissionError:
-        return f"{device} may not be opened by this user: {_permission(device)}"
+        return Kvm("forbidden", f"{device} may not be opened by this user: {_permission(device)}")
     except OSError as error:
         if error.errno in (errno.ENODEV, errno.ENXIO):
-            return f"{device} has no driver behind it: load the kernel's kvm module"
-        return f"{device} cannot be opened: {error.strerror}"
-    return ""
+            return Kvm("broken", f"{device} has no driver behind it: load the kernel's kvm module")
+        return Kvm("broken", f"{device} cannot be opened: {error.strerror}")
+    return None
 
 
 def _permission(device: Path) -> str:
@@ -223,7 +268,7 @@ def _key(qemu: Path, arch: str) -> dict[str, str]:
     )
     return {
         "boot": measured.boot_id(),
-        "device": _identity(_DEVICE),
+        "device": _identity(DEVICE),
         "processor": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         "qemu": version,
         "guest": hashlib.sha256(guest.image(arch)).hexdigest(),

@@ -33,6 +33,24 @@ class MissingWordError(UsageError, AttributeError):
     """A profile lacks the word that a test used; ``hasattr`` answers false."""
 
 
+def _missing(profile: type[Profile], word: str) -> AttributeError:
+    """Return the error for a word that a profile lacks."""
+    if word.startswith("_"):
+        # Never words: Python and its tools look for these, typing of Python 3.13 while it makes a class.
+        return AttributeError(f"{profile.__name__!r} has no attribute {word!r}")
+    text = f"profile {profile.name or profile.__name__!r} lacks the word {word!r}"
+    if capabilities := capabilities_with(word):
+        return MissingWordError(
+            f"{text}, which belongs to the capability {' or '.join(capabilities)}",
+            hint=f"define {word} in the profile and declare the capability in image.yaml, or run the"
+            " test only on images that declare it: @pytest.mark.needs(...)",
+        )
+    words = [name for name in dir(profile) if not name.startswith("_")]
+    near = difflib.get_close_matches(word, words, n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return MissingWordError(text, hint=f"{hint}dir(machine.os) lists its words")
+
+
 if TYPE_CHECKING:
     _Words = type
 else:
@@ -297,24 +315,6 @@ class Profile(metaclass=_Words):
                 hint="set state_partition, or override check_state() if it is not ext4",
             )
         check_ext4(disk, cls.state_partition)
-
-
-def _missing(profile: type[Profile], word: str) -> AttributeError:
-    """Return the error for a word that a profile lacks."""
-    if word.startswith("_"):
-        # Python and its tools look for these; they are never words.
-        return AttributeError(f"{profile.__name__!r} has no attribute {word!r}")
-    text = f"profile {profile.name or profile.__name__!r} lacks the word {word!r}"
-    if capabilities := capabilities_with(word):
-        return MissingWordError(
-            f"{text}, which belongs to the capability {' or '.join(capabilities)}",
-            hint=f"define {word} in the profile and declare the capability in image.yaml, or run the"
-            " test only on images that declare it: @pytest.mark.needs(...)",
-        )
-    words = [name for name in dir(profile) if not name.startswith("_")]
-    near = difflib.get_close_matches(word, words, n=3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return MissingWordError(text, hint=f"{hint}dir(machine.os) lists its words")
 
 
 if TYPE_CHECKING:

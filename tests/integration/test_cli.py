@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -144,7 +145,8 @@ def test_each_command_explains_itself(command: str) -> None:
 def test_wrong_usage_is_refused_with_the_choices(arguments: tuple[str, ...], message: str) -> None:
     done = harness(*arguments)
     assert done.returncode == (4 if arguments[0] == "acceptance" else 2)
-    assert message in done.stderr
+    # argparse of newer Pythons, such as 3.13, puts no quotes around choices.
+    assert message.replace("'", "") in done.stderr.replace("'", "")
 
 
 # --- doctor -----------------------------------------------------------------------------------
@@ -185,6 +187,8 @@ def test_doctor_boots_each_arch() -> None:
 
 
 def test_images_are_built_listed_located_verified_and_collected(tmp_path: Path) -> None:
+    if {name for _, name in socket.if_nameindex()} <= {"lo"}:
+        pytest.skip("needs a Debian archive, to build micro: give this host or this pod a network")
     cache: dict[str, Any] = {"env": {"HARNESS_CACHE": str(tmp_path)}}
     assert "-" in harness("images", "list", **cache).stdout
     build = harness("images", "build", "micro", **cache)

@@ -62,7 +62,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     device, boot = tmp_path / "kvm", tmp_path / "boot_id"
     device.touch()
     boot.write_text("first\n")
-    monkeypatch.setattr(accel, "_DEVICE", device)
+    monkeypatch.setattr(accel, "DEVICE", device)
     monkeypatch.setattr(measured, "BOOT_ID", boot)
     monkeypatch.setattr("harness.arch.platform.machine", lambda: "x86_64")
     # The fakes end by themselves, or after the time that the other accelerator took.
@@ -410,7 +410,7 @@ def test_qemu_does_not_outlive_a_killed_prober(fake: FakeQemu, host: Path) -> No
     qemu = fake(f"echo >{ready}; exec sleep 600", tcg="exit 1")
     code = (
         "import platform; from pathlib import Path; from harness.host import accel\n"
-        "accel._DEVICE = Path('/dev/null'); accel._RUN_LIMIT = 600.0\n"
+        "accel.DEVICE = Path('/dev/null'); accel._RUN_LIMIT = 600.0\n"
         "platform.machine = lambda: 'x86_64'\n"
         f"accel.probe('auto', 'x86_64', qemu=Path({str(qemu)!r}), cache_dir=Path('/none'))\n"
     )
