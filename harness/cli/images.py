@@ -50,7 +50,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     verb("list", "list the images of the catalogue", _list)
     build = verb("build", "build or fetch images", _build)
-    build.add_argument("image", nargs="+", metavar="IMAGE", help=REFERENCE)
+    build.add_argument("image", nargs="*", metavar="IMAGE", help=REFERENCE)
+    build.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="build what the jobs of a plan may start: each variant and version of their images",
+    )
     build.add_argument("--arch", default=None, help="the architecture (default: the image's first)")
     path = verb("path", "print the path of an artifact", _path)
     path.add_argument("image", metavar="IMAGE", help=REFERENCE)
@@ -132,6 +138,10 @@ def _list(options: argparse.Namespace, lab: Lab) -> int:
 def _build(options: argparse.Namespace, lab: Lab) -> int:
     # All names are checked before the first build begins.
     selections = [lab.select(reference, options.arch) for reference in options.image]
+    if options.plan is not None:
+        selections += _planned(options.plan, lab)
+    elif not selections:
+        raise UsageError("no image to build", hint=f"name one, {REFERENCE}, or give --plan FILE")
     images = []
     for selection in selections:
         with (
@@ -147,6 +157,21 @@ def _build(options: argparse.Namespace, lab: Lab) -> int:
     if options.json:
         print_json({"images": images})
     return 0
+
+
+def _planned(path: Path, lab: Lab) -> list[Selection]:
+    """Return what the jobs of a plan may start: their tests upgrade and break images, too."""
+    from harness.gate import plan
+
+    jobs = {(job.image, job.arch) for job in plan.read(path).jobs}
+    names = {(image.partition("/")[0], arch) for image, arch in jobs}
+    for name, arch in sorted(names):
+        lab.select(name, arch)
+    return [
+        selection
+        for selection in lab.catalog.selections()
+        if (selection.name, selection.arch) in names
+    ]
 
 
 def _path(options: argparse.Namespace, lab: Lab) -> int:

@@ -4,6 +4,7 @@ harness plan                             everything of the tier gate, on the fir
 harness plan --changed-since origin/main only what the changes since then touch
 harness plan --tier nightly --arch all   everything, on all architectures
 harness plan -o plan.json                writes the plan, and prints a table of it
+harness plan --from rerun.json --github  the jobs of a plan that is there, such as second attempts
 
 The plan is JSON on standard output, or in the file of -o: "jobs" has the jobs, each with its reason and
 what it needs; "images" says of each image why it is in or out; "empty" says why there are no jobs.
@@ -98,6 +99,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=None, metavar="FILE", help="write the plan there"
     )
     parser.add_argument(
+        "--from",
+        dest="made",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="print this plan, such as that of second attempts, and make none",
+    )
+    parser.add_argument(
         "--github", action="store_true", help="print lines for $GITHUB_OUTPUT instead"
     )
     add_json(parser)
@@ -105,6 +114,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Make the plan and print it."""
+    if options.made is not None:
+        return _print(plans.read(options.made), options)
     if not 1 <= options.max_jobs <= MOST_JOBS:
         raise UsageError(f"--max-jobs is from 1 to {MOST_JOBS}, not {options.max_jobs}")
     if not 0 < options.target_seconds < math.inf:
@@ -123,6 +134,10 @@ def main(options: argparse.Namespace) -> int:
         folders=tuple(folder.absolute() for folder in options.images),
     )
     plan = planner.make(planner.gather(Path.cwd(), wanted, timings(runs(places)), say), wanted)
+    return _print(plan, options)
+
+
+def _print(plan: Plan, options: argparse.Namespace) -> int:
     if options.output is not None:
         plans.write(plan, options.output)
     if options.github:

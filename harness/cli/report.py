@@ -4,8 +4,9 @@ harness report writes report.html into the folder of the newest run, and prints 
 others. --text prints the report as text instead, --json as one object.
 
 --merge FILE writes one report of several runs: shards, architectures, nights. A RUN is then a folder or
-the report.html of one, so a shard has to carry nothing else. The order does not matter, and a shard that
-is named twice counts once.
+the report.html of one, so a shard has to carry nothing else; or a folder of runs at any depth, such as
+the artifacts of a gate, of which those that are cut off are left out. The order does not matter, and a
+shard that is named twice counts once.
 
 JSON: {"runs": [RUN]}. RUN has the keys of results.json; each of its tests also has "step", the step that
 failed, "moment", its end in seconds after the test's start "clock", "first", the step of each machine
@@ -17,11 +18,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from harness.cli.options import print_json
-from harness.errors import UsageError
+from harness.cli.options import print_json, say
+from harness.errors import HarnessError, UsageError
 
 _NEWEST: Final = Path(".harness/runs/latest")
 
@@ -33,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="RUN",
-        help=f"a run's folder, or the report of one (default: {_NEWEST})",
+        help=f"a run's folder, a folder of runs at any depth, or a report (default: {_NEWEST})",
     )
     parser.add_argument("--merge", type=Path, metavar="FILE", help="write one report of all RUNs")
     form = parser.add_mutually_exclusive_group()
@@ -47,8 +49,12 @@ def main(options: argparse.Namespace) -> int:
     from harness.evidence.report.merge import merge
     from harness.evidence.report.text import text
 
-    places: list[Path] = options.runs or [_NEWEST]
-    records = [_record(place) for place in places]
+    places: list[Path] = []
+    records: list[dict[str, Any]] = []
+    for place in options.runs or [_NEWEST]:
+        for run, record in _records(place):
+            places.append(run)
+            records.append(record)
     if options.merge is not None:
         page.write(merge(records), options.merge)
     if options.text:
@@ -68,6 +74,26 @@ def main(options: argparse.Namespace) -> int:
             page.write(record, target)
             print(target)
     return 0
+
+
+def _records(place: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield a run or a report with its record; of a folder of runs, such as a gate's results, each run.
+
+    A run that was killed may have left results that are cut off: of a folder of runs, it is left out.
+    """
+    from harness.evidence.results import FILE
+
+    below: list[Path] = []
+    if place.is_dir() and not (place / FILE).exists():
+        # Not `latest`, which leads to one of the others.
+        below = [path.parent for path in sorted(place.rglob(FILE)) if not path.parent.is_symlink()]
+    if not below:
+        yield place, _record(place)
+    for run in below:
+        try:
+            yield run, _record(run)
+        except HarnessError as error:
+            say(f"left out: {error.what}")
 
 
 def _record(place: Path) -> dict[str, Any]:

@@ -242,6 +242,29 @@ def test_lines_for_github(kites: Project, capsys: pytest.CaptureFixture[str]) ->
     assert f"plan {written.id}: {len(legs)} jobs" in err
 
 
+def test_a_plan_that_is_there_already_is_printed(
+    kites: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That of second attempts: the matrix is of its jobs, and no other is made."""
+    path = kites.folder / "plan.json"
+    assert cli.main(["plan", "-o", str(path)]) == 0
+    made = plans.read(path)
+    plans.write(dataclasses.replace(made, jobs=made.jobs[-1:], attempt=2), path)
+    capsys.readouterr()
+    assert cli.main(["plan", "--from", str(path), "--github"]) == 0
+    values = dict(line.split("=", 1) for line in capsys.readouterr().out.splitlines())
+    legs = json.loads(values["matrix"])["include"]
+    assert [leg["job"] for leg in legs] == [made.jobs[-1].id]
+    assert values["count"] == "1"
+
+
+def test_a_plan_that_is_not_there_cannot_be_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", "--from", str(tmp_path / "none.json"), "--github"]) != 0
+    assert "none.json" in capsys.readouterr().err
+
+
 def test_an_empty_plan_is_stated(kites: Project, capsys: pytest.CaptureFixture[str]) -> None:
     kites.write("docs/index.md", "more\n")
     assert cli.main(["plan", "--github", "--changed-since", "main"]) == 0

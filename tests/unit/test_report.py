@@ -594,3 +594,18 @@ def test_a_report_that_fails_changes_no_result(project: Project) -> None:
     done = project.pytest("-q", "--image", "micro", "--acceptance", "test_it.py")
     assert done.status == 1, done.text
     assert "report: none, because of StoreError" in done.text
+
+
+def test_a_folder_of_runs_is_all_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the artifacts of a gate lie; a job that was killed may have left results that are cut off."""
+    shards(tmp_path / "results")
+    folders = [str(tmp_path / "results" / f"run-{number}") for number in range(4)]
+    assert main(["report", "--merge", str(tmp_path / "a.html"), *folders]) == 0
+    (tmp_path / "results" / "killed").mkdir()
+    (tmp_path / "results" / "killed" / "results.json").write_text('{"format": 2, "tes')
+    (tmp_path / "results" / "latest").symlink_to("run-3")
+    assert main(["report", "--merge", str(tmp_path / "b.html"), str(tmp_path / "results")]) == 0
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    assert "left out" in capsys.readouterr().err

@@ -1,0 +1,101 @@
+"""``harness images build --plan``: what the jobs of a plan may start is built, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from harness.cli import main
+from harness.gate.plan import Job, Plan, digest, write
+
+IMAGE = """
+name: {name}
+summary: An OS
+profile: micro
+build: {{script: build}}
+versions: ["1", "2", "2-panic"]
+arches:
+  x86_64: {{firmware: bios, artifacts: {{live: {{file: live}}}}}}
+  aarch64: {{firmware: bios, artifacts: {{live: {{file: live}}}}}}
+"""
+BUILD = '#!/bin/sh\nwhile [ "$1" != --out ]; do shift; done\necho "$0" >"$2/live"\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a folder of two images, and an empty cache."""
+    for name in ("kelp", "kite"):
+        image = tmp_path / "images" / name
+        image.mkdir(parents=True)
+        (image / "image.yaml").write_text(IMAGE.format(name=name))
+        (image / "build").write_text(BUILD)
+        (image / "build").chmod(0o755)
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def a_plan(path: Path, *images: tuple[str, str]) -> str:
+    jobs = tuple(
+        Job(
+            id=f"job-{number}",
+            image=image,
+            arch=arch,
+            tier="gate",
+            shard="1/1",
+            tests=(f"t.py::t{number}",),
+        )
+        for number, (image, arch) in enumerate(images)
+    )
+    plan = Plan(
+        id="0" * 16,
+        created="2026-11-29T01:02:03Z",
+        harness="0.1.0",
+        commit="",
+        dirty=False,
+        since=None,
+        changed=(),
+        tier="gate",
+        empty="" if jobs else "only docs/ changed",
+        images=(),
+        jobs=jobs,
+    )
+    write(dataclasses.replace(plan, id=digest(plan)), path)
+    return str(path)
+
+
+def build(folder: Path, *arguments: str) -> int:
+    return main(["images", "--images", str(folder / "images"), "build", *arguments])
+
+
+def built(folder: Path) -> list[str]:
+    return sorted(path.name.rpartition("-")[0] for path in (folder / "cache" / "entries").iterdir())
+
+
+def test_all_versions_of_an_image_are_built_on_its_architecture(folder: Path) -> None:
+    plan = a_plan(folder / "plan.json", ("kelp", "x86_64"), ("kelp", "x86_64"))
+    assert build(folder, "--plan", plan) == 0
+    versions = ("1", "2-panic", "2")
+    assert built(folder) == [f"kelp-default-{version}-x86_64" for version in versions]
+
+
+def test_an_image_that_the_catalogue_does_not_have_is_an_error(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the first build: a plan of another commit."""
+    plan = a_plan(folder / "plan.json", ("kelp", "x86_64"), ("kiwi", "x86_64"))
+    assert build(folder, "--plan", plan) == 2
+    assert "kiwi" in capsys.readouterr().err
+    assert not (folder / "cache" / "entries").exists()
+
+
+def test_a_plan_without_jobs_builds_nothing(folder: Path) -> None:
+    assert build(folder, "--plan", a_plan(folder / "plan.json")) == 0
+
+
+def test_no_image_and_no_plan_is_wrong_usage(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build(folder) == 2
+    assert "--plan FILE" in capsys.readouterr().err
