@@ -235,6 +235,7 @@ def test_a_signal_ends_the_job_and_the_partial_outcome_is_judged(
     assert process.returncode == 2, output
     assert "job 2 of 3" in output
     assert "job 3 of 3" not in output, "no further job begins"
+    assert "run once more" not in output
     assert not (project.folder / "failed").exists()
     lines = output.splitlines()
     rows = dict(line.split()[:2] for line in lines if line.startswith("job-") and line[-1] != ":")
