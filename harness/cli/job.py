@@ -132,9 +132,8 @@ def _run(options: argparse.Namespace, plan: plans.Plan) -> int:
 
     job, attempt = pod.job_of(plan, options.index, options.failures)
     say(f"job {job.id}, attempt {attempt}: {len(job.tests)} tests of {job.image} {job.arch}")
-    evidence = Path(kubernetes.EVIDENCE)
-    tests = pod.tests(options.plan.absolute(), job, attempt, evidence)
-    return pod.run(pod.doctor(), tests, job.timeout_minutes * 60)
+    named = (options.plan.absolute(), job, attempt, Path(kubernetes.EVIDENCE))
+    return pod.run(pod.doctor(*named), pod.tests(*named), job.timeout_minutes * 60)
 
 
 def _keep(options: argparse.Namespace, plan: plans.Plan) -> int:

@@ -44,19 +44,21 @@ def job_of(plan: Plan, index: int, failures: int) -> tuple[Job, int]:
     return plan.jobs[index], plan.attempt + failures
 
 
-def doctor() -> list[str]:
-    """Return the command that says whether the runner is fit for a job."""
-    return [*_HARNESS, "doctor", "--gate"]
+def doctor(path: Path, job: Job, attempt: int, evidence: Path) -> list[str]:
+    """Return the command that says whether the runner is fit for a job.
+
+    An unfit one leaves results in which each test of the job is infra, with the reason.
+    """
+    return [*_HARNESS, "doctor", "--gate", *_named(path, job, attempt), "--results", str(evidence)]
 
 
 def tests(path: Path, job: Job, attempt: int, evidence: Path) -> list[str]:
     """Return the command that runs the tests of a job."""
-    return [
-        *_HARNESS,
-        "acceptance",
-        *("--plan", str(path), "--job", job.id, "--attempt", str(attempt)),
-        *("--evidence", str(evidence)),
-    ]
+    return [*_HARNESS, "acceptance", *_named(path, job, attempt), "--evidence", str(evidence)]
+
+
+def _named(path: Path, job: Job, attempt: int) -> list[str]:
+    return ["--plan", str(path), "--job", job.id, "--attempt", str(attempt)]
 
 
 def run(check: Sequence[str], tests: Sequence[str], seconds: float) -> int:

@@ -294,10 +294,12 @@ def test_a_signal_goes_on_to_the_tests(tmp_path: Path) -> None:
 def test_the_doctor_goes_first_and_the_tests_know_their_attempt(tmp_path: Path) -> None:
     job, attempt = pod.job_of(plan(), 1, 1)
     assert (job.id, attempt) == ("skiff-x86-64-2", 2)
-    assert pod.doctor()[-2:] == ["doctor", "--gate"]
-    words = pod.tests(Path("/plan/plan.json"), job, attempt, tmp_path)
-    assert words[words.index("--job") + 1] == "skiff-x86-64-2"
-    assert words[words.index("--attempt") + 1] == "2"
+    named = (Path("/plan/plan.json"), job, attempt, tmp_path)
+    for words in (pod.doctor(*named), pod.tests(*named)):
+        assert words[words.index("--job") + 1] == "skiff-x86-64-2"
+        assert words[words.index("--attempt") + 1] == "2"
+    assert pod.doctor(*named)[3:5] == ["doctor", "--gate"]
+    assert pod.tests(*named)[3] == "acceptance"
     with pytest.raises(UsageError, match="jobs 0 to 1"):
         pod.job_of(plan(), 2, 0)
 
@@ -317,13 +319,16 @@ def evidence(folder: Path) -> Path:
     (run / "test_a/console.log").write_text("login:")
     (folder / "latest").symlink_to(run.name)
     (run / "loop").symlink_to(folder)
+    (run / "passwd").symlink_to("/etc/passwd")
     os.mkfifo(run / "pipe")
     return folder
 
 
 def test_what_is_kept(tmp_path: Path) -> None:
     kept = tmp_path / "claim"
-    assert pod.keep(evidence(tmp_path / "evidence"), kept, print) == 2
+    said: list[str] = []
+    assert pod.keep(evidence(tmp_path / "evidence"), kept, said.append) == 2
+    assert said == []
     found = sorted(str(path.relative_to(kept)) for path in kept.rglob("*") if not path.is_dir())
     assert found == ["20261129-1/results.json", "20261129-1/test_a/console.log"]
 
