@@ -6,7 +6,6 @@ import copy
 import itertools
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import yaml
 
 from harness.gate.kubernetes import COPY_CACHE
+from tests.programs import need
 from tests.unit import fleet
 from tests.unit.fleet import Object
 from tests.unit.fleet_policy import tree_faults
@@ -94,11 +94,9 @@ def test_the_copy_of_an_empty_cache(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.skipif(
-    shutil.which("kubectl") is None, reason="needs kubectl, to compare with its kustomize"
-)
 @pytest.mark.parametrize("name", ["cluster", "crds", "controllers", "monitoring"])
 def test_the_renderer_agrees_with_kustomize(name: str) -> None:
+    need("kubectl")
     folder = fleet.TREE / name
     done = subprocess.run(
         ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True
