@@ -17,6 +17,7 @@ PACKAGES = {
     "flock": "util-linux",
     "git": "git",
     "jq": "jq",
+    "kubectl": "kubernetes-client",
     "mcopy": "mtools",
     "mkfs.fat": "dosfstools",
     "qemu-img": "qemu-utils",

@@ -35,6 +35,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "gate": "Run a plan here, or judge what runners left of one: one verdict",
     "history": "Keep the results of past runs, and say what became of each test",
     "images": "List, build, locate, verify and remove images",
+    "job": "Print a Kubernetes Job that runs a plan, and collect its results",
     "known": "List known failures, and those that have expired or no longer occur",
     "lab": "Open a Python prompt with a lab: boot, fork and try out machines",
     "plan": "Print the jobs of a gate: which tests of which images run, and why",
