@@ -464,6 +464,19 @@ def test_what_left_nothing_is_explained(
     ]
 
 
+def test_the_judge_reads_what_was_collected(
+    stand: Stand, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand.pods(ended(0, 0, reason="Evicted"), ended(1))
+    results = stand.root / "results"
+    assert cli.main(["job", str(file), "--collect", str(results)]) == 11
+    capsys.readouterr()
+    assert cli.main(["gate", str(file), str(results), "--json"]) == 11
+    judged = json.loads(capsys.readouterr().out)
+    assert [each["verdict"] for each in judged["jobs"]] == ["infra", "infra"]
+    assert not judged.get("notes")
+
+
 def test_nothing_has_ended_yet(
     stand: Stand, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
