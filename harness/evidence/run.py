@@ -27,6 +27,9 @@ from harness.errors import StoreError
 RUNS_KEPT: Final = 30
 """Number of runs whose evidence is kept; a new run removes older ones."""
 
+UNREDACTED: Final = ".unredacted"
+"""In the folder of a run that has declared a secret, until its evidence has lost it."""
+
 _NAME: Final = re.compile(r"\d{8}-\d{6}-\d+(-\d+)?")
 _TRY: Final = "try-"
 _LOCK: Final = "run.lock"
@@ -152,6 +155,11 @@ class Run:
     def used(self) -> bool:
         """Whether any test of this run, in any worker, had a folder."""
         return (self.path / _USED).exists()
+
+    @property
+    def unredacted(self) -> Path:
+        """The file that is there while :data:`UNREDACTED` is true of this run."""
+        return self.path / UNREDACTED
 
     def drop(self, folder: Path) -> None:
         """Remove the evidence of a test that passed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import platform
 import shutil
@@ -15,17 +16,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from harness.pytest_plugin import seeds, tries
+from harness.pytest_plugin import secrets, seeds, tries
 from harness.pytest_plugin import session as sessions
 
 if TYPE_CHECKING:
     from harness.bundles.pack import Moments
     from harness.evidence.bundle import Host, Manifest, Test
-    from harness.evidence.bundle_secrets import Secrets
     from harness.lab import Lab
     from harness.machine import Machine
 
@@ -67,7 +68,6 @@ class Pending:
 
 
 PENDING: Final = pytest.StashKey[Pending]()
-SECRETS: Final = pytest.StashKey["Secrets"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -105,50 +105,6 @@ def pytest_configure(config: pytest.Config) -> None:
             parse_size(config.option.bundle_limit)
         except UsageError as error:
             raise pytest.UsageError(f"--bundle-limit: {error}") from error
-
-
-class DeclareSecret:
-    """Declares secrets; the fixture ``declare_secret`` is one.
-
-    Args:
-        secrets: The secrets of the run.
-    """
-
-    def __init__(self, secrets: Secrets) -> None:
-        self._secrets = secrets
-
-    def __call__(self, name: str, value: str) -> str:
-        """Declare a secret for the rest of the run and return its value.
-
-        Args:
-            name: The name that stands in its place in a bundle.
-            value: Its value, of at least six characters.
-
-        Raises:
-            UsageError: The name is not valid, or the value is too short.
-        """
-        from harness.errors import UsageError
-
-        try:
-            self._secrets.declare(name, value)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        return value
-
-
-@pytest.fixture(scope="session")
-def declare_secret(request: pytest.FixtureRequest) -> DeclareSecret:
-    """Return what declares a secret: ``declare_secret("token", value)``.
-
-    Bundles then hold it in no text, and no machine that it has entered.
-    """
-    return DeclareSecret(_secrets(request.config))
-
-
-def _secrets(config: pytest.Config) -> Secrets:
-    from harness.evidence.bundle_secrets import Secrets
-
-    return config.stash.setdefault(SECRETS, Secrets())
 
 
 # --- one test ---------------------------------------------------------------------------------
@@ -267,7 +223,7 @@ def _write(item: pytest.Item, pending: Pending) -> None:
     packing = Packing(
         _draft(item, pending.test),
         _lab(item).store.root / "entries",
-        _secrets(item.config),
+        secrets.of(item.config),
         keep_secrets=option.bundle == "machine",
     )
     most = LIMIT if option.bundle_limit is None else parse_size(option.bundle_limit)
@@ -285,6 +241,7 @@ def _test(item: pytest.Item, report: pytest.TestReport) -> Test:
     from harness.evidence.signature import failed_step, signature
 
     session = sessions.of(item.config)
+    clean = functools.partial(secrets.clean, item.config)
     place = item.stash[tries.TRIES].current.folder
     properties = dict(report.user_properties)
     verdict = str(properties.get("verdict", "test"))
@@ -299,7 +256,7 @@ def _test(item: pytest.Item, report: pytest.TestReport) -> Test:
         verdict=verdict,
         reason=reason,
         signature=str(properties.get("signature") or "")
-        or signature(item.nodeid, verdict, reason, step=failed_step(place, reason)),
+        or signature(item.nodeid, verdict, reason, step=failed_step(place, reason, clean)),
         phase=str(report.when),
         file=item.nodeid.partition("::")[0],
         sha256=digest,
@@ -403,8 +360,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.write_line(str(error))
             continue
         terminalreporter.write_line(f"{manifest.test.id}")
-        terminalreporter.write_line(f"         harness repro {path}")
+        terminalreporter.write_line(f"         harness repro {quote(str(path))}")
         if manifest.machines:
-            terminalreporter.write_line(f"         harness resurrect {path}")
+            terminalreporter.write_line(f"         harness resurrect {quote(str(path))}")
         for withheld in manifest.withheld:
             terminalreporter.write_line(f"         without {withheld.what}: {withheld.why}")

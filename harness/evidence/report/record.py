@@ -32,6 +32,7 @@ from typing import Any, Final
 from harness.errors import StoreError, UsageError
 from harness.evidence import results
 from harness.evidence.report import logs, shape
+from harness.evidence.run import UNREDACTED
 
 FORMAT: Final = 1
 
@@ -70,10 +71,15 @@ def gather(folder: Path) -> Record:
         folder: The run's folder.
 
     Raises:
-        UsageError: There is no such folder, or it has no results.
+        UsageError: There is no such folder, it has no results, or its evidence still has secrets.
         StoreError: ``results.json`` cannot be read.
     """
     found = _results(folder)
+    if (folder / UNREDACTED).exists():
+        raise UsageError(
+            f"{folder}: the run was ended before its declared secrets were taken out of its evidence",
+            hint="read the files in it, and hand none of them on",
+        )
     folder = folder.resolve()
     run: Run = {name: value for name, value in found.items() if name not in ("tests", "matrix")}
     run["name"] = folder.name
