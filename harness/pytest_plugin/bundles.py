@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from harness.pytest_plugin import secrets, seeds, tries
+from harness.pytest_plugin import known, secrets, seeds, tries
 from harness.pytest_plugin import session as sessions
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ MODES: Final = ("auto", "machine", "evidence", "none")
 
 SIGNATURES: Final = 3
 """Of how many different failures a run saves the machines."""
+
+_KNOWN: Final = "known"
 
 _CLAIMS: Final = ".bundles"
 """In the run's folder: the signatures whose machines are saved, a line each."""
@@ -112,15 +114,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """Save the machines of a test that has just failed; write its bundle when it has ended."""
+    """Save the machines of a test that has just failed; write its bundle when it has ended.
+
+    Their journals are read, too, whether there is a bundle or not.
+    """
     report: pytest.TestReport = yield  # type: ignore[assignment]
     config = item.config
-    if config.option.bundle == "none" or tries.TRIES not in item.stash:
+    if tries.TRIES not in item.stash:
         return report  # type: ignore[return-value]
     # The failure of a test stays what it is, whatever goes wrong here.
     try:
-        if report.outcome == "failed" and PENDING not in item.stash:
-            _capture(item, report)
+        first = item.stash[tries.TRIES].current.failure is report
+        before = item.stash.get(PENDING, None)
+        # A known failure does not hide another one that follows.
+        red = report.outcome == "failed" and before is not None and before.test.verdict == _KNOWN
+        if first or red:
+            if config.option.bundle != "none":
+                _capture(item, report)
+            if machines := _machines(item):
+                from harness.bundles import journal
+
+                journal.collect(machines)
         if call.when == "teardown" and PENDING in item.stash:
             pending = item.stash[PENDING]
             del item.stash[PENDING]
@@ -148,7 +162,7 @@ def _capture(item: pytest.Item, report: pytest.TestReport) -> None:
     if not machines:
         return
     lab = _lab(item)
-    why = _refusal(item, machines, home) or _claim(sessions.of(item.config).run.path, test)
+    why = _refusal(item, report, machines, home) or _claim(sessions.of(item.config).run.path, test)
     if why:
         pending.moments.withheld.append(Withheld("machines", why))
         return
@@ -178,7 +192,9 @@ def _machines(item: pytest.Item) -> list[Machine[Any]]:
     return [machine for lab in _labs(item) for machine in lab.machines]
 
 
-def _refusal(item: pytest.Item, machines: list[Machine[Any]], home: Path) -> str:
+def _refusal(
+    item: pytest.Item, report: pytest.TestReport, machines: list[Machine[Any]], home: Path
+) -> str:
     """Return why the machines of a test are not saved; empty if they are."""
     from harness.spec import format_size
 
@@ -187,6 +203,9 @@ def _refusal(item: pytest.Item, machines: list[Machine[Any]], home: Path) -> str
         return "--bundle=evidence"
     if option.untrusted and option.bundle != "machine":
         return "the run judges what a stranger has changed (--untrusted)"
+    if known.is_excused(report) and option.bundle != "machine":
+        # It has an issue, and a person who cares for it; the machines are those of news.
+        return f"the failure is known ({getattr(report, known.ATTRIBUTE)['entry']})"
     # At worst, no page is zero, and the bundle lies beside its parts.
     needed = 2 * sum(machine.spec.memory for machine in machines if machine.running)
     free = shutil.disk_usage(home).free
