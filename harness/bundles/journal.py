@@ -93,11 +93,15 @@ def collect(machines: Sequence[Machine[Any]], limit: Deadline | None = None) -> 
 
 
 def _collect(machine: Machine[Any], limit: Deadline) -> str:
-    if machine.running and machine.failure is None:
+    status = _status(machine)
+    if status == "running" and machine.failure is None:
         with contextlib.suppress(HarnessError, OSError):
             _ask(machine, min(limit, UNSCALED.after(_ANSWER), key=lambda each: each.remaining()))
             return "the machine"
-    with _paused(machine), tempfile.TemporaryDirectory(dir=machine.evidence, prefix=".disk-") as at:
+    with (
+        _paused(machine, status),
+        tempfile.TemporaryDirectory(dir=machine.evidence, prefix=".disk-") as at,
+    ):
         return _read(machine, Path(at), limit)
 
 
@@ -141,18 +145,24 @@ def _journalctl(*arguments: str) -> str:
 # --- a machine that does not ------------------------------------------------------------------
 
 
+def _status(machine: Machine[Any]) -> str:
+    """Return QEMU's word for what a machine does; empty if QEMU has ended or hangs itself."""
+    with contextlib.suppress(HarnessError):
+        if machine.running:
+            return str(machine.qmp.execute("query-status", deadline=UNSCALED.after(5))["status"])
+    return ""
+
+
 @contextlib.contextmanager
-def _paused(machine: Machine[Any]) -> Iterator[None]:
+def _paused(machine: Machine[Any], status: str) -> Iterator[None]:
     """Let a machine stand still, so that its disk is whole: QEMU writes out what it holds back."""
-    ran = False
-    if machine.running:
+    if status:
         with contextlib.suppress(HarnessError):
-            ran = bool(machine.qmp.execute("query-status", deadline=UNSCALED.after(5))["running"])
             machine.qmp.execute("stop", deadline=UNSCALED.after(_ANSWER))
     try:
         yield
     finally:
-        if ran and machine.running:
+        if status == "running" and machine.running:
             with contextlib.suppress(HarnessError):
                 machine.qmp.execute("cont", deadline=UNSCALED.after(5))
 

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 MODES: Final = ("auto", "machine", "evidence", "none")
 
+BUDGET: Final = 10 * 1024**3
+"""Bytes that the bundles of all runs may take."""
+
 SIGNATURES: Final = 3
 """Of how many different failures a run saves the machines."""
 
@@ -90,6 +93,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the bytes that a bundle may have before its machines are left out (default: 1GiB)",
     )
     group.addoption(
+        "--bundle-budget",
+        default=None,
+        metavar="SIZE",
+        help="the bytes that the bundles of all runs in the folder of evidence may take; at the end of a"
+        " run the oldest of earlier runs go (default: 10GiB)",
+    )
+    group.addoption(
         "--untrusted",
         action="store_true",
         help="the run judges what a stranger has changed: bundles carry no machines, since RAM and disks"
@@ -98,15 +108,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse a limit that is no size."""
-    if config.option.bundle_limit is not None:
-        from harness.errors import UsageError
-        from harness.spec import parse_size
+    """Refuse limits that are no sizes."""
+    for name in ("limit", "budget"):
+        value = getattr(config.option, f"bundle_{name}")
+        if value is not None:
+            from harness.errors import UsageError
+            from harness.spec import parse_size
 
-        try:
-            parse_size(config.option.bundle_limit)
-        except UsageError as error:
-            raise pytest.UsageError(f"--bundle-limit: {error}") from error
+            try:
+                parse_size(value)
+            except UsageError as error:
+                raise pytest.UsageError(f"--bundle-{name}: {error}") from error
 
 
 # --- one test ---------------------------------------------------------------------------------
@@ -368,6 +380,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     from harness.errors import HarnessError
     from harness.evidence.bundle import FILE, Bundle
 
+    _trim(terminalreporter, config)
     paths = sorted(session.run.path.glob(f"**/*{FILE}"))
     if paths:
         terminalreporter.section("bundles")
@@ -384,3 +397,20 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.write_line(f"         harness resurrect {quote(str(path))}")
         for withheld in manifest.withheld:
             terminalreporter.write_line(f"         without {withheld.what}: {withheld.why}")
+
+
+def _trim(terminal: Any, config: pytest.Config) -> None:
+    """Keep the bundles of all runs within their budget, and say so where it takes effect."""
+    from harness.evidence.run import trim
+    from harness.spec import format_size, parse_size
+
+    run = sessions.of(config).run.path
+    budget = config.option.bundle_budget
+    most = BUDGET if budget is None else parse_size(budget)
+    count, freed = trim(run.parent, most, run)
+    if count:
+        bundles = "bundle" if count == 1 else "bundles"
+        terminal.write_line(
+            f"{count} {bundles} of earlier runs removed, the oldest first ({format_size(freed)}):"
+            f" all may take {format_size(most)} (--bundle-budget)"
+        )

@@ -450,10 +450,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 def _write_report(run: Path) -> str:
     """Write the report of a run, and return its path, or why there is none."""
-    from harness.evidence.report import page, record
-
-    target = run / page.FILE
     try:
+        from harness.evidence.report import page, record
+
+        target = run / page.FILE
         page.write(record.gather(run), target)
     except Exception as error:  # A report that fails must not take the results with it.
         return f"none, because of {error!r}"

@@ -187,6 +187,7 @@ def test_a_machine_that_answers_is_asked(machine: Make) -> None:
         failure=None,
         use_console_shell=False,
         ssh=SimpleNamespace(run=run),
+        qmp=SimpleNamespace(execute=lambda command, **more: {"status": "running"}),
     )
     journal.collect([leaf])
     assert [("journalctl -b" in each, "systemctl --failed" in each) for each in asked] == [
@@ -206,9 +207,9 @@ def test_the_disk_is_read_if_the_machine_does_not_answer_after_all(
     def refuse(command: str, limit: object) -> Result:
         raise CommandError("no")
 
-    def execute(command: str, **more: object) -> dict[str, bool]:
+    def execute(command: str, **more: object) -> dict[str, str]:
         done.append(command)
-        return {"running": True}
+        return {"status": "running"}
 
     leaf = machine(
         disk_of(tmp_path, {}),

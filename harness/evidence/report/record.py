@@ -32,7 +32,7 @@ from typing import Any, Final
 from harness.errors import StoreError, UsageError
 from harness.evidence import results
 from harness.evidence.report import logs, shape
-from harness.evidence.run import UNREDACTED
+from harness.evidence.run import BUNDLE, UNREDACTED
 
 FORMAT: Final = 1
 
@@ -59,7 +59,6 @@ _HOST: Final = "host"
 
 _SCREENS: Final = 6
 _SCREEN_BYTES: Final = 1024 * 1024
-_BUNDLE: Final = "bundle.tar.zst"
 _TEXTS: Final = ("qemu.stderr", "cpus.txt", "journal*", "failed*")
 """Files of text that a machine's folder may have; ``qemu.sh`` has its credentials and is none."""
 
@@ -206,8 +205,8 @@ def _failed_step(steps: list[dict[str, Any]], test: Test) -> dict[str, Any] | No
 def _repeat(run: Run, test: Test, place: Path | None) -> list[str]:
     """Return the lines that repeat a test, ready to paste; the best one first."""
     lines = []
-    if place and (place / _BUNDLE).is_file():
-        bundle = shlex.quote(str(place / _BUNDLE))
+    if place and (place / BUNDLE).is_file():
+        bundle = shlex.quote(str(place / BUNDLE))
         lines += [f"harness repro {bundle}", f"harness resurrect {bundle}"]
     command = [str(word) for word in run.get("command", [])]
     words = ["harness", "acceptance"] if "--acceptance" in command else ["pytest"]
