@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -369,7 +370,7 @@ def test_a_qemu_that_hangs_is_left_out_and_the_rest_is_kept(home: Project) -> No
     assert manifest.machines == ()
     (withheld,) = manifest.withheld
     assert withheld.what == "machine kite"
-    assert withheld.why == "waited 20.0 s for monitor command query-status"
+    assert re.fullmatch(r"waited 2\d\.\d s for monitor command query-status", withheld.why)
     assert "evidence/kite/serial.log" in {member.path for member in manifest.files}
     folder = bundle_of(home).parent
     assert not list(folder.glob(".*"))

@@ -154,7 +154,7 @@ def test_a_write_that_ends_half_way_leaves_the_final_name_alone(
     path = tmp_path / "bundle.tar.zst"
     if old:
         path.write_bytes(old)
-    words = [sys.executable, "-c", ENDS, tmp_path, way]
+    words = [sys.executable, "-c", ENDS, str(tmp_path), way]
     done = subprocess.run(words, capture_output=True, check=False)
     assert done.returncode == (-9 if way == "killed" else 1), done.stderr
     assert (b"File too large" in done.stderr) == (way == "full")

@@ -57,6 +57,9 @@ _CARRIED: Final = (
 _HOST: Final = "host"
 """The note on the host that a machine leaves when it stops."""
 
+_AFTER: Final = (_HOST, "save for the bundle", "read the journal")
+"""What Harness does to a machine after the test has failed."""
+
 _SCREENS: Final = 6
 _SCREEN_BYTES: Final = 1024 * 1024
 _TEXTS: Final = ("qemu.stderr", "cpus.txt", "journal*", "failed*")
@@ -138,9 +141,9 @@ def _end(step: Mapping[str, Any]) -> float:
 
 
 def _last(steps: list[dict[str, Any]]) -> float:
-    """Return the end of the last step; notes on the host come when the machines are stopped."""
+    """Return the end of the last step of the test itself; notes on the host come when it has ended."""
     for number, step in reversed(list(enumerate(steps, 1))):
-        if step["name"] != _HOST:
+        if step["name"] not in _AFTER:
             after = steps[number : number + 1]
             return float(after[0]["start"]) if after else _end(step)
     return 0.0
@@ -153,7 +156,7 @@ def _first(steps: list[dict[str, Any]], failed: dict[str, Any] | None) -> list[d
     """
     went_on: dict[str, float] = {}
     for step in steps:
-        if step["name"] != _HOST:
+        if step["name"] not in _AFTER:
             machine = step.get("machine", "")
             went_on[machine] = max(went_on.get(machine, 0.0), step["start"])
     found: dict[str, dict[str, Any]] = {}
@@ -177,7 +180,11 @@ def _moment(step: dict[str, Any]) -> dict[str, Any]:
 
 
 def _failed(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [step for step in steps if step.get("outcome") not in ("passed", "running")]
+    return [
+        step
+        for step in steps
+        if step.get("outcome") not in ("passed", "running") and step["name"] not in _AFTER
+    ]
 
 
 def _failed_step(steps: list[dict[str, Any]], test: Test) -> dict[str, Any] | None:

@@ -265,11 +265,17 @@ async function draw(png, canvas) {
   canvas.getContext("2d").drawImage(image, 0, 0);
 }
 
+const UNITS = "/failed-units.txt";
+
 function files(detail) {
   const logs = detail.logs.filter(log => log.timed === false);
-  if (!logs.length) return "";
-  return section("Files", logs.map(log => h("details.card", {}, h("summary", {}, log.name),
-    h("pre", { tabindex: 0 }, log.text.split("\n").map(plainLine).join("\n")))));
+  const ofJournal = log => log.name.endsWith("/journal.txt") || log.name.endsWith(UNITS);
+  const journals = logs.filter(ofJournal).sort((a, b) => b.name.endsWith(UNITS) - a.name.endsWith(UNITS));
+  return [["Journal and failed units", journals], ["Files", logs.filter(log => !ofJournal(log))]]
+    .filter(([, found]) => found.length)
+    .map(([title, found]) => section(title, found.map(log =>
+      h("details.card", { open: log.name.endsWith(UNITS) ? "" : null }, h("summary", {}, log.name),
+        h("pre", { tabindex: 0 }, log.text.split("\n").map(plainLine).join("\n"))))));
 }
 
 function table(head, rows) {
