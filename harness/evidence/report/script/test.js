@@ -64,8 +64,8 @@ async function testView(entry, report) {
     h("p.facts", {}, verdict(entry.label), facts.filter(Boolean).map(fact => h("span", {}, fact))),
     test.reason ? h("p.reason", {}, reasonOf(test)) : null,
     test.known ? h("p", {}, knownOf(test)) : null,
-    (test.repeat ?? []).map(line => paste(line, line.includes("resurrect") ? "the line that resurrects its machines"
-      : "the line that repeats it")));
+    (test.repeat ?? []).map(line => paste(line, line.startsWith("harness resurrect ") ? "the line that resurrects its machines"
+      : line.startsWith("harness repro ") ? "the line that repeats it with its bundle" : "the line that repeats it")));
   const evidence = test.evidence ? h("p.soft", {}, "Evidence: ", h("code", {}, `${run.name}/${test.evidence}`)) : null;
   if (test.block === undefined) {
     add(view, evidence ?? h("p.soft", {}, "No evidence was kept."), changeOf(test), triesOf(test));
