@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -147,9 +148,23 @@ def test_hostile_names_and_sizes_reach_nothing_else(tmp_path: Path, machine: Mak
     leaf = machine(disk)
     before = set(tmp_path.rglob("*"))
     journal.collect([leaf])
-    assert words(leaf).endswith("the last words\n")
+    assert words(leaf).splitlines()[-1] == "the last words"
+    assert [each for each in tree.values() if each in words(leaf)] == []
     new = set(tmp_path.rglob("*")) - before
     assert {path.name for path in new} == {"journal.txt", "failed-units.txt"}
+
+
+@pytest.mark.usefixtures("journalctl")
+def test_a_partition_outside_of_the_disk_is_passed_over(tmp_path: Path, machine: Make) -> None:
+    disk = disk_of(tmp_path, {})
+    with (tmp_path / "disk.raw").open("r+b") as file:
+        # The third entry of the table, which lies behind the header: UEFI 2.10, table 5.6.
+        for number, (first, last) in enumerate([(1 << 40, 1 << 41), (9, 3), (1 << 63, 1 << 63)], 2):
+            file.seek(1024 + number * 128)
+            file.write(b"\7" * 32 + struct.pack("<QQ", first, last))
+    leaf = machine(disk)
+    journal.collect([leaf])
+    assert "the last words" in words(leaf)
 
 
 @pytest.mark.parametrize("damage", [b"\0", b"\xff", b"\x7f\0"])

@@ -104,6 +104,14 @@ def test_breaks_across_pieces_change_nothing(seed: int) -> None:
     assert b"rect" not in clean
 
 
+def test_a_long_break_across_pieces_is_one() -> None:
+    secret = secrets("correct horse")
+    broken = b"correct" + b"\x1b[K\r\n" * 400 + b" horse"
+    for before in range(0, len(broken) + 1, 83):
+        text = b"." * ((1 << 20) - before) + broken + b"." * (1 << 18)
+        assert redacted(secret, text)[0] == text.replace(broken, b"[secret token-0]"), before
+
+
 def test_a_recording_stays_one() -> None:
     events = [[0.1, "o", "the cor"], [0.2, "o", "rect ho"], [0.3, "o", "rse is \x1b[1m\u00e9"]]
     text = "".join(json.dumps(event) + "\n" for event in events).encode()
