@@ -53,8 +53,8 @@ _BREAK: Final = (
 _SPACES: Final = 16
 """Spaces that a form has at most, so that one of them may be taken for a part of a break."""
 
-_SKIPPED: Final = frozenset({"disks"})
-"""Folders that hold no text: disks, and what a machine was saved as."""
+_SKIPPED: Final = frozenset({"disks", "recordings"})
+"""Folders that hold no text: disks, what a machine was saved as, all that was written to a disk."""
 
 _SAVED: Final = (".tar.zst", ".qcow2")
 """Files that hold no text. The text of a bundle is redacted when it is written."""

@@ -100,7 +100,6 @@ class DeclareSecret:
         session = sessions.of(self._config)
         if session.engaged:
             session.run.begin()
-        if session.run.path.is_dir():
             session.run.unredacted.touch()
         return value
 
@@ -174,13 +173,15 @@ def clean(config: pytest.Config, content: Any) -> Any:
 
 
 def take_out(config: pytest.Config) -> None:
-    """Take the secrets out of the folder of the run; what cannot be read stays marked as unredacted.
+    """Take the secrets out of the folder of the run; until that is done, it is marked as unredacted.
 
     Raises:
         OSError: A file cannot be read or written.
     """
+    if (secrets := _declared(config)) is None:
+        return
     run = sessions.of(config).run
-    if (secrets := _declared(config)) is not None and run.path.is_dir():
+    if run.path.is_dir():
         secrets.redact_folder(run.path)
         run.unredacted.unlink(missing_ok=True)
 
@@ -200,7 +201,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Take the secrets out of what servers wrote until they ended; close the shared memory."""
     if not hasattr(config, "workerinput"):
         # What an interruption left; the mark stays if this fails, too.
-        with contextlib.suppress(OSError):
+        from harness.errors import StoreError
+
+        with contextlib.suppress(OSError, StoreError):
             take_out(config)
     if (shared := config.stash.get(_SHARED, None)) is not None:
         del config.stash[_SHARED]

@@ -444,13 +444,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         facts = _facts(mine) | {"command": command, "matrix": _matrix(config)}
         results.write(mine.run.path, status, clean=clean, **facts)
         if not mine.interruption and any(each.evidence for each in results.tests.values()):
-            secrets.take_out(config)
-            config.stash[_REPORT] = _write_report(mine.run.path)
+            config.stash[_REPORT] = _write_report(config, mine.run.path)
 
 
-def _write_report(run: Path) -> str:
+def _write_report(config: pytest.Config, run: Path) -> str:
     """Write the report of a run, and return its path, or why there is none."""
     try:
+        secrets.take_out(config)
         from harness.evidence.report import page, record
 
         target = run / page.FILE

@@ -150,6 +150,27 @@ def test_a_killed_run_that_keeps_its_secrets_has_no_report(project: Project) -> 
     assert not (own / "report.html").exists()
 
 
+FULL = """
+from harness.evidence.secrets import Secrets
+
+def refuse(self, path):
+    raise OSError("no space left")
+
+Secrets.redact_file = refuse
+"""
+
+
+def test_evidence_that_cannot_be_redacted_has_no_report(project: Project) -> None:
+    project.write("conftest.py", FULL)
+    done = run(project, PLANTED)
+    assert done.status == 1, done.text
+    assert "report: none, because of OSError('no space left')" in done.text
+    own = project.folder / ".harness/runs/latest"
+    assert not (own / "report.html").exists()
+    assert "rosebud" not in (own / "results.json").read_text()
+    assert report(project).status == 2
+
+
 def test_equal_failures_with_other_secrets_have_one_signature(project: Project) -> None:
     signatures = set()
     for value in (VALUE, "quite another word"):
