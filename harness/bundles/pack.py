@@ -6,6 +6,7 @@ Nothing here changes a test's verdict. What cannot be saved is named in the mani
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from harness.errors import HarnessError
 from harness.evidence import bundle, bundle_archive, bundle_delta
 from harness.evidence.bundle import Artifact, Manifest, SavedDisk, SavedMachine, Withheld
 from harness.evidence.bundle_archive import Member, TooLargeError
-from harness.evidence.bundle_secrets import Secrets
+from harness.evidence.secrets import Secrets
 from harness.machine import Machine
 from harness.network import Segment
 from harness.qemu import disk as disks
@@ -260,6 +261,8 @@ class Packing:
         # Whatever is text here is redacted, too: the reason of a failure may quote a secret.
         test = replace(
             test,
+            id=clean(test.id),
+            file=clean(test.file),
             reason=clean(test.reason),
             signature=clean(test.signature),
             arguments=tuple(clean(each) for each in test.arguments),
@@ -285,7 +288,10 @@ class Packing:
         for above, folder in folders.items():
             for file in _walk(folder):
                 relative = file.relative_to(folder)
-                path = "/".join([bundle.EVIDENCE, *([above] if above else []), *relative.parts])
+                place = "/".join([bundle.EVIDENCE, *([above] if above else []), *relative.parts])
+                path = self._free(self.secrets.redacted(place))
+                if path != place:
+                    self._redacted |= self.secrets.found_in(place)
                 size = file.stat().st_size
                 if size > EVIDENCE_MOST or not bundle_archive.fits(path, size):
                     why = "its name does not fit" if size <= EVIDENCE_MOST else f"{size} bytes"
@@ -302,6 +308,15 @@ class Packing:
                 else:
                     self._add(path, file)
         return holders
+
+    def _free(self, path: str) -> str:
+        """Return a path that is not in the bundle; redaction may make two names equal."""
+        known = {member.path for member, _ in self._files} if self.secrets else set()
+        numbers = itertools.count(2)
+        free = path
+        while free in known:
+            free = f"{path}-{next(numbers)}"
+        return free
 
     def _add(self, path: str, file: Path) -> Member:
         member = Member.of(path, file)

@@ -59,6 +59,7 @@ _VALUED: Final = (
         "--cut-seed",
         "--bundle",
         "--bundle-limit",
+        "--bundle-budget",
         "--plan",
         "--job",
         "--attempt",

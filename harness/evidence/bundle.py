@@ -26,8 +26,9 @@ from typing import Any, ClassVar, Final, Self
 from harness import jsonfile
 from harness.errors import BundleError
 from harness.evidence.bundle_archive import Archive, Member
+from harness.evidence.run import BUNDLE
 
-FILE: Final = "bundle.tar.zst"
+FILE: Final = BUNDLE
 """The name of a bundle in the evidence of its test."""
 
 FORMAT: Final = 1

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -194,12 +194,20 @@ class Results:
         known = (code for count in counts for name, code in STATUS.items() if count[name.value])
         return next(known, status)
 
-    def write(self, folder: Path, status: int | None, **facts: Any) -> Path:
+    def write(
+        self,
+        folder: Path,
+        status: int | None,
+        *,
+        clean: Callable[[Any], Any] = lambda content: content,
+        **facts: Any,
+    ) -> Path:
         """Write ``results.json`` and return its path.
 
         Args:
             folder: The run's folder.
             status: The run's exit status; ``None`` while the run goes on.
+            clean: Takes declared secrets out of plain JSON.
             facts: What else is known of the run: ``image``, ``arches``, ``versions``, ``host``,
                 ``command``, ``matrix``.
 
@@ -218,5 +226,5 @@ class Results:
             "tests": [each.dump() for each in self.tests.values()],
         }
         path = folder / FILE
-        jsonfile.write(path, content)
+        jsonfile.write(path, clean(content))
         return path

@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import hashlib
 import itertools
+import math
 import os
 import re
 import shutil
@@ -24,10 +25,19 @@ from typing import Final
 
 from harness.errors import StoreError
 
+BUNDLE: Final = "bundle.tar.zst"
+"""The name of a bundle in the evidence of its test; of a module's evidence, the end of its name."""
+
 RUNS_KEPT: Final = 30
 """Number of runs whose evidence is kept; a new run removes older ones."""
 
+UNREDACTED: Final = ".unredacted"
+"""In the folder of a run that has declared a secret, until its evidence has lost it."""
+
 _NAME: Final = re.compile(r"\d{8}-\d{6}-\d+(-\d+)?")
+_LEFTOVERS: Final = ("disks", ".disk-*", ".bundle-*", ".*.part", ".*.redacted")
+"""What only a run that was killed leaves: disks, copies of disks, drafts of bundles and of text."""
+
 _TRY: Final = "try-"
 _LOCK: Final = "run.lock"
 _USED: Final = ".used"
@@ -153,6 +163,11 @@ class Run:
         """Whether any test of this run, in any worker, had a folder."""
         return (self.path / _USED).exists()
 
+    @property
+    def unredacted(self) -> Path:
+        """The file that is there while :data:`UNREDACTED` is true of this run."""
+        return self.path / UNREDACTED
+
     def drop(self, folder: Path) -> None:
         """Remove the evidence of a test that passed."""
         shutil.rmtree(folder, ignore_errors=True)
@@ -195,7 +210,7 @@ def _readable(test: str) -> str:
 
 
 def sweep(root: Path) -> None:
-    """Clean up after ended runs: remove the disks of killed ones, and the oldest folders entirely.
+    """Clean up after ended runs: remove disks and drafts of killed ones, the oldest folders entirely.
 
     ``root`` may contain foreign folders. Only folders that a run created, under their original names,
     are touched.
@@ -207,9 +222,45 @@ def sweep(root: Path) -> None:
         if number >= RUNS_KEPT:
             shutil.rmtree(path, ignore_errors=True)
         elif (path / _LOCK).exists():
-            for disks in path.glob("**/disks"):
-                shutil.rmtree(disks, ignore_errors=True)
+            for leftover in [each for name in _LEFTOVERS for each in path.glob(f"**/{name}")]:
+                if leftover.is_dir() and not leftover.is_symlink():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                else:
+                    leftover.unlink(missing_ok=True)
             (path / _LOCK).unlink(missing_ok=True)
+
+
+def trim(root: Path, most: int, own: Path) -> tuple[int, int]:
+    """Remove the oldest bundles below ``root`` until the rest takes at most ``most`` bytes.
+
+    Bundles of ``own``, and of runs that are alive, count and stay. Reports and evidence stay, too.
+
+    Args:
+        root: The folder of the runs.
+        most: Bytes that all bundles may take.
+        own: The folder of the run that asks.
+
+    Returns:
+        How many were removed, and their bytes.
+    """
+    found: list[tuple[float, Path, int]] = []
+    for run in filter(_is_run, root.iterdir()):
+        free = run.resolve() != own.resolve() and not _alive(run)
+        for path in run.glob(f"**/*{BUNDLE}"):
+            # Another run may tidy up at the same time.
+            with contextlib.suppress(OSError):
+                stat = path.lstat()
+                found.append((stat.st_mtime if free else math.inf, path, stat.st_size))
+    total = sum(size for _, _, size in found)
+    count = freed = 0
+    for age, path, size in sorted(found):
+        if total - freed <= most or age == math.inf:
+            break
+        with contextlib.suppress(OSError):
+            path.unlink()
+            count += 1
+            freed += size
+    return count, freed
 
 
 def _is_run(path: Path) -> bool:

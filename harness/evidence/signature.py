@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,7 +60,9 @@ def signature(test: str, verdict: str, message: str, *, step: str = "") -> str:
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def failed_step(folder: Path | None, message: str) -> str:
+def failed_step(
+    folder: Path | None, message: str, clean: Callable[[str], str] = lambda text: text
+) -> str:
     """Return the name of the innermost step that a failure ended; empty if it ended none.
 
     A test may catch the error of a step and fail by something else: a step counts if its error is the
@@ -69,6 +72,7 @@ def failed_step(folder: Path | None, message: str) -> str:
     Args:
         folder: The test's evidence, which has a ``timeline.json``.
         message: The failure's text.
+        clean: What took the declared secrets out of that text; the evidence may still have them.
     """
     lines = _EXCEPTION.sub("", message.strip()).splitlines()
     if folder is None or not lines or not (cause := lines[0].strip()):
@@ -76,9 +80,10 @@ def failed_step(folder: Path | None, message: str) -> str:
     try:
         steps: list[dict[str, Any]] = json.loads((folder / "timeline.json").read_text())["steps"]
         ended = [
-            (-int(each["depth"]), str(each["name"]))
+            (-int(each["depth"]), clean(str(each["name"])))
             for each in steps
-            if each["outcome"] not in ("passed", "running") and each["error"].strip() == cause
+            if each["outcome"] not in ("passed", "running")
+            and clean(each["error"]).strip() == cause
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # A full disk, or a file that another program has written.

@@ -17,6 +17,7 @@ library imports pytest.
 ``bundles``    one file that carries a failed test and its machines
 ``verdicts``   whose fault a failure is: reports, summary, ``results.json``, exit status
 ``planned``    a job of a plan: its tests, and results that are there from the start
+``secrets``    what is declared as one is in nothing that a run leaves
 ``seeds``      ``fault_seed``: a test for each seed of clients and faults
 ``sweeps``     ``recorder`` and ``cut``: a test for each crash point
 =============  ==================================================================================
@@ -39,6 +40,7 @@ pytest_plugins = (
     "harness.pytest_plugin.verdicts",
     "harness.pytest_plugin.planned",
     "harness.pytest_plugin.seeds",
+    "harness.pytest_plugin.secrets",
     "harness.pytest_plugin.bundles",
     "harness.pytest_plugin.sweeps",
 )

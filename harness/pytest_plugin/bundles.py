@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import platform
 import shutil
@@ -15,24 +16,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from harness.pytest_plugin import seeds, tries
+from harness.pytest_plugin import known, secrets, seeds, tries
 from harness.pytest_plugin import session as sessions
 
 if TYPE_CHECKING:
     from harness.bundles.pack import Moments
     from harness.evidence.bundle import Host, Manifest, Test
-    from harness.evidence.bundle_secrets import Secrets
     from harness.lab import Lab
     from harness.machine import Machine
 
 MODES: Final = ("auto", "machine", "evidence", "none")
 
+BUDGET: Final = 10 * 1024**3
+"""Bytes that the bundles of all runs may take."""
+
 SIGNATURES: Final = 3
 """Of how many different failures a run saves the machines."""
+
+_KNOWN: Final = "known"
 
 _CLAIMS: Final = ".bundles"
 """In the run's folder: the signatures whose machines are saved, a line each."""
@@ -67,7 +73,6 @@ class Pending:
 
 
 PENDING: Final = pytest.StashKey[Pending]()
-SECRETS: Final = pytest.StashKey["Secrets"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -88,6 +93,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the bytes that a bundle may have before its machines are left out (default: 1GiB)",
     )
     group.addoption(
+        "--bundle-budget",
+        default=None,
+        metavar="SIZE",
+        help="the bytes that the bundles of all runs in the folder of evidence may take; at the end of a"
+        " run the oldest of earlier runs go (default: 10GiB)",
+    )
+    group.addoption(
         "--untrusted",
         action="store_true",
         help="the run judges what a stranger has changed: bundles carry no machines, since RAM and disks"
@@ -96,59 +108,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse a limit that is no size."""
-    if config.option.bundle_limit is not None:
-        from harness.errors import UsageError
-        from harness.spec import parse_size
+    """Refuse limits that are no sizes."""
+    for name in ("limit", "budget"):
+        value = getattr(config.option, f"bundle_{name}")
+        if value is not None:
+            from harness.errors import UsageError
+            from harness.spec import parse_size
 
-        try:
-            parse_size(config.option.bundle_limit)
-        except UsageError as error:
-            raise pytest.UsageError(f"--bundle-limit: {error}") from error
-
-
-class DeclareSecret:
-    """Declares secrets; the fixture ``declare_secret`` is one.
-
-    Args:
-        secrets: The secrets of the run.
-    """
-
-    def __init__(self, secrets: Secrets) -> None:
-        self._secrets = secrets
-
-    def __call__(self, name: str, value: str) -> str:
-        """Declare a secret for the rest of the run and return its value.
-
-        Args:
-            name: The name that stands in its place in a bundle.
-            value: Its value, of at least six characters.
-
-        Raises:
-            UsageError: The name is not valid, or the value is too short.
-        """
-        from harness.errors import UsageError
-
-        try:
-            self._secrets.declare(name, value)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        return value
-
-
-@pytest.fixture(scope="session")
-def declare_secret(request: pytest.FixtureRequest) -> DeclareSecret:
-    """Return what declares a secret: ``declare_secret("token", value)``.
-
-    Bundles then hold it in no text, and no machine that it has entered.
-    """
-    return DeclareSecret(_secrets(request.config))
-
-
-def _secrets(config: pytest.Config) -> Secrets:
-    from harness.evidence.bundle_secrets import Secrets
-
-    return config.stash.setdefault(SECRETS, Secrets())
+            try:
+                parse_size(value)
+            except UsageError as error:
+                raise pytest.UsageError(f"--bundle-{name}: {error}") from error
 
 
 # --- one test ---------------------------------------------------------------------------------
@@ -156,15 +126,27 @@ def _secrets(config: pytest.Config) -> Secrets:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """Save the machines of a test that has just failed; write its bundle when it has ended."""
+    """Save the machines of a test that has just failed; write its bundle when it has ended.
+
+    Their journals are read, too, whether there is a bundle or not.
+    """
     report: pytest.TestReport = yield  # type: ignore[assignment]
     config = item.config
-    if config.option.bundle == "none" or tries.TRIES not in item.stash:
+    if tries.TRIES not in item.stash:
         return report  # type: ignore[return-value]
     # The failure of a test stays what it is, whatever goes wrong here.
     try:
-        if report.outcome == "failed" and PENDING not in item.stash:
-            _capture(item, report)
+        first = item.stash[tries.TRIES].current.failure is report
+        before = item.stash.get(PENDING, None)
+        # A known failure does not hide another one that follows.
+        red = report.outcome == "failed" and before is not None and before.test.verdict == _KNOWN
+        if first or red:
+            if config.option.bundle != "none":
+                _capture(item, report)
+            if machines := _machines(item):
+                from harness.bundles import journal
+
+                journal.collect(machines)
         if call.when == "teardown" and PENDING in item.stash:
             pending = item.stash[PENDING]
             del item.stash[PENDING]
@@ -192,7 +174,7 @@ def _capture(item: pytest.Item, report: pytest.TestReport) -> None:
     if not machines:
         return
     lab = _lab(item)
-    why = _refusal(item, machines, home) or _claim(sessions.of(item.config).run.path, test)
+    why = _refusal(item, report, machines, home) or _claim(sessions.of(item.config).run.path, test)
     if why:
         pending.moments.withheld.append(Withheld("machines", why))
         return
@@ -222,7 +204,9 @@ def _machines(item: pytest.Item) -> list[Machine[Any]]:
     return [machine for lab in _labs(item) for machine in lab.machines]
 
 
-def _refusal(item: pytest.Item, machines: list[Machine[Any]], home: Path) -> str:
+def _refusal(
+    item: pytest.Item, report: pytest.TestReport, machines: list[Machine[Any]], home: Path
+) -> str:
     """Return why the machines of a test are not saved; empty if they are."""
     from harness.spec import format_size
 
@@ -231,6 +215,9 @@ def _refusal(item: pytest.Item, machines: list[Machine[Any]], home: Path) -> str
         return "--bundle=evidence"
     if option.untrusted and option.bundle != "machine":
         return "the run judges what a stranger has changed (--untrusted)"
+    if known.is_excused(report) and option.bundle != "machine":
+        # It has an issue, and a person who cares for it; the machines are those of news.
+        return f"the failure is known ({getattr(report, known.ATTRIBUTE)['entry']})"
     # At worst, no page is zero, and the bundle lies beside its parts.
     needed = 2 * sum(machine.spec.memory for machine in machines if machine.running)
     free = shutil.disk_usage(home).free
@@ -267,7 +254,7 @@ def _write(item: pytest.Item, pending: Pending) -> None:
     packing = Packing(
         _draft(item, pending.test),
         _lab(item).store.root / "entries",
-        _secrets(item.config),
+        secrets.of(item.config),
         keep_secrets=option.bundle == "machine",
     )
     most = LIMIT if option.bundle_limit is None else parse_size(option.bundle_limit)
@@ -285,6 +272,7 @@ def _test(item: pytest.Item, report: pytest.TestReport) -> Test:
     from harness.evidence.signature import failed_step, signature
 
     session = sessions.of(item.config)
+    clean = functools.partial(secrets.clean, item.config)
     place = item.stash[tries.TRIES].current.folder
     properties = dict(report.user_properties)
     verdict = str(properties.get("verdict", "test"))
@@ -299,7 +287,7 @@ def _test(item: pytest.Item, report: pytest.TestReport) -> Test:
         verdict=verdict,
         reason=reason,
         signature=str(properties.get("signature") or "")
-        or signature(item.nodeid, verdict, reason, step=failed_step(place, reason)),
+        or signature(item.nodeid, verdict, reason, step=failed_step(place, reason, clean)),
         phase=str(report.when),
         file=item.nodeid.partition("::")[0],
         sha256=digest,
@@ -392,6 +380,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     from harness.errors import HarnessError
     from harness.evidence.bundle import FILE, Bundle
 
+    _trim(terminalreporter, config)
     paths = sorted(session.run.path.glob(f"**/*{FILE}"))
     if paths:
         terminalreporter.section("bundles")
@@ -403,8 +392,25 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.write_line(str(error))
             continue
         terminalreporter.write_line(f"{manifest.test.id}")
-        terminalreporter.write_line(f"         harness repro {path}")
+        terminalreporter.write_line(f"         harness repro {quote(str(path))}")
         if manifest.machines:
-            terminalreporter.write_line(f"         harness resurrect {path}")
+            terminalreporter.write_line(f"         harness resurrect {quote(str(path))}")
         for withheld in manifest.withheld:
             terminalreporter.write_line(f"         without {withheld.what}: {withheld.why}")
+
+
+def _trim(terminal: Any, config: pytest.Config) -> None:
+    """Keep the bundles of all runs within their budget, and say so where it takes effect."""
+    from harness.evidence.run import trim
+    from harness.spec import format_size, parse_size
+
+    run = sessions.of(config).run.path
+    budget = config.option.bundle_budget
+    most = BUDGET if budget is None else parse_size(budget)
+    count, freed = trim(run.parent, most, run)
+    if count:
+        bundles = "bundle" if count == 1 else "bundles"
+        terminal.write_line(
+            f"{count} {bundles} of earlier runs removed, the oldest first ({format_size(freed)}):"
+            f" all may take {format_size(most)} (--bundle-budget)"
+        )

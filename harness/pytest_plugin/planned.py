@@ -12,13 +12,14 @@ cancelled.
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from harness.pytest_plugin import secrets, tiers, verdicts
 from harness.pytest_plugin import session as sessions
-from harness.pytest_plugin import tiers, verdicts
 
 if TYPE_CHECKING:
     from harness.gate.plan import Job, Plan
@@ -160,4 +161,6 @@ class _Recorder:
         # A full disk ends no test; the judge misses what could not be written.
         with contextlib.suppress(OSError):
             command = [str(word) for word in self._config.invocation_params.args]
-            self._results.write(sessions.of(self._config).run.path, None, command=command)
+            clean = functools.partial(secrets.clean, self._config)
+            run = sessions.of(self._config).run.path
+            self._results.write(run, None, clean=clean, command=command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import platform
 import re
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 import harness
-from harness.pytest_plugin import known, tries
+from harness.pytest_plugin import known, secrets, tries
 from harness.pytest_plugin import session as sessions
 from harness.pytest_plugin.interrupts import SIGTERM
 
@@ -122,7 +123,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         return report  # type: ignore[return-value]
     if report.outcome == "failed":
         place = _evidence(item)
-        properties = _properties(report, _verdict(error), place)
+        properties = _properties(item.config, report, _verdict(error), place)
         properties |= known.recognise(item, report, place)
         # On the item as well, because junit.xml takes them from the last of its reports.
         for properties_of in (item, report):
@@ -142,12 +143,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report  # type: ignore[return-value]
 
 
-def _properties(report: pytest.TestReport, verdict: Verdict, place: Path | None) -> dict[str, str]:
+def _properties(
+    config: pytest.Config, report: pytest.TestReport, verdict: Verdict, place: Path | None
+) -> dict[str, str]:
     """Return what the report of a failure, and ``junit.xml``, say of it."""
     from harness.evidence.signature import failed_step, signature
 
     message = tries.message(report)
-    step = failed_step(place, message)
+    step = failed_step(place, message, functools.partial(secrets.clean, config))
     properties = {
         "verdict": verdict.value,
         "signature": signature(report.nodeid, verdict.value, message, step=step),
@@ -258,7 +261,7 @@ class _Collector:
         worker = self._worker(report)
         each = self._config.option.dist == "each"
         place = self._run.last_try(crashitem, worker if each else "")
-        properties = _properties(report, Verdict.INFRA, place)
+        properties = _properties(self._config, report, Verdict.INFRA, place)
         if arch := self._arch_by_name(crashitem, place):
             properties["arch"] = arch
         report.user_properties += properties.items()
@@ -431,22 +434,26 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             config.pluginmanager.unregister(report)
         return
     command = [str(word) for word in config.invocation_params.args]
+    clean = functools.partial(secrets.clean, config)
     with contextlib.suppress(OSError):
         if mine.interruption:
             # The facts take their time, and there may be little left.
-            results.write(mine.run.path, status, command=command, matrix=_matrix(config))
-        facts = _facts(mine)
-        results.write(mine.run.path, status, command=command, matrix=_matrix(config), **facts)
+            results.write(
+                mine.run.path, status, clean=clean, command=command, matrix=_matrix(config)
+            )
+        facts = _facts(mine) | {"command": command, "matrix": _matrix(config)}
+        results.write(mine.run.path, status, clean=clean, **facts)
         if not mine.interruption and any(each.evidence for each in results.tests.values()):
-            config.stash[_REPORT] = _write_report(mine.run.path)
+            config.stash[_REPORT] = _write_report(config, mine.run.path)
 
 
-def _write_report(run: Path) -> str:
+def _write_report(config: pytest.Config, run: Path) -> str:
     """Write the report of a run, and return its path, or why there is none."""
-    from harness.evidence.report import page, record
-
-    target = run / page.FILE
     try:
+        secrets.take_out(config)
+        from harness.evidence.report import page, record
+
+        target = run / page.FILE
         page.write(record.gather(run), target)
     except Exception as error:  # A report that fails must not take the results with it.
         return f"none, because of {error!r}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -350,6 +351,30 @@ def test_it(lab):
     assert (manifest.test.verdict, manifest.test.reason) == ("product", "AssertionError: as ever")
     assert manifest.machines == ()
     assert "written in place" in manifest.withheld[0].why
+
+
+STOPPED = """
+import os, signal
+
+def test_it(lab):
+    machine = lab.boot()
+    machine.os.login()
+    os.kill(machine.pid, signal.SIGSTOP)
+    assert False, "as ever"
+"""
+
+
+def test_a_qemu_that_hangs_is_left_out_and_the_rest_is_kept(home: Project) -> None:
+    manifest = fails(home, STOPPED)
+    assert (manifest.test.verdict, manifest.test.reason) == ("product", "AssertionError: as ever")
+    assert manifest.machines == ()
+    (withheld,) = manifest.withheld
+    assert withheld.what == "machine kite"
+    assert re.fullmatch(r"waited 2\d\.\d s for monitor command query-status", withheld.why)
+    assert "evidence/kite/serial.log" in {member.path for member in manifest.files}
+    folder = bundle_of(home).parent
+    assert not list(folder.glob(".*"))
+    assert not (folder / "bundle").exists()
 
 
 Change = Callable[[dict[str, object]], None]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fixtures.project import Finished, Project
+from harness.evidence.bundle import FILE, Bundle
 
 TESTS = """
 def test_it(lab):
@@ -61,6 +62,12 @@ def test_a_panic_that_is_known_is_green_and_kept(project: Project) -> None:
     test = only_test(project)
     assert (test["verdict"], test["outcome"]) == ("known", "xfailed")
     assert (latest(project) / test["evidence"] / "micro/serial.log").exists()
+    # The machines of a known failure are no news: it takes none of the run's three places.
+    with Bundle(latest(project) / test["evidence"] / FILE) as bundle:
+        assert bundle.manifest.machines == ()
+        assert [each.why for each in bundle.manifest.withheld] == [
+            "the failure is known (known.yaml:1)"
+        ]
     case = next(ET.parse(latest(project) / "junit.xml").getroot().iter("testcase"))
     facts = {each.get("name"): each.get("value") for each in case.iter("property")}
     assert (facts["verdict"], facts["signature"]) == ("known", test["signature"])
@@ -72,6 +79,8 @@ def test_a_panic_that_is_known_is_green_and_kept(project: Project) -> None:
     assert done.status == 1, done.text
     again = only_test(project)
     assert (again["verdict"], again["known"]["expired"]) == ("product", True)
+    with Bundle(latest(project) / again["evidence"] / FILE) as bundle:
+        assert [each.name for each in bundle.manifest.machines] == ["micro"]
     assert again["signature"] == test["signature"]
     assert "known until" in done.text
     assert project.run(project.python, "-m", "harness.cli", "known", "check").status == 1

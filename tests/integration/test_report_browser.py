@@ -274,6 +274,54 @@ def test_the_console_is_played_at_the_failure(report: Path, browser: Browser) ->
     assert browser.evaluate(chosen) == "beta"
 
 
+def test_the_player_is_as_high_as_its_lines(report: Path, browser: Browser) -> None:
+    """A limit of the height of what holds the text would set the lines apart from the cursor."""
+    browser(
+        "Emulation.setDeviceMetricsOverride",
+        width=1280,
+        height=900,
+        deviceScaleFactor=1,
+        mobile=False,
+    )
+    browser.show(report, f"#test={quote(TEST)}")
+    browser.until(
+        "document.querySelector('.ap-term pre')?.textContent.includes('both machines say')"
+    )
+    screen, text = browser.evaluate(
+        "['.ap-term', '.ap-term pre'].map(name => document.querySelector(name).clientHeight)"
+    )
+    assert screen > 480
+    assert text > 0.9 * screen
+
+
+def test_failed_units_are_open_and_come_before_the_journal(
+    tmp_path: Path, browser: Browser
+) -> None:
+    a_run(tmp_path, "run")
+    place = tmp_path / "run/it/alpha"
+    (place / "journal.txt").write_text("# from the disk\n[    1.000000] leaf kernel: hello\n")
+    (place / "failed-units.txt").write_text("# from the disk\nfoo.service failed\n")
+    page.write(gather(tmp_path / "run"), tmp_path / "report.html")
+    browser.show(tmp_path / "report.html", f"#test={quote(TEST)}")
+    found = browser.evaluate(
+        "[...document.querySelectorAll('section')].filter(each =>"
+        " each.firstChild.textContent === 'Journal and failed units').flatMap(each =>"
+        " [...each.querySelectorAll('details')].map(file => [file.innerText.trim(), file.open]))"
+    )
+    assert [is_open for _, is_open in found] == [True, False]
+    assert found[0][0].startswith("alpha/failed-units.txt")
+    assert "foo.service failed" in found[0][0]
+    assert found[1][0].startswith("alpha/journal.txt")
+
+
+def test_a_duration_has_at_most_59_seconds(tmp_path: Path, browser: Browser) -> None:
+    record = a_run(tmp_path, "run")
+    record["runs"][0]["seconds"] = 119.6
+    page.write(record, tmp_path / "report.html")
+    browser.show(tmp_path / "report.html")
+    assert "2 min 0 s" in browser.text
+
+
 def test_a_screenshot_is_drawn(tmp_path: Path, browser: Browser) -> None:
     a_run(tmp_path, "run")
     (tmp_path / "run/it/alpha/screen-1.png").write_bytes(png(320, 200))

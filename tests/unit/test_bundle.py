@@ -18,7 +18,7 @@ from harness.bundles.pack import Moment, Moments, Packing
 from harness.errors import BundleError
 from harness.evidence import bundle_archive as archives
 from harness.evidence.bundle import Bundle, Host, Manifest, SavedMachine, Test
-from harness.evidence.bundle_secrets import Secrets
+from harness.evidence.secrets import Secrets
 from harness.qemu.disk import qemu_img
 from harness.spec import MIB, Account, Disk, Firmware, FirmwareKind, MachineSpec
 from harness.states.snapshot import DEVICES, Snapshot

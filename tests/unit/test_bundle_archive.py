@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -119,6 +120,49 @@ def test_a_file_that_has_changed_leaves_no_half_of_a_bundle(tmp_path: Path) -> N
     with pytest.raises(OSError, match="has changed"):
         archives.write(tmp_path / "b", b"[]", [(member, log)])
     assert [each.name for each in tmp_path.iterdir()] == ["serial.log"]
+
+
+ENDS = """
+import os, resource, signal, sys
+from pathlib import Path
+from harness.evidence import bundle_archive as archives
+
+folder, way = Path(sys.argv[1]), sys.argv[2]
+member = archives.Member.of("noise", folder / "noise")
+if way == "full":
+    # As a full disk does it: the write of some byte fails.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+else:
+    class Sink(archives._Sink):
+        def write(self, data):
+            count = super().write(data)
+            if len(data) and self._output.tell() > 1 << 20:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return count
+    archives._Sink = Sink
+archives.write(folder / "bundle.tar.zst", b"{}", [(member, folder / "noise")])
+"""
+
+
+@pytest.mark.parametrize("way", ["full", "killed"])
+@pytest.mark.parametrize("old", [b"", b"the one before"])
+def test_a_write_that_ends_half_way_leaves_the_final_name_alone(
+    tmp_path: Path, way: str, old: bytes
+) -> None:
+    (tmp_path / "noise").write_bytes(random.Random(1).randbytes(4 << 20))
+    path = tmp_path / "bundle.tar.zst"
+    if old:
+        path.write_bytes(old)
+    words = [sys.executable, "-c", ENDS, str(tmp_path), way]
+    done = subprocess.run(words, capture_output=True, check=False)
+    assert done.returncode == (-9 if way == "killed" else 1), done.stderr
+    assert (b"File too large" in done.stderr) == (way == "full")
+    assert (path.read_bytes() if path.exists() else b"") == old
+    drafts = [each for each in tmp_path.iterdir() if each.name.endswith(".part")]
+    # The next run removes what a killed one leaves.
+    assert len(drafts) == (1 if way == "killed" else 0)
+    assert all(each.match(".*.part") and each.stat().st_mode & 0o77 == 0 for each in drafts)
 
 
 def test_a_bundle_has_at_most_its_limit(tmp_path: Path) -> None:

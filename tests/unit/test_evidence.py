@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import PanicError, StoreError
-from harness.evidence.run import RUNS_KEPT, Run, slug, sweep
+from harness.evidence.run import RUNS_KEPT, Run, slug, sweep, trim
 from harness.evidence.timeline import Timeline
 from harness.progress import Progress
 
@@ -115,6 +115,63 @@ def test_a_killed_run_loses_its_disks_and_keeps_its_logs(tmp_path: Path) -> None
     assert (tmp_path / "20200101-000000-2" / "test" / "m" / "disks").exists()
     assert (live.path / "disks").exists(), "a running run keeps its disks"
     live.close()
+
+
+def test_drafts_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    place = tmp_path / "20260101-000000-1/boot-1234"
+    (place / ".bundle-x").mkdir(parents=True)
+    (place / "leaf/.disk-y").mkdir(parents=True)
+    (place.parent / "run.lock").touch()
+    drafts = (
+        ".bundle-x/0",
+        "leaf/.disk-y/partition",
+        ".bundle.tar.zst.1.part",
+        "leaf/.a.1.redacted",
+    )
+    for name in ("leaf/serial.log", *drafts):
+        (place / name).write_text("")
+    sweep(tmp_path)
+    assert {str(path.relative_to(place)) for path in place.rglob("*")} == {
+        "leaf",
+        "leaf/serial.log",
+    }
+
+
+def bundle(root: Path, run: str, size: int, age: int, *, name: str = "boot/bundle.tar.zst") -> Path:
+    path = root / run / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (root / run / ".used").touch()
+    path.write_bytes(bytes(size))
+    os.utime(path, (age, age))
+    return path
+
+
+def test_the_oldest_bundles_go_where_all_take_too_much(tmp_path: Path) -> None:
+    own = bundle(tmp_path, "20260104-000000-1", 500, age=1)
+    oldest = bundle(tmp_path, "20260101-000000-1", 100, age=2)
+    log = oldest.with_name("serial.log")
+    log.write_text("")
+    shared = bundle(tmp_path, "20260102-000000-1", 100, age=3, name="m/it-1.bundle.tar.zst")
+    newest = bundle(tmp_path, "20260103-000000-1", 100, age=4)
+    foreign = bundle(tmp_path, "downloads", 100, age=1)
+    assert trim(tmp_path, 800, own.parents[1]) == (0, 0)
+    assert trim(tmp_path, 600, own.parents[1]) == (2, 200)
+    assert [path.exists() for path in (oldest, shared, newest)] == [False, False, True]
+    # The run's own bundle stays, however large, and so do evidence and foreign folders.
+    assert trim(tmp_path, 0, own.parents[1]) == (1, 100)
+    assert own.exists()
+    assert log.exists()
+    assert foreign.exists()
+
+
+def test_the_bundles_of_a_run_that_is_alive_stay(tmp_path: Path) -> None:
+    alive = Run.reserve(tmp_path)
+    alive.begin()
+    path = bundle(tmp_path, alive.path.name, 100, age=1)
+    assert trim(tmp_path, 0, tmp_path / "20260104-000000-1") == (0, 0)
+    alive.close()
+    assert trim(tmp_path, 0, tmp_path / "20260104-000000-1") == (1, 100)
+    assert not path.exists()
 
 
 def test_old_runs_are_removed(tmp_path: Path) -> None:

@@ -25,13 +25,36 @@ def test_the_first_three_signatures_of_a_run_have_their_machines(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("option", "why"),
-    [("--bundle-limit=large", "'large' is not a size"), ("--bundle=all", "invalid choice: 'all'")],
+    [
+        ("--bundle-limit=large", "--bundle-limit: 'large' is not a size"),
+        ("--bundle-budget=all", "--bundle-budget: 'all' is not a size"),
+        ("--bundle=all", "invalid choice: 'all'"),
+    ],
 )
 def test_a_wrong_option_is_a_usage_error(project: Project, option: str, why: str) -> None:
     project.write("test_it.py", "def test_it(): pass\n")
     done = project.pytest("-q", option)
     assert done.status == 4
     assert why in done.text
+
+
+def test_the_terminal_says_that_old_bundles_have_gone(project: Project) -> None:
+    old = project.folder / ".harness/runs/20260101-000000-1/boot-1/bundle.tar.zst"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(bytes(5000))
+    (old.parents[1] / ".used").touch()
+    project.write(
+        "test_it.py", "def test_it(lab): lab.folder.joinpath('log').touch(); assert False"
+    )
+    arguments = ("-q", "--acceptance", "--image=micro", "test_it.py")
+    kept = project.pytest(*arguments)
+    assert "removed" not in kept.text
+    assert old.exists()
+    done = project.pytest(*arguments, "--bundle-budget=2KiB", "-k", "test_it")
+    assert "of earlier runs removed, the oldest first" in done.text
+    assert "all may take 2.0 KiB (--bundle-budget)" in done.text
+    assert not old.exists()
+    assert len(list((project.folder / ".harness/runs/latest").glob("*/bundle.tar.zst"))) == 1
 
 
 def test_a_failure_without_a_lab_has_no_bundle(project: Project) -> None:

@@ -146,6 +146,30 @@ def test_the_first_failures_of_machines_are_on_one_clock(tmp_path: Path) -> None
     assert [(each["machine"], each["end"]) for each in test["first"]] == [("a", 5.0), ("b", 9.0)]
 
 
+def test_what_harness_does_after_the_failure_hides_none(tmp_path: Path) -> None:
+    """A machine that is saved, and whose journal is read, has not gone on with the test."""
+    after = [
+        a_step("save for the bundle", "a", 9, 2),
+        a_step("save for the bundle", "b", 11, 2),
+        a_step("read the journal", "a", 13, 1),
+        a_step("save for the bundle", "c", 14, 1, outcome="infra", error="it hangs"),
+        a_step("host", "b", 15, 0),
+    ]
+    run = a_run(tmp_path, failed(reason="b stopped"))
+    evidence(
+        run,
+        [
+            a_step("vote", "a", 2, 3, outcome="timeout", error="no leader"),
+            a_step("join", "b", 1, 8, outcome="product", error="b stopped"),
+            *after,
+        ],
+    )
+    assert [each["machine"] for each in only(gather(run))["first"]] == ["a", "b"]
+    other = a_run(tmp_path, failed(reason="AssertionError"), name="20261129-020000-2")
+    evidence(other, [a_step("run: id", "a", 1, 1), *after])
+    assert only(gather(other))["moment"] == 9.0
+
+
 def test_credentials_stay_out(tmp_path: Path) -> None:
     run = a_run(tmp_path, failed())
     evidence(run, [])

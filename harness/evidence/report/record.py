@@ -32,6 +32,7 @@ from typing import Any, Final
 from harness.errors import StoreError, UsageError
 from harness.evidence import results
 from harness.evidence.report import logs, shape
+from harness.evidence.run import BUNDLE, UNREDACTED
 
 FORMAT: Final = 1
 
@@ -56,9 +57,11 @@ _CARRIED: Final = (
 _HOST: Final = "host"
 """The note on the host that a machine leaves when it stops."""
 
+_AFTER: Final = (_HOST, "save for the bundle", "read the journal")
+"""What Harness does to a machine after the test has failed."""
+
 _SCREENS: Final = 6
 _SCREEN_BYTES: Final = 1024 * 1024
-_BUNDLE: Final = "bundle.tar.zst"
 _TEXTS: Final = ("qemu.stderr", "cpus.txt", "journal*", "failed*")
 """Files of text that a machine's folder may have; ``qemu.sh`` has its credentials and is none."""
 
@@ -70,10 +73,15 @@ def gather(folder: Path) -> Record:
         folder: The run's folder.
 
     Raises:
-        UsageError: There is no such folder, or it has no results.
+        UsageError: There is no such folder, it has no results, or its evidence still has secrets.
         StoreError: ``results.json`` cannot be read.
     """
     found = _results(folder)
+    if (folder / UNREDACTED).exists():
+        raise UsageError(
+            f"{folder}: the run was ended before its declared secrets were taken out of its evidence",
+            hint="read the files in it, and hand none of them on",
+        )
     folder = folder.resolve()
     run: Run = {name: value for name, value in found.items() if name not in ("tests", "matrix")}
     run["name"] = folder.name
@@ -133,9 +141,9 @@ def _end(step: Mapping[str, Any]) -> float:
 
 
 def _last(steps: list[dict[str, Any]]) -> float:
-    """Return the end of the last step; notes on the host come when the machines are stopped."""
+    """Return the end of the last step of the test itself; notes on the host come when it has ended."""
     for number, step in reversed(list(enumerate(steps, 1))):
-        if step["name"] != _HOST:
+        if step["name"] not in _AFTER:
             after = steps[number : number + 1]
             return float(after[0]["start"]) if after else _end(step)
     return 0.0
@@ -148,7 +156,7 @@ def _first(steps: list[dict[str, Any]], failed: dict[str, Any] | None) -> list[d
     """
     went_on: dict[str, float] = {}
     for step in steps:
-        if step["name"] != _HOST:
+        if step["name"] not in _AFTER:
             machine = step.get("machine", "")
             went_on[machine] = max(went_on.get(machine, 0.0), step["start"])
     found: dict[str, dict[str, Any]] = {}
@@ -172,7 +180,11 @@ def _moment(step: dict[str, Any]) -> dict[str, Any]:
 
 
 def _failed(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [step for step in steps if step.get("outcome") not in ("passed", "running")]
+    return [
+        step
+        for step in steps
+        if step.get("outcome") not in ("passed", "running") and step["name"] not in _AFTER
+    ]
 
 
 def _failed_step(steps: list[dict[str, Any]], test: Test) -> dict[str, Any] | None:
@@ -200,8 +212,8 @@ def _failed_step(steps: list[dict[str, Any]], test: Test) -> dict[str, Any] | No
 def _repeat(run: Run, test: Test, place: Path | None) -> list[str]:
     """Return the lines that repeat a test, ready to paste; the best one first."""
     lines = []
-    if place and (place / _BUNDLE).is_file():
-        bundle = shlex.quote(str(place / _BUNDLE))
+    if place and (place / BUNDLE).is_file():
+        bundle = shlex.quote(str(place / BUNDLE))
         lines += [f"harness repro {bundle}", f"harness resurrect {bundle}"]
     command = [str(word) for word in run.get("command", [])]
     words = ["harness", "acceptance"] if "--acceptance" in command else ["pytest"]

@@ -97,7 +97,8 @@ function verdict(name, count) {
 
 function duration(seconds) {
   if (seconds < 90) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
-  return seconds < 5400 ? `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`
+  const whole = Math.round(seconds); // 119.6 s are 2 min 0 s, not 1 min 60 s
+  return seconds < 5400 ? `${Math.floor(whole / 60)} min ${whole % 60} s`
     : `${(seconds / 3600).toFixed(1)} h`;
 }
 

@@ -64,8 +64,8 @@ async function testView(entry, report) {
     h("p.facts", {}, verdict(entry.label), facts.filter(Boolean).map(fact => h("span", {}, fact))),
     test.reason ? h("p.reason", {}, reasonOf(test)) : null,
     test.known ? h("p", {}, knownOf(test)) : null,
-    (test.repeat ?? []).map(line => paste(line, line.includes("resurrect") ? "the line that resurrects its machines"
-      : "the line that repeats it")));
+    (test.repeat ?? []).map(line => paste(line, line.startsWith("harness resurrect ") ? "the line that resurrects its machines"
+      : line.startsWith("harness repro ") ? "the line that repeats it with its bundle" : "the line that repeats it")));
   const evidence = test.evidence ? h("p.soft", {}, "Evidence: ", h("code", {}, `${run.name}/${test.evidence}`)) : null;
   if (test.block === undefined) {
     add(view, evidence ?? h("p.soft", {}, "No evidence was kept."), changeOf(test), triesOf(test));
@@ -265,11 +265,17 @@ async function draw(png, canvas) {
   canvas.getContext("2d").drawImage(image, 0, 0);
 }
 
+const UNITS = "/failed-units.txt";
+
 function files(detail) {
   const logs = detail.logs.filter(log => log.timed === false);
-  if (!logs.length) return "";
-  return section("Files", logs.map(log => h("details.card", {}, h("summary", {}, log.name),
-    h("pre", { tabindex: 0 }, log.text.split("\n").map(plainLine).join("\n")))));
+  const ofJournal = log => log.name.endsWith("/journal.txt") || log.name.endsWith(UNITS);
+  const journals = logs.filter(ofJournal).sort((a, b) => b.name.endsWith(UNITS) - a.name.endsWith(UNITS));
+  return [["Journal and failed units", journals], ["Files", logs.filter(log => !ofJournal(log))]]
+    .filter(([, found]) => found.length)
+    .map(([title, found]) => section(title, found.map(log =>
+      h("details.card", { open: log.name.endsWith(UNITS) ? "" : null }, h("summary", {}, log.name),
+        h("pre", { tabindex: 0 }, log.text.split("\n").map(plainLine).join("\n"))))));
 }
 
 function table(head, rows) {
