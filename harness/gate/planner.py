@@ -357,6 +357,11 @@ def _rows(project: Project, options: Options) -> list[_Row]:
             row = _Row(each, arch)
             if arch not in has:
                 row.out = f"it has no arch {arch}: describe it in images/{image.name}/image.yaml"
+            elif unpinned := image.select(arch).unpinned:
+                row.out = (
+                    f"the digest of its artifact {unpinned[0]} is unknown: put that of the file you"
+                    f" trust into images/{image.name}/image.yaml"
+                )
             elif not any(rules.names(image.name, suite.images) for suite in suites):
                 row.out = f"no suite of {rules.FILE} names it"
             elif _is_of_larger_tier(project.gate, each, options.tier, image.name in direct):

@@ -28,7 +28,7 @@ CLUSTER = "suites/cluster/test_cluster.py"
 
 def an_image(name: str, *capabilities: str, **changes: Any) -> Image:
     arches = changes.pop("arches", ("x86_64", "aarch64"))
-    artifacts = {"kernel": {"url": "file:///k", "sha256": "0" * 64}}
+    artifacts = {"kernel": {"url": "file:///k", "sha256": changes.pop("sha256", "0" * 64)}}
     content = {
         "name": name,
         "summary": "An image",
@@ -158,6 +158,14 @@ def test_an_architecture_that_an_image_lacks_is_out_with_the_reason() -> None:
     assert "no arch aarch64" in plan.empty
     with pytest.raises(UnknownNameError, match="arm"):
         planned(project, arch="arm")
+
+
+def test_an_image_whose_digest_nobody_knows_is_out_with_the_reason() -> None:
+    plan = planned(a_project(an_image("kite"), an_image("tiny", sha256="unknown")))
+    assert {job.image for job in plan.jobs} == {"kite"}
+    assert [row.planned for row in plan.images] == [True, False]
+    assert "digest of its artifact kernel is unknown" in plan.images[1].why
+    assert "images/tiny/image.yaml" in plan.images[1].why
 
 
 def test_history_replaces_the_marks() -> None:
