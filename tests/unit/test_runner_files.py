@@ -281,6 +281,17 @@ def test_in_the_image_run_sets_nothing_up_and_runs_this_checkouts_code(image: Pa
     assert not (image / ".venv").exists()
 
 
+@pytest.mark.parametrize(
+    "words", [("harness", "plan"), ("harness", "report", "x"), ("gate", "plan.json", "results")]
+)
+def test_in_the_image_what_only_reads_runs(image: Path, words: tuple[str, ...]) -> None:
+    """Elsewhere these make the environment of a developer, which the image has not."""
+    done = run(image, *words)
+    assert done.returncode == 0, done.stderr
+    expected = words[1:] if words[0] == "harness" else words
+    assert done.stdout == f"harness {image} {' '.join(expected)}\n"
+
+
 def test_in_the_image_other_dependencies_are_infra(image: Path) -> None:
     (image / "requirements" / "run.lock").write_text("others\n")
     done = run(image, "acceptance")
