@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from harness.gate import collect, judge
 from harness.gate import plan as plans
 from tests.programs import need
 
@@ -219,3 +220,16 @@ def test_options_of_the_gate_need_the_gate() -> None:
     )
     assert done.returncode == 2
     assert "--kvm goes with --gate" in done.stderr
+
+
+def test_the_judge_reads_what_an_unfit_runner_leaves(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, memory=1 << 40)
+    done = doctor(
+        *("--plan", str(plan), "--job", "micro-x86-64-1", "--results", str(tmp_path / "left")),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 11, done.stdout + done.stderr
+    judged = judge.judge(plans.read(plan), collect.collect(tmp_path / "left", plans.read(plan)))
+    assert (judged.verdict, judged.status) == ("infra", 11)
+    assert judged.jobs[0].counts == {"infra": 2}
+    assert "the runner is not fit: memory: " in judged.jobs[0].tests[0].reason

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -149,7 +150,10 @@ def test_the_lock_has_the_tested_versions_without_the_tools_of_developers() -> N
     assert run
     assert run.items() <= dev.items()
     assert not {"mypy", "ruff", "sphinx", "uv", "tox", "import-linter"} & set(run)
-    assert {"pytest", "pydantic", "paramiko", "qemu-qmp"} <= set(run)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = (re.match(r"[\w.-]+", each) for each in project["dependencies"])
+    wanted = {name[0].lower().replace(".", "-").replace("_", "-") for name in names if name}
+    assert wanted <= set(run), "a new dependency: ./run lock writes run.lock too"
 
 
 # --- runners/image ----------------------------------------------------------------------------
