@@ -502,8 +502,10 @@ def _why_empty(
             reasons.setdefault(why, []).append(path)
         reasons_by_file = [f"{why} ({_listed(files, ', ')})" for why, files in reasons.items()]
         return f"what changed since {options.since} selects nothing: {'; '.join(reasons_by_file)}"
+    # First of the images that have changed themselves.
+    ordered = sorted(rows, key=lambda row: not selection.is_direct(row.candidate.image.name))
     listed = [
         f"{row.candidate.reference} on {row.arch}: {_summary(row, options.tier).why}"
-        for row in rows
+        for row in ordered
     ]
     return f"no test of tier {options.tier} is left: {_listed(listed, '; ')}"
