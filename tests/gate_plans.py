@@ -16,21 +16,21 @@ def a_job(name: str, *tests: str, **facts: object) -> Job:
     return Job(id=name, tests=tests, **(known | facts))  # type: ignore[arg-type]
 
 
-def a_plan(*jobs: Job, empty: str = "") -> Plan:
+def a_plan(*jobs: Job, **facts: object) -> Plan:
     """Return a plan of some jobs."""
-    return Plan(
-        id="0123456789abcdef",
-        created="2026-11-29T01:02:03Z",
-        harness="0.1.0",
-        commit=COMMIT,
-        dirty=False,
-        since=None,
-        changed=(),
-        tier="gate",
-        empty=empty,
-        images=(),
-        jobs=jobs,
-    )
+    known: dict[str, object] = {
+        "id": "0123456789abcdef",
+        "created": "2026-11-29T01:02:03Z",
+        "harness": "0.1.0",
+        "commit": COMMIT,
+        "dirty": False,
+        "since": None,
+        "changed": (),
+        "tier": "gate",
+        "empty": "",
+        "images": (),
+    }
+    return Plan(jobs=jobs, **(known | facts))  # type: ignore[arg-type]
 
 
 def sealed(plan: Plan) -> Plan:

@@ -191,6 +191,9 @@ def _job(name: str, key: str, job: Mapping[str, Any]) -> Iterator[str]:
     if name == "acceptance" and key in ("first", "second"):
         if "needs.plan.outputs.group == '' && 'ubuntu-24.04'" not in runner:
             yield "the runners are not those that the job plan has decided"
+        environments = [job, *job.get("steps", ())]
+        if any("HARNESS_CACHE" in (each.get("env") or {}) for each in environments):
+            yield "HARNESS_CACHE is set: the warm cache of an own runner is not used"
     elif runner not in HOSTED:
         yield f"{runner!r} is no hosted runner of a fixed version"
 
@@ -283,6 +286,10 @@ def _gate(workflow: Mapping[Any, Any]) -> Iterator[str]:
 
 def _judge(workflow: Mapping[Any, Any]) -> Iterator[str]:
     jobs = workflow["jobs"]
+    for step in jobs["first"].get("steps", ()):
+        command = str(step.get("run", ""))
+        if '--job "$JOB"' in command and '--attempt "$ATTEMPT"' not in command:
+            yield f"first: {step.get('name')}: its results do not say which attempt they are of"
     group = _GROUP.search(" ".join(str(jobs["plan"].get("outputs", {}).get("group", "")).split()))
     if group is None:
         yield "plan: the output group does not keep forks from own runners"

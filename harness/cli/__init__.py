@@ -32,7 +32,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "acceptance": "Judge an image: run the acceptance suites with pytest",
     "cluster": "Start a cluster and open a Python prompt with it",
     "doctor": "Report what this host can do and what it lacks",
-    "gate": "Run a plan here, or judge what runners left of one: one verdict",
+    "gate": "Plan, run and judge a change here, or judge what runners left",
     "history": "Keep the results of past runs, and say what became of each test",
     "images": "List, build, locate, verify and remove images",
     "job": "Print a Kubernetes Job that runs a plan, and collect its results",

@@ -62,7 +62,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--plan", type=Path, metavar="FILE", help="the plan of the job; with --job")
     group.add_argument("--job", metavar="ID", help="the job that is to run here")
-    group.add_argument("--attempt", type=int, metavar="N", help="the number of its attempt")
+    group.add_argument(
+        "--attempt", type=int, metavar="N", help="the number of its attempt (default: the plan's)"
+    )
     group.add_argument(
         "--results",
         type=Path,

@@ -17,7 +17,7 @@ Exit status: that of harness acceptance for the verdict.
   10  a test failed because of itself (verdict test)
   11  a job is not proven (verdict infra), or there is no plan
   12  a deadline passed (verdict timeout)
-Where harness plan makes no plan, the status is its own.
+Where no plan can be made, the status is that of harness plan.
 
 JSON: {"format", "plan", "commit", "verdict", "status", "reason", "counts": {VERDICT: JOBS}, "tests":
 {VERDICT: TESTS}, "jobs": [JOB], "notes": [LINE]}. JOB is {"id", "image", "arch", "tier", "verdict",
@@ -32,46 +32,23 @@ import argparse
 import contextlib
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from harness.cli import _planning
 from harness.cli.options import add_json, print_json, say
+from harness.cli.plan import table
 from harness.errors import HarnessError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from harness.gate.judge import Judgement
-    from harness.gate.plan import Plan
 
-_RUNS: Final = Path(".harness/runs")
 _GATES: Final = Path(".harness/gate")
 _LATEST: Final = "latest"
 _KEPT: Final = 10
 """Gates whose results are kept; a new one removes older ones."""
-
-
-_PLANNING: Final[dict[str, dict[str, Any]]] = {
-    "--changed-since": {"metavar": "REF", "help": "what a change since REF touches"},
-    "--image": {
-        "action": "append",
-        "default": [],
-        "help": "this image; can be given several times",
-    },
-    "--arch": {"help": "this architecture, or all"},
-    "--tier": {"help": "how much of the suites: smoke, gate, nightly"},
-    "--images": {"action": "append", "default": [], "metavar": "DIR", "help": "further images"},
-    "--runs": {
-        "action": "append",
-        "default": [],
-        "metavar": "DIR",
-        "help": f"earlier runs, whose times count (default: {_RUNS} and {_GATES})",
-    },
-    "--max-jobs": {"type": int, "metavar": "N", "help": "the most jobs"},
-    "--target-seconds": {"type": float, "metavar": "S", "help": "how long a job may take"},
-}
-"""Options that are handed on to harness plan."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print GitHub's annotations too, ten of a kind at most",
     )
-    add_json(form)  # type: ignore[arg-type]
+    add_json(form)
     running = parser.add_argument_group("to run the gate here")
     running.add_argument(
         "--plan", type=Path, metavar="FILE", help="run this plan instead of making one"
@@ -111,9 +88,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="ARGUMENTS",
         help="further arguments of each job for pytest, in one word: --pytest '--accel tcg -x'",
     )
-    planning = parser.add_argument_group("for the plan; harness plan --help explains them")
-    for name, facts in _PLANNING.items():
-        planning.add_argument(name, **facts)
+    _planning.configure(parser.add_argument_group("for the plan, as of harness plan"))
 
 
 def main(options: argparse.Namespace) -> int:
@@ -176,27 +151,18 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.rerun is not None:
         raise UsageError("--rerun goes with PLAN and RESULTS: here the second attempts are run")
-    wanted = _planning(options)
-    if options.plan is not None and wanted:
-        raise UsageError(f"--plan names a plan, and {wanted[0]} is for a new one")
-    planned = plan.read(options.plan) if options.plan is not None else None
-    if not options.runs:
-        wanted += [
-            word for each in (_RUNS, _GATES) if each.is_dir() for word in ("--runs", str(each))
-        ]
+    if options.plan is None:
+        planned = _planning.make(options)
+    elif named := _planning.named(options):
+        raise UsageError(f"--plan names a plan, and {named[0]} is for a new one")
+    else:
+        planned = plan.read(options.plan)
     folder = _begin()
     files = {1: folder / "plan.json", 2: folder / "rerun.json"}
     results = folder / "results"
-    if planned is not None:
-        plan.write(planned, files[1])
-    else:
-        command = (sys.executable, "-m", "harness.cli", "plan", *wanted, "-o", str(files[1]))
-        if status := subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
-            say("there is no plan, so nothing was run")
-            return status
-        planned = plan.read(files[1])
-    say(_size(planned))
-    arguments = [word for folder in options.images for word in ("--images", folder)]
+    plan.write(planned, files[1])
+    print(table(planned), end="", file=sys.stderr)
+    arguments = [word for each in options.images for word in ("--images", str(each))]
     arguments += shlex.split(options.pytest)
     # Standard output is the result's: with --json it is one object.
     output = sys.stderr if options.json else None
@@ -239,22 +205,6 @@ def _begin() -> Path:
     for path in old[:-_KEPT]:
         shutil.rmtree(path, ignore_errors=True)
     return folder
-
-
-def _planning(options: argparse.Namespace) -> list[str]:
-    """Return the options of harness plan among those of this command."""
-    words: list[str] = []
-    for name in _PLANNING:
-        value = getattr(options, name.removeprefix("--").replace("-", "_"))
-        for each in value if isinstance(value, list) else [value]:
-            words += [name, str(each)] if each is not None else []
-    return words
-
-
-def _size(planned: Plan) -> str:
-    tests = sum(len(job.tests) for job in planned.jobs)
-    seconds = sum(job.seconds for job in planned.jobs)
-    return f"plan {planned.id}: jobs {len(planned.jobs)}, tests {tests}, about {seconds:.0f} s"
 
 
 def _report(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Run a plan in a Kubernetes cluster: print its Indexed Job, and collect what the pods left.
 
-print    harness job plan.json --image NAME@sha256:... --results CLAIM | kubectl apply -f -
-collect  harness job plan.json --collect results/; then: harness gate plan.json results/
+print:   harness job plan.json --image NAME@sha256:... --results CLAIM | kubectl apply -f -
+collect: harness job plan.json --collect results/; then: harness gate plan.json results/
 
 Pod N runs job N of the plan. Infra (exit status 11, a kill, an eviction) runs once more; all else is a
 verdict. Results go to a persistent volume claim, so they outlive pods and nodes; --collect reads it by
@@ -25,7 +25,7 @@ from harness.gate import plan as plans
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan, by harness plan")
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan, from harness plan")
     parser.add_argument(
         "--image", default="", metavar="NAME@DIGEST", help="the image with Harness and the suites"
     )
@@ -35,8 +35,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", default="", metavar="CLAIM", help="the claim of the warm cache, read only"
     )
-    parser.add_argument("--namespace", default="", help="the namespace (default: the context's)")
-    parser.add_argument("--context", default="", help="kubectl's context, with --collect")
+    parser.add_argument(
+        "--namespace", default="", metavar="NAME", help="the namespace (default: the context's)"
+    )
+    parser.add_argument(
+        "--context", default="", metavar="NAME", help="kubectl's context, with --collect"
+    )
     parser.add_argument(
         "--parallel", type=int, default=4, metavar="N", help="pods at a time (default: %(default)s)"
     )

@@ -18,13 +18,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness.cli.options import add_json, print_json
+from harness.cli.options import add_json, add_runs, earlier_runs, print_json
 from harness.errors import CatalogError, UsageError
 from harness.known import KnownFailures, load
 from harness.known.history import Standing, runs, standings
 from harness.paths import KNOWN
-
-RUNS = Path(".harness/runs")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,15 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the known failures (default: %(default)s)",
     )
-    parser.add_argument(
-        "--runs",
-        type=Path,
-        action="append",
-        default=None,
-        metavar="DIR",
-        help="a folder of runs or of one run, or a history; can be given several times (default:"
-        " .harness/runs)",
-    )
+    add_runs(parser, "a folder of runs or of one run, or a history")
     parser.add_argument(
         "--last",
         type=int,
@@ -76,8 +66,7 @@ def main(options: argparse.Namespace) -> int:
             raise
         print(f"harness: error: {error}", file=sys.stderr)
         return 1
-    places = options.runs if options.runs is not None else [RUNS] if RUNS.exists() else []
-    history = runs(places)
+    history = runs(earlier_runs(options))
     described = [
         _described(each, known, options.last) for each in standings(known.entries, history)
     ]

@@ -7,20 +7,26 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from harness.errors import UsageError
 from harness.host.accel import CHOICES
 from harness.lab import Lab
 from harness.spec import parse_size
 
+Options = argparse._ActionsContainer
+"""What takes options: a parser, or a group of one."""
 
-def add_json(parser: argparse.ArgumentParser) -> None:
+RUNS: Final = (Path(".harness/runs"), Path(".harness/gate"))
+"""Where runs and gates of the working folder leave their results."""
+
+
+def add_json(parser: Options) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def add_images(parser: argparse.ArgumentParser) -> None:
+def add_images(parser: Options) -> None:
     """Add ``--images``."""
     parser.add_argument(
         "--images",
@@ -30,6 +36,24 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         help="a folder of images besides images/ of the working folder and Harness' own; can be"
         " given several times",
     )
+
+
+def add_runs(parser: Options, meaning: str) -> None:
+    """Add ``--runs``; ``meaning`` says what a place is."""
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help=f"{meaning}; can be given several times (default: {' and '.join(map(str, RUNS))})",
+    )
+
+
+def earlier_runs(options: argparse.Namespace) -> list[Path]:
+    """Return the places of ``--runs``; by default those that exist."""
+    if options.runs is not None:
+        return list(options.runs)
+    return [folder for folder in RUNS if folder.is_dir()]
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
@@ -75,14 +99,24 @@ def image_folders(options: argparse.Namespace) -> list[Path] | None:
     Raises:
         UsageError: A folder that ``--images`` names does not exist.
     """
-    named = [Path(folder) for folder in options.images]
+    named = further_images(options)
     if not named:
         return None
+    own = Path("images")
+    return [own, *named] if own.is_dir() else named
+
+
+def further_images(options: argparse.Namespace) -> list[Path]:
+    """Return the folders that ``--images`` names.
+
+    Raises:
+        UsageError: One of them does not exist.
+    """
+    named = [Path(folder) for folder in options.images]
     for folder in named:
         if not folder.is_dir():
             raise UsageError(f"--images {folder}: there is no such folder")
-    own = Path("images")
-    return [own, *named] if own.is_dir() else named
+    return named
 
 
 def print_json(report: Mapping[str, Any]) -> None:

@@ -1,10 +1,10 @@
 """Print the jobs of a gate: which images, architectures and tests, packed into shards.
 
-harness plan                             everything of the tier gate, on the first arch of each image
-harness plan --changed-since origin/main only what the changes since then touch
-harness plan --tier nightly --arch all   everything, on all architectures
-harness plan -o plan.json                writes the plan, and prints a table of it
-harness plan --from rerun.json --github  the jobs of a plan that is there, such as second attempts
+harness plan                              everything of the tier gate, on the first arch of each image
+harness plan --changed-since origin/main  only what the changes since then touch
+harness plan --tier nightly --arch all    everything, on all architectures
+harness plan -o plan.json                 writes the plan, and prints a table of it
+harness plan --from rerun.json --github   the jobs of a plan that is there, such as second attempts
 
 The plan is JSON on standard output, or in the file of -o: "jobs" has the jobs, each with its reason and
 what it needs; "images" says of each image why it is in or out; "empty" says why there are no jobs.
@@ -22,87 +22,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
-from harness.cli.options import add_json, print_json, say
-from harness.errors import UsageError
+from harness.cli import _planning
+from harness.cli.options import add_json, print_json
 from harness.gate import plan as plans
-from harness.gate import planner
-from harness.gate.plan import MOST_JOBS, Plan
-from harness.gate.planner import ALL, TARGET, Options
-from harness.gate.rules import TIERS
-from harness.gate.timings import timings
-from harness.known.history import runs
-
-RUNS = Path(".harness/runs")
+from harness.gate.plan import Plan
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument(
-        "--image",
-        action="append",
-        default=[],
-        metavar="NAME[/VARIANT][:VERSION]",
-        help="plan this image; can be given several times (default: those of the suites)",
-    )
-    parser.add_argument(
-        "--images",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="a folder of images besides images/; can be given several times",
-    )
-    parser.add_argument(
-        "--arch",
-        default="",
-        metavar="ARCH[,ARCH]",
-        help=f"x86_64, aarch64, both, or {ALL} (default: the first of each image)",
-    )
-    parser.add_argument(
-        "--tier", choices=TIERS, default="gate", help="how much runs (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--changed-since",
-        default=None,
-        metavar="REF",
-        help="only what the changes since the merge base with REF touch, and those in no commit",
-    )
-    parser.add_argument(
-        "--runs",
-        type=Path,
-        action="append",
-        default=None,
-        metavar="DIR",
-        help="a folder of runs, whose durations count; can be given several times (default:"
-        " .harness/runs)",
-    )
-    parser.add_argument(
-        "--max-jobs",
-        type=int,
-        default=MOST_JOBS,
-        metavar="N",
-        help="pack into at most so many jobs (default: %(default)s, what GitHub's matrix takes)",
-    )
-    parser.add_argument(
-        "--target-seconds",
-        type=float,
-        default=TARGET,
-        metavar="S",
-        help="what a job should take at most (default: %(default)g)",
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, default=None, metavar="FILE", help="write the plan there"
-    )
+    _planning.configure(parser)
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the plan there")
     parser.add_argument(
         "--from",
         dest="made",
         type=Path,
-        default=None,
         metavar="FILE",
         help="print this plan, such as that of second attempts, and make none",
     )
@@ -116,25 +53,7 @@ def main(options: argparse.Namespace) -> int:
     """Make the plan and print it."""
     if options.made is not None:
         return _print(plans.read(options.made), options)
-    if not 1 <= options.max_jobs <= MOST_JOBS:
-        raise UsageError(f"--max-jobs is from 1 to {MOST_JOBS}, not {options.max_jobs}")
-    if not 0 < options.target_seconds < math.inf:
-        raise UsageError(f"--target-seconds is a positive number, not {options.target_seconds:g}")
-    for folder in options.images:
-        if not folder.is_dir():
-            raise UsageError(f"--images {folder}: there is no such folder")
-    places = options.runs if options.runs is not None else [RUNS] if RUNS.is_dir() else []
-    wanted = Options(
-        images=tuple(options.image),
-        arch=options.arch,
-        tier=options.tier,
-        since=options.changed_since,
-        max_jobs=options.max_jobs,
-        target=options.target_seconds,
-        folders=tuple(folder.absolute() for folder in options.images),
-    )
-    plan = planner.make(planner.gather(Path.cwd(), wanted, timings(runs(places)), say), wanted)
-    return _print(plan, options)
+    return _print(_planning.make(options), options)
 
 
 def _print(plan: Plan, options: argparse.Namespace) -> int:

@@ -25,8 +25,9 @@ from typing import Any
 
 import pytest
 
-from harness.gate.plan import Job, Plan, digest, dump
+from harness.gate.plan import dump
 from tests.gate.tools import ACT, go_tool
+from tests.gate_plans import a_job, a_plan, sealed
 from tests.programs import needs
 from tests.workflows import FOLDER, REPOSITORY, ROOT, Step, load, steps
 
@@ -50,31 +51,16 @@ pytestmark = [needs("bash"), needs("git")]
 
 def plan(*names: str, empty: str = "") -> dict[str, Any]:
     """Return the content of a plan with a job for each name."""
-    jobs = tuple(
-        Job(
-            id=name,
+    jobs = [
+        a_job(
+            *(name, f"{TEST}[{name}]"),
             image="skiff",
-            arch="x86_64",
-            tier="gate",
             shard=f"{number}/{len(names)}",
-            tests=(f"{TEST}[{name}]",),
             labels=("harness",),
         )
         for number, name in enumerate(names, 1)
-    )
-    facts: dict[str, Any] = {
-        **{"created": "2026-11-29T01:02:03Z", "harness": "0.1.0", "commit": COMMIT, "dirty": False},
-        **{
-            "since": None,
-            "changed": (),
-            "tier": "gate",
-            "empty": empty,
-            "images": (),
-            "jobs": jobs,
-        },
-    }
-    made = Plan(id="0" * 16, **facts)
-    return dump(Plan(id=digest(made), **facts))
+    ]
+    return dump(sealed(a_plan(*jobs, commit=COMMIT, empty=empty)))
 
 
 @dataclass

@@ -24,7 +24,8 @@ import pytest
 import yaml
 
 from harness.gate import kubernetes
-from harness.gate.plan import Job, Needs, Plan
+from harness.gate.plan import Needs
+from tests.gate_plans import a_job, a_plan
 from tests.unit import fleet
 from tests.unit.fleet_policy import pods
 
@@ -240,8 +241,7 @@ def test_pod_security_takes_the_runners_and_the_jobs(
     applied: Server, rendered: dict[str, list[fleet.Object]]
 ) -> None:
     sets = list(fleet.runner_sets(rendered["harness-sets"]))
-    jobs = (Job("skiff-1", "skiff", "x86_64", "gate", "1/1", ("a.py::b",), needs=Needs(kvm=True)),)
-    plan = Plan("0" * 16, "", "0.1.0", "", False, None, (), "gate", "", (), jobs)
+    plan = a_plan(a_job("skiff-1", "a.py::b", image="skiff", needs=Needs(kvm=True)))
     image = fleet.SETTINGS["HARNESS_IMAGE"]
     settings = kubernetes.Settings(
         image, "results", cache="harness-cache", namespace="harness-runners"

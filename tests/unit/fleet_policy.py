@@ -268,9 +268,11 @@ def _pod_faults(objects: list[Object], sets: list[Object]) -> Iterator[str]:
         )
         if item["spec"].get("minRunners") != 0:
             yield f"{item['metadata']['name']}: runners wait, so a pod is older than its job"
-    forks = [each for each in sets if each["metadata"]["name"] == "harness-fork"]
-    if not forks or forks[0]["spec"].get("runnerGroup") in (None, "", "default", "${RUNNER_GROUP}"):
-        yield "harness-fork: no runner group of its own"
+    groups = {each["metadata"]["name"]: each["spec"].get("runnerGroup") for each in sets}
+    for name in ("harness", "harness-fork"):
+        others = [group for other, group in groups.items() if other != name]
+        if groups.get(name) in (None, "", "default", *others):
+            yield f"{name}: no runner group of its own"
 
 
 def _node_faults(item: Object, spec: Object) -> Iterator[str]:

@@ -292,6 +292,37 @@ def test_durations_of_earlier_runs_count(
     assert elsewhere == before
 
 
+def test_a_gate_makes_the_same_plan(kites: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    kites.write("docs/index.md", "more\n")
+    options = ("--changed-since", "main", "--tier", "smoke", "--image", "kite")
+    content = plan(capsys, *options)
+    assert cli.main(["gate", *options]) == 0
+    assert "nothing to do: what changed since main selects nothing" in capsys.readouterr().out
+    made = plans.read(kites.folder / ".harness/gate/latest/plan.json")
+    assert (made.id, made.tier) == (content["id"], "smoke")
+
+
+def test_a_gate_that_gets_no_plan_leaves_no_folder(
+    kites: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["gate", "--image", "kit"]) == 2
+    assert "unknown image 'kit'" in capsys.readouterr().err
+    assert not (kites.folder / ".harness").exists()
+
+
+def test_gates_on_this_host_count_as_earlier_runs(
+    kites: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = plan(capsys, "--image", "kite")["jobs"]
+    tests = [
+        {"id": test, "arch": "x86_64", "verdict": "passed", "seconds": {"call": 400.0}}
+        for test in before[0]["tests"]
+    ]
+    run = {"format": 2, "began": "2026-11-29T01:02:03Z", "image": {"name": "kite"}, "tests": tests}
+    kites.write(".harness/gate/one/results/a/1/results.json", json.dumps(run))
+    assert plan(capsys, "--image", "kite")["jobs"] != before
+
+
 def failing(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     capsys.readouterr()
     assert cli.main(["plan", *arguments]) == 2

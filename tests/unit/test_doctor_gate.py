@@ -17,6 +17,7 @@ import pytest
 
 from harness.gate import collect, judge
 from harness.gate import plan as plans
+from tests.gate_plans import a_job, a_plan
 from tests.programs import need
 
 # Takes the address and port of each argument, listens there, and then becomes the command.
@@ -123,28 +124,12 @@ def test_people_read_what_to_do() -> None:
 
 
 def write_plan(folder: Path, **needs: Any) -> Path:
-    job = plans.Job(
-        *("micro-x86-64-1", "micro", "x86_64", "gate", "1/1"),
-        tests=("suites/boot/test_live.py::test_a", "suites/boot/test_live.py::test_b"),
+    job = a_job(
+        *("micro-x86-64-1", "suites/boot/test_live.py::test_a", "suites/boot/test_live.py::test_b"),
+        image="micro",
         needs=plans.Needs(**{"memory": 1, "disk": 1, **needs}),
     )
-    row = plans.ImageRow("micro", "x86_64", True, "it is asked for")
-    plan = plans.Plan(
-        *(
-            "0" * 16,
-            "2026-11-29T00:00:00Z",
-            "0.1.0",
-            "",
-            False,
-            None,
-            (),
-            "gate",
-            "",
-            (row,),
-            (job,),
-        )
-    )
-    plans.write(plan, folder / "plan.json")
+    plans.write(a_plan(job, commit=""), folder / "plan.json")
     return folder / "plan.json"
 
 
@@ -159,7 +144,7 @@ def test_an_unfit_runner_leaves_results_of_the_job(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "left" / "results.json").read_text())
     assert results["status"] == 11
     assert results["plan"] == {
-        "id": "0" * 16, "job": "micro-x86-64-1", "attempt": 2, "commit": "",
+        "id": plans.read(plan).id, "job": "micro-x86-64-1", "attempt": 2, "commit": "",
     }  # fmt: skip
     assert [test["id"] for test in results["tests"]] == [
         "suites/boot/test_live.py::test_a",

@@ -22,7 +22,8 @@ import yaml
 from harness import cli
 from harness.errors import HostError, UsageError
 from harness.gate import collected, kubernetes, pod
-from harness.gate.plan import Job, Needs, Plan, write
+from harness.gate.plan import Needs, Plan, write
+from tests.gate_plans import a_job, a_plan
 from tests.unit import fleet
 from tests.unit.fleet_policy import (
     cache_faults,
@@ -43,22 +44,16 @@ def plan(*needs: Needs, attempt: int = 1) -> Plan:
         Needs(memory=3000, cpus=3, disk=14000),
     )
     jobs = [
-        Job(
+        a_job(
             f"skiff-x86-64-{n}",
-            "skiff",
-            "x86_64",
-            "gate",
-            f"{n}/{len(chosen)}",
-            (f"a.py::t{n}",),
+            f"a.py::t{n}",
+            image="skiff",
+            shard=f"{n}/{len(chosen)}",
             needs=each,
         )
         for n, each in enumerate(chosen, 1)
     ]
-    return Plan(
-        *("0123456789012e45", "2026-11-29T00:00:00Z", "0.1.0", "", False, None, (), "gate", "", ()),
-        tuple(jobs),
-        attempt,
-    )
+    return a_plan(*jobs, id="0123456789012e45", attempt=attempt)
 
 
 @pytest.fixture

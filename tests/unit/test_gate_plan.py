@@ -12,16 +12,13 @@ import pytest
 from harness.errors import UnknownNameError, UsageError
 from harness.gate import plan as plans
 from harness.gate.plan import ImageRow, Job, Needs, Plan
+from tests import gate_plans
 
 
 def a_job(name: str = "kite-x86-64-1", **changes: Any) -> Job:
-    fields: dict[str, Any] = {
-        "id": name,
+    facts = {
         "image": "kite",
-        "arch": "x86_64",
-        "tier": "gate",
         "shard": "1/2",
-        "tests": (f"suites/boot/test_live.py::test_{name}",),
         "states": ("live",),
         "why": "images/kite/build changed",
         "needs": Needs(memory=1536, cpus=2, disk=4096),
@@ -29,25 +26,16 @@ def a_job(name: str = "kite-x86-64-1", **changes: Any) -> Job:
         "timeout_minutes": 20,
         "labels": ("harness",),
     }
-    return Job(**{**fields, **changes})
+    return gate_plans.a_job(name, f"suites/boot/test_live.py::test_{name}", **(facts | changes))
 
 
 def a_plan(*jobs: Job, **changes: Any) -> Plan:
-    fields: dict[str, Any] = {
-        "id": "",
-        "created": "2026-11-29T01:02:03Z",
-        "harness": "0.1.0",
-        "commit": "1" * 40,
-        "dirty": False,
+    facts = {
         "since": "main",
         "changed": ("images/kite/build",),
-        "tier": "gate",
-        "empty": "",
         "images": (ImageRow("kite", "x86_64", True, "it changed", 2, {"tier": 1}),),
-        "jobs": jobs,
     }
-    plan = Plan(**{**fields, **changes})
-    return dataclasses.replace(plan, id=plans.digest(plan))
+    return gate_plans.sealed(gate_plans.a_plan(*jobs, **(facts | changes)))
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
 from harness.cli import main
-from harness.gate.plan import Job, Plan, digest, write
+from harness.gate.plan import write
+from tests import gate_plans
+from tests.gate_plans import a_job, sealed
 
 IMAGE = """
 name: {name}
@@ -37,31 +38,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def a_plan(path: Path, *images: tuple[str, str]) -> str:
-    jobs = tuple(
-        Job(
-            id=f"job-{number}",
-            image=image,
-            arch=arch,
-            tier="gate",
-            shard="1/1",
-            tests=(f"t.py::t{number}",),
-        )
+    jobs = [
+        a_job(f"job-{number}", f"t.py::t{number}", image=image, arch=arch)
         for number, (image, arch) in enumerate(images)
-    )
-    plan = Plan(
-        id="0" * 16,
-        created="2026-11-29T01:02:03Z",
-        harness="0.1.0",
-        commit="",
-        dirty=False,
-        since=None,
-        changed=(),
-        tier="gate",
-        empty="" if jobs else "only docs/ changed",
-        images=(),
-        jobs=jobs,
-    )
-    write(dataclasses.replace(plan, id=digest(plan)), path)
+    ]
+    made = gate_plans.a_plan(*jobs, commit="", empty="" if jobs else "only docs/ changed")
+    write(sealed(made), path)
     return str(path)
 
 

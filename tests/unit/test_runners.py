@@ -329,6 +329,16 @@ MUTATIONS: dict[str, tuple[Callable[[Rendered], object], str]] = {
         ),
         "harness-fork: no runner group of its own",
     ),
+    "all changes in the default group": (
+        lambda r: find(r, "HelmRelease", "harness")["spec"]["values"].update(runnerGroup="default"),
+        "harness: no runner group of its own",
+    ),
+    "forks in the group of branches": (
+        lambda r: find(r, "HelmRelease", "harness-fork")["spec"]["values"].update(
+            runnerGroup=find(r, "HelmRelease", "harness")["spec"]["values"]["runnerGroup"]
+        ),
+        "harness-fork: no runner group of its own",
+    ),
     "a namespace that takes any pod": (
         lambda r: find(r, "Namespace", "harness-runners")["metadata"].pop("labels"),
         "namespace harness-runners: enforces None",

@@ -184,6 +184,14 @@ MUTATIONS = {
         *("./.github/workflows/acceptance.yml", "another text than main's"),
     ),
     "own runners by a branch": ("pr", "acceptance.yml@main", "acceptance.yml@next", "main alone"),
+    "a cache beside the runner's": (
+        *("acceptance", '      ATTEMPT: "1"\n'),
+        *('      ATTEMPT: "1"\n      HARNESS_CACHE: .harness/cache\n', "the warm cache"),
+    ),
+    "a doctor of no attempt": (
+        *("acceptance", '--attempt "$ATTEMPT" --results', "--results"),
+        "is this runner fit: its results do not say which attempt",
+    ),
     "an empty matrix": (
         *("acceptance", "success' && needs.plan.outputs.count != '0'\n", "success'\n"),
         "an empty matrix",
