@@ -296,9 +296,12 @@ class Skiff(Profile):
 
     def fill_state(self, keep: int) -> None:
         """Fill ``/var``."""
+        # What else writes may take some of it between the question and the answer.
         self.machine.succeed(
             self.as_root(
-                f"fallocate -l $(($(df --output=avail -B1 /var | tail -n 1) - {keep})) /var/filled"
+                "for try in 1 2 3 4 5; do rm -f /var/filled;"
+                f" free=$(($(df --output=avail -B1 /var | tail -n 1) - {keep}));"
+                " fallocate -l $free /var/filled && exit; done; exit 1"
             )
         )
 
