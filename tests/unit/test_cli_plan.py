@@ -274,17 +274,22 @@ def test_an_empty_plan_is_stated(kites: Project, capsys: pytest.CaptureFixture[s
     assert "empty: what changed since main" in err
 
 
+def slow(project: Project, jobs: list[dict[str, Any]], path: str) -> None:
+    """Write the results of a run in which each test of some jobs took 400 seconds."""
+    tests = [
+        {"id": test, "arch": "x86_64", "verdict": "passed", "seconds": {"call": 400.0}}
+        for job in jobs
+        for test in job["tests"]
+    ]
+    run = {"format": 2, "began": "2026-11-29T01:02:03Z", "image": {"name": "kite"}, "tests": tests}
+    project.write(path, json.dumps(run))
+
+
 def test_durations_of_earlier_runs_count(
     kites: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = plan(capsys, "--image", "kite")["jobs"]
-    tests = [
-        {"id": test, "arch": "x86_64", "verdict": "passed", "seconds": {"call": 400.0}}
-        for job in before
-        for test in job["tests"]
-    ]
-    run = {"format": 2, "began": "2026-11-29T01:02:03Z", "image": {"name": "kite"}, "tests": tests}
-    kites.write(".harness/runs/one/results.json", json.dumps(run))
+    slow(kites, before, ".harness/runs/one/results.json")
     after = plan(capsys, "--image", "kite")["jobs"]
     assert [len(job["tests"]) for job in after] == [1, 1, 1]
     assert {round(job["seconds"]) for job in after} == {415}
@@ -314,12 +319,7 @@ def test_gates_on_this_host_count_as_earlier_runs(
     kites: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = plan(capsys, "--image", "kite")["jobs"]
-    tests = [
-        {"id": test, "arch": "x86_64", "verdict": "passed", "seconds": {"call": 400.0}}
-        for test in before[0]["tests"]
-    ]
-    run = {"format": 2, "began": "2026-11-29T01:02:03Z", "image": {"name": "kite"}, "tests": tests}
-    kites.write(".harness/gate/one/results/a/1/results.json", json.dumps(run))
+    slow(kites, before, ".harness/gate/one/results/a/1/results.json")
     assert plan(capsys, "--image", "kite")["jobs"] != before
 
 
