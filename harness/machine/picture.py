@@ -46,6 +46,9 @@ PACKAGE: Final = "tesseract-ocr"
 _ARGUMENTS: Final = ("stdin", "stdout", "-l", "eng", "--psm", "11")
 """Sparse text (11): a screen has texts anywhere, not a page's columns of them."""
 
+_MARGIN: Final = 16
+"""Pixels around a picture for OCR: the height of a letter of a text console."""
+
 _HEADER: Final = re.compile(rb"P6\n(\d{1,6}) (\d{1,6})\n255\n")
 _LONGEST_HEADER: Final = 32
 _PART: Final = 64 * 1024
@@ -131,8 +134,7 @@ class Picture:
             HarnessError: The failure of the scope.
         """
         with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as messages:
-            source.write(b"P6\n%d %d\n255\n" % (self.width, self.height))
-            source.write(self.rgb)
+            source.writelines(self._framed())
             source.seek(0)
             process = subprocess.Popen(
                 # Its threads take more time together than one alone, all of it from guests.
@@ -154,6 +156,18 @@ class Picture:
                     )
         lines = (line.rstrip() for line in plain(output).split("\n"))
         return "\n".join(line for line in lines if line)
+
+    def _framed(self) -> Iterator[bytes]:
+        """Yield the picture as PPM with a margin: OCR loses letters that touch the edge."""
+        yield b"P6\n%d %d\n255\n" % (self.width + 2 * _MARGIN, self.height + 2 * _MARGIN)
+        # The last pixel has the colour of the ground on most screens: texts begin at the top left.
+        side = self.rgb[-3:] * _MARGIN
+        edge = self.rgb[-3:] * (self.width + 2 * _MARGIN) * _MARGIN
+        row = self.width * 3
+        yield edge
+        for start in range(0, len(self.rgb), row):
+            yield side + self.rgb[start : start + row] + side
+        yield edge
 
 
 def grab(qmp: Qmp, scratch: Path) -> Picture | None:

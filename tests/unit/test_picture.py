@@ -49,13 +49,13 @@ def code(*texts: str, scale: int = 3) -> Picture:
     return gray([row + [255] * (width - len(row)) for row in rows])
 
 
-def written(text: str, scale: int = 3) -> Picture:
-    """Return a picture of a text, white on black."""
-    rows = [[0] * 8 * (len(text) + 8)] * 8
+def written(text: str, scale: int = 2) -> Picture:
+    """Return a picture of a text at its upper left corner, white on black."""
+    rows = []
     for line in range(8):
         bits = "".join(f"{bytes.fromhex(FONT[letter])[line]:08b}" for letter in text)
-        rows.append([255 * int(bit) for bit in "0" * 32 + bits + "0" * 32])
-    rows += rows[:8]
+        rows.append([255 * int(bit) for bit in bits + "0" * 64])
+    rows += [[0] * len(rows[0])] * 64
     return gray([[v for v in row for _ in range(scale)] for row in rows for _ in range(scale)])
 
 
@@ -261,9 +261,10 @@ def test_a_match_has_to_be_there_at_two_looks(
     # The script tells the pictures apart by their width, and counts how often it was asked.
     program(tmp_path, monkeypatch, f"sed -n 2p | cut -d ' ' -f 1 | tee -a {tmp_path}/asked")
     drawn = [gray([[0] * width]) for width in (1, 12, 128, 128, 128)]
+    shown = [str(width + 32) for width in (1, 12, 128)]  # with the margin
     display = new_display(tmp_path, Monitor(*map(ppm, drawn)))
-    assert display.wait_for_text(re.compile(r"\d+"), UNSCALED.after(60)).text == "128"
-    assert (tmp_path / "asked").read_text().split() == ["1", "12", "128"]
+    assert display.wait_for_text(re.compile(r"\d+"), UNSCALED.after(60)).text == shown[-1]
+    assert (tmp_path / "asked").read_text().split() == shown
 
 
 def test_a_text_mode_is_read_without_ocr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
