@@ -181,11 +181,13 @@ def grab(qmp: Qmp, scratch: Path) -> Picture | None:
         QmpError: QEMU could not write the file.
         HostError: The file could not be read.
     """
-    try:
-        qmp.execute("screendump", {"filename": str(scratch), "format": "ppm"})
-        return Picture.from_ppm(scratch)
-    finally:
-        scratch.unlink(missing_ok=True)
+    # One at a time: another thread may wait for the same screen, and so use the same file.
+    with qmp.undisturbed():
+        try:
+            qmp.execute("screendump", {"filename": str(scratch), "format": "ppm"})
+            return Picture.from_ppm(scratch)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def ocr_program() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import threading
@@ -72,6 +73,10 @@ class Monitor:
     def __init__(self, *pictures: bytes) -> None:
         self.rest = list(pictures)
         self.dumped = threading.Event()
+        self.lock = threading.RLock()
+
+    def undisturbed(self) -> threading.RLock:
+        return self.lock
 
     def execute(self, command: str, arguments: dict[str, Any]) -> Any:
         assert command == "screendump"
@@ -114,6 +119,33 @@ def test_a_picture_is_read_as_qemu_writes_it(tmp_path: Path) -> None:
     picture = grab(cast("Any", Monitor(ppm(BLACK))), tmp_path / "screen.ppm")
     assert picture == BLACK
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_threads_do_not_take_each_others_file(tmp_path: Path) -> None:
+    monitor = Monitor(ppm(BLACK))
+    dump = monitor.execute
+    both = threading.Barrier(2)
+    met: list[str] = []
+
+    def execute(command: str, arguments: dict[str, Any]) -> Any:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+            met.append(command)
+        return dump(command, arguments)
+
+    monitor.execute = execute  # type: ignore[method-assign]
+    pictures: list[Picture | None] = []
+
+    def take() -> None:
+        pictures.append(grab(cast("Any", monitor), tmp_path / "screen.ppm"))
+
+    threads = [threading.Thread(target=take, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert met == []
+    assert pictures == [BLACK, BLACK]
 
 
 @pytest.mark.parametrize(
@@ -192,6 +224,17 @@ def test_a_wait_for_a_code_that_ends_says_which_were_there(tmp_path: Path) -> No
     with pytest.raises(WaitTimeoutError, match="a QR code on the display of m") as caught:
         new_display(tmp_path, Monitor(ppm(BLACK))).wait_for_qr(None, UNSCALED.after(0))
     assert caught.value.__notes__ == ["QR codes on the screen:\nnone"]
+
+
+def test_a_picture_that_has_not_changed_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Picture] = []
+    codes = Picture.codes
+    monkeypatch.setattr(Picture, "codes", lambda picture: read.append(picture) or codes(picture))
+    monitor = Monitor(ppm(BLACK), ppm(BLACK), ppm(BLACK), ppm(code("one")))
+    assert new_display(tmp_path, monitor).wait_for_qr() == "one"
+    assert read == [BLACK, code("one")]
 
 
 def test_a_screen_that_is_too_large_is_waited_out(tmp_path: Path) -> None:
