@@ -231,7 +231,12 @@ def test_a_picture_that_has_not_changed_is_read_once(
 ) -> None:
     read: list[Picture] = []
     codes = Picture.codes
-    monkeypatch.setattr(Picture, "codes", lambda picture: read.append(picture) or codes(picture))
+
+    def record(picture: Picture) -> tuple[str, ...]:
+        read.append(picture)
+        return codes(picture)
+
+    monkeypatch.setattr(Picture, "codes", record)
     monitor = Monitor(ppm(BLACK), ppm(BLACK), ppm(BLACK), ppm(code("one")))
     assert new_display(tmp_path, monitor).wait_for_qr() == "one"
     assert read == [BLACK, code("one")]
