@@ -276,8 +276,11 @@ def test_a_host_without_the_program_says_which_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    # Also in a text mode, which needs none: a screen may pass through another mode.
+    monkeypatch.setattr(display_module, "read_text", lambda *_: VgaText(("x",), (1, 1)))
+    display = new_display(tmp_path, Monitor(ppm(BLACK)), arch="x86_64")
     with pytest.raises(HostError, match="tesseract is not installed") as caught:
-        new_display(tmp_path, Monitor(ppm(BLACK))).wait_for_text("x")
+        display.wait_for_text("x")
     assert caught.value.hint == "install the package tesseract-ocr"
 
 
