@@ -29,6 +29,7 @@ PACKAGES = {
     "sfdisk": "fdisk",
     "shellcheck": "shellcheck",
     "ssh-keygen": "openssh-client",
+    "tesseract": "tesseract-ocr",
     "unshare": "util-linux",
     "tshark": "tshark",
     "zstd": "zstd",

@@ -48,6 +48,7 @@ TOOLS: Final = {
     "swtpm": "swtpm",
     "mmdebstrap": "mmdebstrap",
     "cpio": "cpio",
+    "tesseract": "tesseract-ocr",
 }
 """Programs that Harness runs, and Debian's package of each."""
 

@@ -2,7 +2,8 @@
 
 The words are those of the serial console. Text is read from the VGA adapter's memory
 (:mod:`harness.qemu.vga`), so it is exact in every text mode: that of a BIOS, of GRUB, of memtest86+, of
-a Linux console without a framebuffer. A graphics mode has pixels only; UEFI firmware uses one.
+a Linux console without a framebuffer. A graphics mode has pixels only; UEFI firmware uses one. Text in
+pixels is read by OCR, which is a guess, and QR codes by their checksum (:mod:`harness.machine.picture`).
 
 Nothing announces a change of the screen: a guest stores bytes, and QEMU draws when it is asked to. So
 this is the one place that looks again and again. The waits between two looks end at once with the
@@ -15,6 +16,7 @@ import math
 import re
 import select
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +26,7 @@ from harness.deadline import Deadline, Limit
 from harness.errors import HarnessError, UsageError, WaitTimeoutError
 from harness.machine.keyboard import chord
 from harness.machine.parts import Parts
+from harness.machine.picture import MOST_PIXELS, Picture, grab, ocr_program
 from harness.qemu.vga import read_text
 
 _LOOK: Final = 0.1
@@ -40,6 +43,18 @@ keeps 15 of them."""
 
 _LONGEST_HOLD: Final = 100
 """Milliseconds; a key that is down for 250 repeats in Linux (``drivers/input/input.c``)."""
+
+_LONGEST_SCREEN: Final = 16 * 1024
+_LONGEST_CODE: Final = 400
+"""Characters of a screen and of a QR code that the error of a wait shows."""
+
+_NO_TEXT: Final = (
+    "it is in a graphics mode, which has no text: look at the picture, or wait_for_text()"
+)
+_TOO_LARGE: Final = (
+    f"a screen of no pixel or of more than {MOST_PIXELS} is not read: look at the picture"
+)
+_NOT_READ: Final = f"OCR did not end in time: give it longer; or it did not begin: {_TOO_LARGE}"
 
 WAIT_SECONDS: Final = 60.0
 SEND_SECONDS: Final = 60.0
@@ -79,8 +94,8 @@ class Display:
         if screen is None:
             raise UsageError(
                 f"the display of {self._parts.name} is in a graphics mode: it shows pixels, not text",
-                hint="screenshot() shows them; UEFI prints the same on the console, and so does a kernel"
-                " whose command line names it",
+                hint="wait_for_text() reads them, screenshot() shows them; UEFI prints the same on the"
+                " console, and so does a kernel whose command line names it",
             )
         return screen
 
@@ -103,17 +118,91 @@ class Display:
         """
         parts = self._parts
         limit = parts.scale.limit(deadline, WAIT_SECONDS)
-        before: str | None = None
+        return self._wait_for_match(pattern, limit, self._look, _NO_TEXT)
+
+    def wait_for_text(self, pattern: str | re.Pattern[str], deadline: Limit = None) -> Screen:
+        """Wait until the screen contains a text, be it in pixels; else like :meth:`wait_for_screen`.
+
+        A text mode is read exactly, as there. A graphics mode is read by OCR, with
+        the program ``tesseract``, which guesses: it confuses ``0`` and ``O``, and takes some blanks for
+        none. Wait for a word, or for a regular expression that allows for that. A picture that has not
+        changed since the look before is not read again.
+
+        Args:
+            pattern: A plain text or a compiled regular expression.
+            deadline: 60 s on a good host by default; it has to last for two looks by OCR, of some
+                seconds each on a slow host.
+
+        Raises:
+            WaitTimeoutError: The deadline passed; its note shows the text that was read last, its
+                evidence is a picture.
+            HostError: The program is not installed, or failed.
+            HarnessError: The failure of the scope.
+        """
+        # Before the first look: whether a test fails must not depend on the mode at that moment.
+        ocr_program()
+        parts = self._parts
+        limit = parts.scale.limit(deadline, WAIT_SECONDS)
+        has_vga = arch.of(parts.spec.arch).has_vga
+        before: tuple[Picture, Screen] | None = None
+
+        def look() -> Screen | None:
+            nonlocal before
+            if has_vga and (screen := self._look()) is not None:
+                return screen
+            picture = self._picture()
+            if picture is None:
+                return None
+            if before is None or before[0] != picture:
+                text = picture.text(limit, parts.scope)
+                if text is None:
+                    return None
+                before = (picture, Screen(tuple(text.split("\n")), (1, 1)))
+            return before[1]
+
+        return self._wait_for_match(pattern, limit, look, _NOT_READ)
+
+    def wait_for_qr(
+        self, pattern: str | re.Pattern[str] | None = None, deadline: Limit = None
+    ) -> str:
+        """Wait until the screen shows a QR code, and return its text.
+
+        Codes are read in text modes too, where a guest draws them with blocks. The text has a checksum
+        in the code, so that one look is enough.
+
+        Args:
+            pattern: A text or a match of a compiled regular expression that the code's text contains;
+                any code by default. Of several codes that match, the first is returned.
+            deadline: 60 s on a good host by default.
+
+        Raises:
+            WaitTimeoutError: The deadline passed; its note has the codes of the last look, its evidence
+                is a picture.
+            HarnessError: The failure of the scope.
+        """
+        parts = self._parts
+        limit = parts.scale.limit(deadline, WAIT_SECONDS)
+        before: Picture | None = None
+        codes: tuple[str, ...] = ()
         parts.scope.check()
         while True:
-            screen = self._look()
-            match = None if screen is None else screen.find(pattern)
-            if screen is not None and match is not None and match == before:
-                return screen
+            picture = self._picture()
+            if picture is None:
+                codes = ()
+            elif picture != before:
+                codes = picture.codes()
+                for text in codes:
+                    if pattern is None or _matches(pattern, text):
+                        return text
+            before = picture
             if limit.expired:
-                raise self._too_late(pattern, limit, screen)
-            before = match
-            self._pause(min(_LOOK * parts.scale.factor, _LONGEST_LOOK, limit.remaining()))
+                what = "a QR code" if pattern is None else f"a QR code of {_shown(pattern)}"
+                error = self._too_late(what, limit, _TOO_LARGE if picture is None else "")
+                # The guest wrote the texts: repr() leaves no control character in them.
+                seen = "\n".join(_cut(repr(text), _LONGEST_CODE) for text in codes)
+                error.add_note(f"QR codes on the screen:\n{seen or 'none'}")
+                raise error
+            self._pause_between_looks(limit)
 
     def screenshot(self, path: Path | None = None) -> Path:
         """Write the picture on the screen as PNG and return the path.
@@ -199,6 +288,47 @@ class Display:
         text = read_text(parts.qmp, parts.evidence / "vga-memory.bin")
         return None if text is None else Screen(text.lines, text.cursor)
 
+    def _picture(self) -> Picture | None:
+        """Return the picture on the screen; ``None`` if it is larger than what is read."""
+        return grab(self._parts.qmp, self._parts.evidence / "screen.ppm")
+
+    def _wait_for_match(
+        self,
+        pattern: str | re.Pattern[str],
+        limit: Deadline,
+        look: Callable[[], Screen | None],
+        blind: str,
+    ) -> Screen:
+        """Look until the same match was there at two looks, one after the other.
+
+        Args:
+            pattern: What to find.
+            limit: When to give up.
+            look: Returns what is on the screen; ``None`` if it could not be read.
+            blind: The hint if it could not be read at the last look.
+        """
+        before: str | None = None
+        seen: Screen | None = None
+        self._parts.scope.check()
+        while True:
+            screen = look()
+            seen = screen or seen
+            match = None if screen is None else screen.find(pattern)
+            if screen is not None and match is not None and match == before:
+                return screen
+            if limit.expired:
+                error = self._too_late(_shown(pattern), limit, blind if screen is None else "")
+                if seen is not None:
+                    when = "" if screen is not None else " at an earlier look"
+                    error.add_note(f"on the screen{when}:\n{_cut(seen.text, _LONGEST_SCREEN)}")
+                raise error
+            before = match
+            self._pause_between_looks(limit)
+
+    def _pause_between_looks(self, limit: Deadline) -> None:
+        # A pace, since nothing announces a change of the screen: see the module.
+        self._pause(min(_LOOK * self._parts.scale.factor, _LONGEST_LOOK, limit.remaining()))
+
     def _require_vga(self, lacks: str) -> None:
         row = arch.of(self._parts.spec.arch)
         if not row.has_vga:
@@ -216,24 +346,24 @@ class Display:
             waiter.poll(math.ceil(seconds * 1000))
         scope.check()
 
-    def _too_late(
-        self, pattern: str | re.Pattern[str], limit: Deadline, screen: Screen | None
-    ) -> WaitTimeoutError:
+    def _too_late(self, awaited: str, limit: Deadline, hint: str = "") -> WaitTimeoutError:
         parts = self._parts
-        shown = pattern if isinstance(pattern, str) else pattern.pattern
-        hint = ""
-        if screen is None:
-            hint = "it is in a graphics mode, which has no text: look at the picture"
         try:
             evidence = str(self.screenshot())
         except HarnessError as fault:
             evidence = f"no picture: {fault.what}"
-        error = WaitTimeoutError(
-            f"{shown!r} on the display of {parts.name}",
-            limit,
-            evidence=evidence,
-            hint=hint,
+        return WaitTimeoutError(
+            f"{awaited} on the display of {parts.name}", limit, evidence=evidence, hint=hint
         )
-        if screen is not None:
-            error.add_note(f"on the screen:\n{screen.text}")
-        return error
+
+
+def _matches(pattern: str | re.Pattern[str], text: str) -> bool:
+    return pattern in text if isinstance(pattern, str) else pattern.search(text) is not None
+
+
+def _shown(pattern: str | re.Pattern[str]) -> str:
+    return repr(pattern if isinstance(pattern, str) else pattern.pattern)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[:longest] + " ..."

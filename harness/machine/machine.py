@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ from harness.spec import MachineSpec
 from harness.states.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from harness.console import Console, Expected
+    from harness.console import Console, Expected, Screen
     from harness.host.accel import Accel
     from harness.network import Segment
     from harness.qemu.qmp import Qmp
@@ -532,6 +533,33 @@ class Machine(Generic[OS_co]):
             UsageError: The machine has no display; ``console.screen`` shows a serial console's.
         """
         return self.display.screenshot(path)
+
+    def wait_for_text(self, pattern: str | re.Pattern[str], deadline: Limit = None) -> Screen:
+        """Wait for a text on the screen, by OCR if it is drawn in pixels, and return the screen's text.
+
+        It is :meth:`Display.wait_for_text <harness.machine.display.Display.wait_for_text>`.
+
+        Raises:
+            UsageError: The machine has no display; ``console`` has the words for a serial console.
+            WaitTimeoutError: The deadline passed.
+            HostError: The OCR program is not installed, or failed.
+            HarnessError: The failure of the scope.
+        """
+        return self.display.wait_for_text(pattern, deadline)
+
+    def wait_for_qr(
+        self, pattern: str | re.Pattern[str] | None = None, deadline: Limit = None
+    ) -> str:
+        """Wait for a QR code on the screen, and return its text.
+
+        It is :meth:`Display.wait_for_qr <harness.machine.display.Display.wait_for_qr>`.
+
+        Raises:
+            UsageError: The machine has no display.
+            WaitTimeoutError: The deadline passed.
+            HarnessError: The failure of the scope.
+        """
+        return self.display.wait_for_qr(pattern, deadline)
 
     # --- disks --------------------------------------------------------------------------------
 

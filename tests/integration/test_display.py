@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zxingcpp
 
 from harness import Lab
 from harness.catalog import Selection
@@ -21,13 +22,14 @@ from harness.errors import (
 )
 from harness.machine import Machine
 from harness.spec import MIB, Disk, Firmware, FirmwareKind, MachineSpec
+from tests.programs import needs
 
 # A boot sector that prints "ready>" and echoes keys by the BIOS (Ralf Brown's Interrupt List, INT 10h
 # and 16h): "#" and the scan code where a key is no character. Ctrl-G sets a graphics mode, Ctrl-T the
 # text mode again, Ctrl-P shows the second page of the text memory.
 ECHO = (
     bytes.fromhex(
-        "31c0 31db 8ed8 fc be527c"  # ax = bx = ds = 0; si = the text
+        "31c0 bb0f00 8ed8 fc be537c"  # ax = ds = 0; bx = page 0, white; si = the text
         "ac 84c0 7406 b40e cd10 ebf5"  # print: al = [si++]; until it is 0: INT 10h/0Eh
         "31c0 cd16"  # key: INT 16h/00h waits for a key
         "3c07 7424 3c14 742a 3c10 7421"  # Ctrl-G, Ctrl-T, Ctrl-P
@@ -120,6 +122,18 @@ def test_a_graphics_mode_has_no_text(machine: Machine[Any]) -> None:
     assert display.wait_for_screen("back").text == "back"
 
 
+@needs("tesseract")
+def test_text_in_pixels_is_read(machine: Machine[Any]) -> None:
+    assert "ready>" in machine.wait_for_text("ready>").lines  # the text mode, exactly
+    machine.display.press("Ctrl-G")
+    machine.display.send("hello world")
+    assert machine.wait_for_text(re.compile("hello *world")).find("world")
+    with pytest.raises(WaitTimeoutError, match="'never' on the display") as caught:
+        machine.wait_for_text("never", UNSCALED.after(5))
+    assert Path(caught.value.evidence).read_bytes().startswith(b"\x89PNG")
+    assert any("world" in note for note in caught.value.__notes__)
+
+
 def test_a_wait_that_ends_shows_the_screen(machine: Machine[Any]) -> None:
     with pytest.raises(WaitTimeoutError, match="'never' on the display") as caught:
         machine.display.wait_for_screen("never", UNSCALED.after(0.5))
@@ -169,3 +183,36 @@ def test_linux_takes_the_keys(lab: Lab) -> None:
     machine.succeed("(head -n 1 < /dev/tty1 > /tmp/line) > /dev/null 2>&1 &")
     machine.display.send_line("Typed on tty1")
     assert machine.wait_until_succeeds("grep . /tmp/line") == "Typed on tty1\n"
+
+
+def test_a_code_that_linux_draws_is_read(lab: Lab) -> None:
+    machine = lab.boot("micro", display=True)
+    machine.os.login()
+    # Its kernel has no driver for the screen: the blocks go to the adapter's memory, 80 cells a row.
+    for number, row in enumerate(blocks("PAIR 4711-0815"), 5):
+        cells = "".join(f"\\{character:03o}\\017" for character in row)
+        where = 0xB8000 + 2 * (80 * number + 20)
+        machine.succeed(f"printf '{cells}' | dd of=/dev/mem bs=1 seek={where} conv=notrunc 2>&1")
+    assert machine.wait_for_qr(re.compile(r"^PAIR \d{4}-\d{4}$")) == "PAIR 4711-0815"
+    with pytest.raises(WaitTimeoutError, match="a QR code of 'other'") as caught:
+        machine.wait_for_qr("other", UNSCALED.after(1))
+    assert Path(caught.value.evidence).read_bytes().startswith(b"\x89PNG")
+    assert any("'PAIR 4711-0815'" in note for note in caught.value.__notes__)
+
+
+def blocks(text: str) -> list[bytes]:
+    """Return the lines of a QR code, two rows of it in each, in the characters of a text mode.
+
+    A cell of the screen is twice as high as it is wide. The screen is black and the blocks are light,
+    so a block is a light part of the code.
+    """
+    code = zxingcpp.create_barcode(text, zxingcpp.BarcodeFormat.QRCode)
+    image: Any = zxingcpp.write_barcode_to_image(code, scale=1)
+    rows: Any = memoryview(image).tolist()
+    rows += [[255] * len(rows[0])] * (len(rows) % 2)
+    return [
+        "".join(
+            " \u2584\u2580\u2588"[2 * (above > 127) + (below > 127)] for above, below in pairs
+        ).encode("cp437")
+        for pairs in (zip(*rows[row : row + 2], strict=True) for row in range(0, len(rows), 2))
+    ]
