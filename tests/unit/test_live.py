@@ -205,6 +205,7 @@ def test_a_broken_request_is_refused_and_the_next_is_answered(
     answer = json.loads(connection.makefile("rb").readline())
     connection.close()
     assert answer["ok"] is False
+    assert answer["error"].startswith("the request is ")
     assert only().data["machine"] == "node"
 
 
