@@ -6,6 +6,8 @@ This is the only module that reads the environment; files and options configure 
 ``HARNESS_CACHE``            Folder of the cache of artifacts, states and logs.
 ``XDG_CACHE_HOME``           Base of the cache if ``HARNESS_CACHE`` is not set
                              (XDG Base Directory Specification 0.8); ``~/.cache`` by default.
+``XDG_RUNTIME_DIR``          Base of the folder with the sockets of running tests; the cache if
+                             it is not set, or is no folder of this user.
 ``HARNESS_TRACKER_TOKEN``    The token with which ``harness history issues`` files issues.
 ``KUBERNETES_SERVICE_HOST``  With ``KUBERNETES_SERVICE_PORT``: the address of the cluster's API
                              server, which Kubernetes sets in each pod; ``harness doctor
@@ -55,6 +57,21 @@ def cache_dir() -> Path:
             hint="set HARNESS_CACHE to a folder that this user can write to",
         ) from error
     return base / "harness"
+
+
+def live_dirs() -> tuple[Path, ...]:
+    """Return the folders that may have sockets of running tests; new ones go to the first.
+
+    All of them are searched: a run that cron started has no ``XDG_RUNTIME_DIR``.
+
+    Raises:
+        UsageError: This user has no folder for the cache.
+    """
+    own = cache_dir() / "live"
+    base = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    if base.is_absolute() and base.is_dir() and os.access(base, os.W_OK):
+        return (base / "harness", own)
+    return (own,)
 
 
 def tracker_token() -> str:

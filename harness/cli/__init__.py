@@ -30,7 +30,9 @@ from harness.errors import CancelledError, HarnessError, Verdict, verdict_of
 
 COMMANDS: Final[Mapping[str, str]] = {
     "acceptance": "Judge an image: run the acceptance suites with pytest",
+    "attach": "Attach this terminal to the console of a machine of a running test",
     "cluster": "Start a cluster and open a Python prompt with it",
+    "continue": "Let a test go on that --pause-on-failure has paused",
     "doctor": "Report what this host can do and what it lacks",
     "gate": "Plan, run and judge a change here, or judge what runners left",
     "history": "Keep the results of past runs, and say what became of each test",
@@ -39,10 +41,13 @@ COMMANDS: Final[Mapping[str, str]] = {
     "known": "List known failures, and those that have expired or no longer occur",
     "lab": "Open a Python prompt with a lab: boot, fork and try out machines",
     "plan": "Print the jobs of a gate: which tests of which images run, and why",
+    "ps": "List running tests and their machines",
     "report": "Write the report of a run: one HTML file, or text",
     "repro": "Run the test of a bundle again, and say whether it fails in the same way",
     "resurrect": "Resume the machines of a failed test, out of its bundle",
+    "screenshot": "Save the picture on the screen of a machine of a running test",
     "shell": "Start a machine and attach this terminal to its console",
+    "ssh": "Log in to a machine of a running test over SSH",
     "states": "List, explain and remove saved states",
 }
 """Each command, which is a module of this package, and its summary."""

@@ -127,7 +127,16 @@ def _join(stream: Stream, stdin: int, stdout: int, changed: Signal, shown: int) 
 
 
 def _restore_window(stream: Stream, start: int, stdout: int) -> None:
-    recent = stream.read(max(start, stream.total - (1 << 20)), stream.total)
+    restore(stream.read(max(start, stream.total - (1 << 20)), stream.total), stdout)
+
+
+def restore(recent: bytes, stdout: int) -> None:
+    """Undo what a guest's output may have done to a terminal.
+
+    Args:
+        recent: The output that was shown last.
+        stdout: The terminal.
+    """
     switches = _ALTERNATE.findall(recent)
     leave_alternate = b"\x1b[?1049l" if switches and switches[-1] == b"h" else b""
     _write(stdout, leave_alternate + _RESTORE + b"\r\n")

@@ -33,6 +33,7 @@ from harness.console.expect import (
 from harness.console.failures import Expected
 from harness.console.keys import key_bytes
 from harness.console.known import remarks
+from harness.console.outbox import Signal
 from harness.console.stream import Stream
 from harness.console.terminal import Screen
 from harness.console.view import View
@@ -144,6 +145,24 @@ class Console:
     def log(self) -> Path:
         """The file of the raw log."""
         return self._stream.log
+
+    @property
+    def log_start(self) -> int:
+        """The size of the log before the output of this console: earlier boots share it."""
+        return self._stream.log_start
+
+    @property
+    def ended(self) -> bool:
+        """Whether the console is closed, by the guest's side or by this one."""
+        return self._stream.ended
+
+    def listen(self, signal: Signal) -> None:
+        """Set a signal at each output, each failure and the end, until :meth:`unlisten`."""
+        self._stream.listen(signal)
+
+    def unlisten(self, signal: Signal) -> None:
+        """Stop setting a signal."""
+        self._stream.unlisten(signal)
 
     # Reading.
 
@@ -479,7 +498,9 @@ class Console:
 
     # Interactive use.
 
-    def attach(self, stdin: int | None = None, stdout: int | None = None) -> str:
+    def attach(
+        self, stdin: int | None = None, stdout: int | None = None, *, beside: bool = False
+    ) -> str:
         """Join a person's terminal to the console until the person presses Ctrl-].
 
         If a user is logged in, the shell of :meth:`run` ends first, so that the person gets a
@@ -488,12 +509,13 @@ class Console:
         Args:
             stdin: The descriptor to read keys from; the standard input of this process by default.
             stdout: The descriptor to show output on; the standard output by default.
+            beside: Leave the shell, and the turn to type, to the test: it goes on meanwhile.
 
         Returns:
             ``left`` if the person pressed Ctrl-], ``closed`` if the console ended, ``gone`` if the
             person's terminal ended.
         """
-        with self._talk.handed_over(SEND_SECONDS):
+        with contextlib.nullcontext() if beside else self._talk.handed_over(SEND_SECONDS):
             return attach(
                 self._stream,
                 sys.stdin.fileno() if stdin is None else stdin,

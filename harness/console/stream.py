@@ -89,6 +89,7 @@ class Stream:
         self._on_eof = on_eof
         self._on_failure = on_failure
         self._closing = threading.Event()
+        self._over = False
         self._unreported = False
         self._sent_before = 0
         self._listeners: list[Signal] = []
@@ -180,6 +181,16 @@ class Stream:
         with self.condition:
             data = bytes(self._tail[-_TAIL:])
         return last_lines(data, count)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the console is closed, by either side; its listeners have been set if it is."""
+        return self._over or self._closing.is_set()
+
+    @property
+    def log_start(self) -> int:
+        """The size of the log before the output of this console: earlier boots share it."""
+        return self._base
 
     def silent_for(self) -> float:
         """Return the seconds since the last output."""
@@ -379,6 +390,7 @@ class Stream:
                 pressure=self._scale.pressure(SUDDEN),
             )
         reason = error
+        self._over = True
         self._set_failure(Failure(lambda: reason, self.total, type(error), final=True))
 
     def _set_failure(self, failure: Failure) -> None:

@@ -98,6 +98,7 @@ class Timeline:
         self._host = host
         self._lock = threading.Lock()
         self._depth = threading.local()
+        self._open: list[Step] = []
         self._zero = time.monotonic()
         self._began = time.time()
 
@@ -108,6 +109,7 @@ class Timeline:
         step = Step(name, machine, depth, round(self._now(), 4), data=data)
         with self._lock:
             self.steps.append(step)
+            self._open.append(step)
         self._changed(step)
         self._depth.value = depth + 1
         try:
@@ -119,6 +121,7 @@ class Timeline:
             step.outcome = "passed"
         finally:
             self._depth.value = depth
+            self._close(step)
             step.seconds = round(self._now() - step.start, 4)
             if self._host is not None and (note := self._host(self._zero + step.start)):
                 step.data["host"] = note
@@ -136,10 +139,13 @@ class Timeline:
         depth = getattr(self._depth, "value", 0)
         step = Step(name, machine, depth, round(self._now(), 4), data={"limit": limit})
         listener = self._listener or (lambda step: None)
+        with self._lock:
+            self._open.append(step)
         listener(step)
         try:
             yield
         except BaseException as error:
+            self._close(step)
             self._fail(step, error)
             with self._lock:
                 self.steps.append(step)
@@ -147,8 +153,14 @@ class Timeline:
             self._changed(step)
             raise
         else:
+            self._close(step)
             step.seconds = round(self._now() - step.start, 4)
             listener(step)
+
+    def _close(self, step: Step) -> None:
+        with self._lock:
+            # By identity: two threads may have equal steps.
+            self._open = [other for other in self._open if other is not step]
 
     @staticmethod
     def _fail(step: Step, error: BaseException) -> None:
@@ -183,6 +195,19 @@ class Timeline:
         """Return the innermost step that has not ended."""
         with self._lock:
             return next((step for step in reversed(self.steps) if step.seconds is None), None)
+
+    def doing(self, machine: str) -> tuple[Step, float] | None:
+        """Return what a machine does now, waits included, and for how many seconds.
+
+        Steps of no machine stand in where it has none of its own.
+        """
+        with self._lock:
+            steps = list(self._open)
+        for owner in (machine, ""):
+            for step in reversed(steps):
+                if step.machine == owner:
+                    return step, self._now() - step.start
+        return None
 
     def _now(self) -> float:
         return time.monotonic() - self._zero

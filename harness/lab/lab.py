@@ -927,6 +927,16 @@ class Lab:
     def _adopt(self, machine: Machine[Any]) -> None:
         self._machines.append(machine)
         self._stack.push(machine)
+        for watcher in self._parts.watchers:
+            watcher(machine)
+
+    def watch(self, watcher: Callable[[Machine[Any]], object]) -> None:
+        """Call something with each machine of this lab and of its children once it runs.
+
+        Args:
+            watcher: Called in the thread that starts the machine; it must neither wait nor raise.
+        """
+        self._parts.watchers.append(watcher)
 
     @property
     def machines(self) -> Sequence[Machine[Any]]:

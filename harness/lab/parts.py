@@ -8,6 +8,7 @@ import math
 import shutil
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar, overload
@@ -23,6 +24,7 @@ from harness.evidence.timeline import Step
 from harness.host.accel import Accel, probe
 from harness.host.pressure import Pressure
 from harness.host.scheduler import Scheduler
+from harness.machine import Machine
 from harness.progress import Progress
 from harness.qemu import binary
 from harness.services import Ca, Server, ServiceRunner
@@ -87,6 +89,7 @@ class Parts:
         lock: Held while a part is made.
         making: Held while a state or a server is made, by what is made. Steps of a state may start
             threads that ask for other states: one lock for all would stop them.
+        watchers: Called with each machine once it runs.
     """
 
     options: Options
@@ -104,6 +107,7 @@ class Parts:
     built: list[Point] = field(default_factory=list)
     servers: dict[type[Server], Server] = field(default_factory=dict)
     doubts: set[str] = field(default_factory=set)
+    watchers: list[Callable[[Machine[Any]], object]] = field(default_factory=list)
 
     @part
     def run(self) -> Run:

@@ -167,6 +167,11 @@ class Machine(Generic[OS_co]):
         return self._setup.origin
 
     @property
+    def key(self) -> KeyPair:
+        """The SSH key that logs in: for a fork, that of the run that saved its origin."""
+        return self._setup.key
+
+    @property
     def os(self) -> OS_co:
         """The words of the image's OS family."""
         return self._os

@@ -19,6 +19,7 @@ library imports pytest.
 ``planned``    a job of a plan: its tests, and results that are there from the start
 ``secrets``    what is declared as one is in nothing that a run leaves
 ``seeds``      ``fault_seed``: a test for each seed of clients and faults
+``live``       the machines of a running test, for a person: ``--live``, ``--pause-on-failure``
 ``sweeps``     ``recorder`` and ``cut``: a test for each crash point
 =============  ==================================================================================
 """
@@ -42,6 +43,7 @@ pytest_plugins = (
     "harness.pytest_plugin.seeds",
     "harness.pytest_plugin.secrets",
     "harness.pytest_plugin.bundles",
+    "harness.pytest_plugin.live",
     "harness.pytest_plugin.sweeps",
 )
 

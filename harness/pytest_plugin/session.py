@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from harness.known import KnownFailures
     from harness.lab import Lab
     from harness.lab.parts import Point
+    from harness.machine import Machine
     from harness.progress import Progress
 
 ALL_ARCHES: Final = "all"
@@ -47,6 +48,7 @@ class Session:
         interruption: What ended the run before its end; empty if nothing has.
         shared: The evidence of the machines that the tests of a module share, by what
             :meth:`sharing` returns.
+        watchers: Called with each machine once it runs.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -55,6 +57,7 @@ class Session:
         self.failures = 0
         self.interruption = ""
         self.shared: dict[str, Path] = {}
+        self.watchers: list[Callable[[Machine[Any]], object]] = []
         self._labs: dict[str, Lab] = {}
         # Capturing has not begun: this descriptor stays the terminal, or the log, for progress.
         self._stream = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
@@ -212,7 +215,7 @@ class Session:
 
         option = self._config.option
         budget = option.state_budget
-        return Lab(
+        lab = Lab(
             option.image or "",
             arch=arch,
             images=self.folders,
@@ -228,6 +231,16 @@ class Session:
             run=self.run,
             worker=name,
         )
+        lab.watch(self._adopted)
+        return lab
+
+    def _adopted(self, machine: Machine[Any]) -> None:
+        for watcher in self.watchers:
+            watcher(machine)
+
+    def say(self, line: str) -> None:
+        """Print a line past the capturing of output, from any thread; also in a worker."""
+        self._progress.say(line)
 
     @functools.cached_property
     def _progress(self) -> Progress:

@@ -124,7 +124,7 @@ def test_each_command_explains_itself(command: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("image",), "choose from 'acceptance', 'cluster'"),
+        (("image",), "choose from 'acceptance', 'attach'"),
         (("images", "show"), "choose from 'list', 'build'"),
         (("images", "build", "skif"), "did you mean skiff"),
         (("images", "build", "micro:9"), "unknown version of micro '9'"),
