@@ -268,10 +268,10 @@ def test_a_person_at_the_prompt_attaches_to_a_console(tmp_path: Path) -> None:
         prompt.types("machine = lab.boot(); machine.os.login()\r")
         prompt.sees(">>> ")
         prompt.types("attach(machine)\r")
-        prompt.sees("# ")
+        prompt.sees(":~# ")
         prompt.types("echo per''son\r")
         prompt.sees("person")
-        prompt.sees("# ")
+        prompt.sees(":~# ")
         prompt.types("\x1d")
         prompt.sees(">>> ")
         prompt.types("machine.console.run('echo $((41 + 1))x').stdout\r")
@@ -309,7 +309,7 @@ def test_a_person_boots_a_machine_and_leaves_by_ctrl_bracket(tmp_path: Path) -> 
         shell.types("root\r")
         shell.sees("assword: ")
         shell.types("micro\r")
-        shell.sees("# ")
+        shell.sees(":~# ")
         shell.types("echo per''son\r")
         shell.sees("person")
         shell.types("\x1d")
@@ -322,7 +322,7 @@ def test_a_person_boots_a_machine_and_leaves_by_ctrl_bracket(tmp_path: Path) -> 
 def test_a_person_starts_from_a_state_with_a_prompt(tmp_path: Path) -> None:
     with person("shell", "micro", "--state", "live", cwd=tmp_path) as shell:
         shell.sees("ssh -i ")
-        shell.sees("# ")
+        shell.sees(":~# ")
         shell.types("echo per''son\r")
         shell.sees("person")
         shell.types("\x1d")
@@ -381,7 +381,7 @@ def test_a_saved_state_is_listed_explained_started_and_removed(tmp_path: Path) -
     assert "nothing differs" in harness("states", "explain", entry, entry).stdout
 
     with person("shell", "micro", "--state", "warm", cwd=tmp_path) as shell:
-        shell.sees("# ")
+        shell.sees(":~# ")
         shell.types("cat /tmp/note\r")
         shell.sees("warm")
         in_use = report("states", "rm", entry, status=1)

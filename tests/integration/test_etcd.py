@@ -75,6 +75,8 @@ class Process:
 
     def pause(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
+        # On a busy host its threads may go on for a while.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
 
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)
