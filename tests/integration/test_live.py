@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from fixtures.project import Project
+from harness.paths import cache_dir
 from tests.integration.test_cli import PATIENCE, ROOT, Person
 
 TESTS = """
@@ -78,10 +79,18 @@ def end_of(person: Person) -> int:
 
 @pytest.fixture
 def looked_at(project: Project, tmp_path: Path) -> Project:
-    """Return a project whose sockets are in a folder of its own."""
-    runtime = tmp_path / "runtime"
+    """Return a project whose sockets are in a folder of its own, and which sees no other run's.
+
+    A cache has sockets, too: this one has all else of the host's.
+    """
+    runtime, cache = tmp_path / "runtime", tmp_path / "cache"
     runtime.mkdir()
+    cache.mkdir()
+    for path in cache_dir().iterdir():
+        if path.name != "live":
+            (cache / path.name).symlink_to(path)
     project.env["XDG_RUNTIME_DIR"] = str(runtime)
+    project.env["HARNESS_CACHE"] = str(cache)
     project.write("test_it.py", TESTS)
     return project
 
