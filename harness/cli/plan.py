@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the plan there")
     parser.add_argument(
         "--from",
-        dest="made",
+        dest="plan_file",
         type=Path,
         metavar="FILE",
         help="print this plan, such as that of second attempts, and make none",
@@ -51,8 +51,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Make the plan and print it."""
-    if options.made is not None:
-        return _print(plans.read(options.made), options)
+    if options.plan_file is not None:
+        return _print(plans.read(options.plan_file), options)
     return _print(_planning.make(options), options)
 
 

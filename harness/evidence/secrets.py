@@ -93,7 +93,8 @@ class Secrets:
             value: Its value.
 
         Raises:
-            ValueError: The value is too short to be told from other text, or the name is not valid.
+            ValueError: The value is too short to be distinguished from other text, or the name is not
+                valid.
         """
         if len(value) < SHORTEST or len(_squeezed(value.encode())) < SHORTEST:
             raise ValueError(f"secret {name}: a secret has at least {SHORTEST} characters")

@@ -52,7 +52,7 @@ class RunnerImage:
 
 
 def kvm(found: accel.Kvm, *, needed: bool) -> Finding:
-    """Return the finding on KVM: absent, forbidden or useless told apart.
+    """Return the finding on KVM: whether it is absent, forbidden or useless.
 
     Args:
         found: What KVM is worth.

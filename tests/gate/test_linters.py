@@ -1,4 +1,4 @@
-"""The linters of workflows find nothing, and what they are told to overlook has a reason."""
+"""The linters of workflows find nothing, and each exception has a reason."""
 
 from __future__ import annotations
 

@@ -86,14 +86,19 @@ class Person:
         os.write(self._terminal, text.encode())
 
 
+def person(*arguments: str, cwd: Path) -> contextlib.AbstractContextManager[Person]:
+    """Run a command of Harness in a terminal."""
+    return in_terminal(*COMMAND, *arguments, cwd=cwd, env=environment())
+
+
 @contextlib.contextmanager
-def person(*arguments: str, cwd: Path) -> Iterator[Person]:
+def in_terminal(*command: str, cwd: Path, env: Mapping[str, str]) -> Iterator[Person]:
     """Run a command in a terminal."""
     leader, follower = pty.openpty()
     with subprocess.Popen(
-        [*COMMAND, *arguments],
+        command,
         cwd=cwd,
-        env=environment(),
+        env=env,
         stdin=follower,
         stdout=follower,
         stderr=follower,

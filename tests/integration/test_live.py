@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pty
 import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import pytest
 
 from fixtures.project import Project
 from harness.paths import cache_dir
-from tests.integration.test_cli import PATIENCE, ROOT, Person
+from tests.integration.test_cli import PATIENCE, ROOT, Person, in_terminal
 
 TESTS = """
 def test_it(lab):
@@ -30,25 +28,10 @@ def test_it(lab):
 OPTIONS = ("-q", "--image", "micro", "--arch", "x86_64", "-p", "no:cacheprovider", "test_it.py")
 
 
-@contextlib.contextmanager
-def started(project: Project, *command: str) -> Iterator[Person]:
+def started(project: Project, *command: str) -> contextlib.AbstractContextManager[Person]:
     """Run a command in a terminal, in the project and with its environment."""
-    leader, follower = pty.openpty()
-    with subprocess.Popen(
-        command,
-        cwd=project.folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **project.env},
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-        start_new_session=True,
-    ) as process:
-        os.close(follower)
-        try:
-            yield Person(leader, process)
-        finally:
-            process.kill()
-            os.close(leader)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **project.env}
+    return in_terminal(*command, cwd=project.folder, env=env)
 
 
 def harness(project: Project, *words: str) -> subprocess.CompletedProcess[bytes]:

@@ -357,10 +357,10 @@ def test_wrong_input_is_an_error_and_no_plan(
     assert "no such folder of runs" in failing(capsys, "--runs", "gone")
 
     kites.write("suites/live/test_live.py", "def test_x(:\n")
-    told = failing(capsys, "--image", "kite")
-    assert "the tests of suites cannot be collected for the image kite" in told
-    assert "test_live.py" in told
-    assert "SyntaxError" in told
+    message = failing(capsys, "--image", "kite")
+    assert "the tests of suites cannot be collected for the image kite" in message
+    assert "test_live.py" in message
+    assert "SyntaxError" in message
 
 
 def test_a_history_that_does_not_meet_is_an_error(

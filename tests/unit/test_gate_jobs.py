@@ -168,7 +168,7 @@ WAITING = (
 
 
 def test_a_job_that_is_killed_leaves_what_it_knew(project: Project) -> None:
-    """The kernel kills what takes too much memory; nothing is told before."""
+    """The kernel kills a process that takes too much memory, without a warning."""
     made = planned(project, *WAITING, text=WAITS)
     assert ended_by(project, signal.SIGKILL, parent=False) == 11
     content = results(project)

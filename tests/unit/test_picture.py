@@ -170,7 +170,7 @@ def test_a_picture_that_is_too_large_is_not_read(size: bytes, tmp_path: Path) ->
         pytest.param(b"P6\n2 2\n255\n" + bytes(11), id="cut off"),
     ],
 )
-def test_what_is_no_picture_is_an_error(data: bytes, tmp_path: Path) -> None:
+def test_data_without_a_picture_is_an_error(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "screen.ppm"
     path.write_bytes(data)
     with pytest.raises(HostError, match="the picture of the screen"):

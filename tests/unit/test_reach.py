@@ -85,6 +85,6 @@ def test_an_address_has_an_ip_and_a_port(address: str, host: str, port: int) -> 
 @pytest.mark.parametrize(
     "address", ["web:80", "10.0.0.7", "10.0.0.7:", "10.0.0.7:0", "10.0.0.7:65536", "", ":80", "1:x"]
 )
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_an_address_without_ip_or_port_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="is no IP address with a port"):
         reach.endpoint("neighbour", address, "")
