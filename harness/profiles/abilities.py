@@ -167,6 +167,38 @@ class CredentialInstallable(UnattendedInstallable, Protocol):
         """Return the systemd credentials that install and power off."""
 
 
+class Pairable(UnattendedInstallable, Refuser, Protocol):
+    """An OS that installs with settings sent by whoever reads the pairing code on its screen."""
+
+    pairing_port: ClassVar[int]
+    """The TCP port at which it takes the code and the settings."""
+
+    def pairing_code(self, deadline: Deadline | float | None = None) -> str:
+        """Wait for the pairing code on the screen of the live medium, and return it.
+
+        Args:
+            deadline: From power on; the image's own for a login, or 120 s on a good host, by default.
+
+        Raises:
+            UsageError: The machine has no display.
+            WaitTimeoutError: The deadline passed.
+        """
+
+    def pair(self, code: str, answers: Install, deadline: Deadline | float | None = None) -> None:
+        """Send a code and the settings, and wait until the system is installed; it then powers off.
+
+        Args:
+            code: The code.
+            answers: The settings.
+            deadline: The image's own, or 60 s on a good host, by default.
+
+        Raises:
+            InstallRefusedError: The code is wrong, or the installer refused or failed; the error has the
+                system's own message.
+            UsageError: The machine forwards no port to :attr:`pairing_port`.
+        """
+
+
 class Upgradable(Versioned, SlotLister, Refuser, Protocol):
     """An OS that upgrades into the slot that is not running."""
 
@@ -324,6 +356,7 @@ ABILITIES: Final[Mapping[tuple[str, ...], type]] = {
     ("install-unattended",): UnattendedInstallable,
     ("install-unattended", "seed"): SeedInstallable,
     ("install-unattended", "credentials"): CredentialInstallable,
+    ("install-unattended", "pairing"): Pairable,
     ("upgrade",): Upgradable,
     ("upgrade", "multi-arch"): MultiArch,
     ("rollback",): Rollbackable,

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import base64
 import re
+import select
 import shlex
+import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
@@ -18,12 +20,14 @@ from harness.errors import (
     InstallRefusedError,
     RecoveryRefusedError,
     UpgradeRefusedError,
+    WaitTimeoutError,
 )
 from harness.profiles import _skiff
 from harness.profiles.abilities import (
     CredentialInstallable,
     Installable,
     MultiArch,
+    Pairable,
     Recoverable,
     Resettable,
     Rollbackable,
@@ -54,6 +58,10 @@ _TRIES: Final = 3
 
 _OUTCOME: Final = re.compile(r"skiff-[a-z]+: (done|already|refused|failed): ([^\r\n]*)")
 _REFUSED: Final = r"skiff-install: (refused|failed): ([^\r\n]*)\r?\n"
+_MOMENT: Final = 0.5
+"""Seconds in which the end of QEMU is known after its connections have closed."""
+
+_PAIRING_CODE: Final = re.compile(r"^skiff-pair:[A-Z2-9]{8}$")
 _DONE: Final = r"skiff-install: (done): ([^\r\n]*)\r?\n"
 
 
@@ -64,6 +72,7 @@ class Skiff(Profile):
     tries: ClassVar[int | None] = _TRIES
     cluster_command: ClassVar[str] = "skiff-cluster"
     cluster_credential: ClassVar[str] = "skiff.cluster"
+    pairing_port: ClassVar[int] = 7421
     state_partition = "var"
     update_files: ClassVar[Mapping[UpdateFile, str]] = {
         "root": "*.root.raw",
@@ -79,6 +88,7 @@ class Skiff(Profile):
         "no such disk": r"^no disk .*; disks here: ",
         "not confirmed": "^not confirmed$",
         "the medium": "is the medium this system runs from",
+        "code": "^wrong code$",
     }
 
     @classmethod
@@ -387,6 +397,54 @@ class Skiff(Profile):
         with self.machine.timeline.step("install unattended", machine=self.machine.name):
             self._expect(_DONE, self.limit("install", deadline, 120))
 
+    def pairing_code(self, deadline: Deadline | float | None = None) -> str:
+        """Read the QR code on the screen."""
+        limit = self.limit("login", deadline, 120)
+        return self.machine.wait_for_qr(_PAIRING_CODE, limit).removeprefix("skiff-pair:")
+
+    def pair(self, code: str, answers: Install, deadline: Deadline | float | None = None) -> None:
+        """Say to the pairing port what ``images/skiff/README.md`` documents."""
+        limit = self.limit("install", deadline, 60)
+        with self.machine.timeline.step("pair", machine=self.machine.name):
+            answer = self._talk(f"pair {code}\n{_skiff.settings(answers)}...\n", limit)
+        outcomes = _OUTCOME.findall(answer)
+        if not outcomes:
+            raise GuestError(
+                f"machine {self.machine.name} closed its pairing port without an outcome",
+                evidence=answer,
+            )
+        kind, message = outcomes[-1]
+        if kind != "done":
+            raise InstallRefusedError(message, evidence=answer)
+
+    def _talk(self, text: str, limit: Deadline) -> str:
+        """Send a text to the pairing port, and return what it says until it closes."""
+        scope, answer = self.machine.scope, b""
+        address = self.machine.port(self.pairing_port)
+        with scope.alarm() as alarm, socket.create_connection(address) as connection:
+            sources = [connection.fileno(), alarm]
+            connection.sendall(text.encode())
+            while True:
+                ready = limit.wait(lambda left: select.select(sources, [], [], left)[0])
+                scope.check()
+                if not ready:
+                    raise WaitTimeoutError(
+                        f"machine {self.machine.name} to say how the installation ended",
+                        limit,
+                        last_output=answer.decode(errors="replace"),
+                    )
+                try:
+                    chunk = connection.recv(65536)
+                except ConnectionError:
+                    chunk = b""
+                if not chunk:
+                    # QEMU's end closes the connection a moment before the machine knows of it.
+                    select.select([alarm], [], [], _MOMENT)
+                    scope.check()
+                    break
+                answer += chunk
+        return answer.decode(errors="replace")
+
     def _run(
         self, command: str, refusal: type[GuestError], deadline: Deadline | float | None = None
     ) -> str:
@@ -471,6 +529,7 @@ if TYPE_CHECKING:
         Installable,
         SeedInstallable,
         CredentialInstallable,
+        Pairable,
         MultiArch,
         Rollbackable,
         Recoverable,

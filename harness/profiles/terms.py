@@ -93,13 +93,14 @@ Refusal = Literal[
     "no such disk",
     "not confirmed",
     "the medium",
+    "code",
 ]
 """Why a system refuses.
 
 An upgrade: ``signature``, it is wrong; ``space``, there is too little; ``older``, the version is
 older than the running one or than a policy allows; ``architecture``, it is for another one. An
-installation: ``too small``, ``no such disk``,
-``the medium`` (the installer runs from that disk), ``not confirmed`` (by the user).
+installation: ``too small``, ``no such disk``, ``the medium`` (the installer
+runs from that disk), ``not confirmed`` (by the user), ``code`` (not the one on the screen).
 """
 
 Malformed = Literal["unknown key", "no header", "cut short"]

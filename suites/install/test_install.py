@@ -13,9 +13,12 @@ from harness import (
     Installable,
     Lab,
     Machine,
+    Nic,
+    Pairable,
     Recoverable,
     SeedInstallable,
     Selection,
+    errors,
     points,
     profile_of,
 )
@@ -108,4 +111,31 @@ def test_unattended_from_smbios_onto_the_named_one_of_two_disks(
     assert machine.writes("bystander") == 0
     machine.wait_for_shutdown()
     assert machine.disk_digest("bystander") == before
+    check_accepted(lab, points.installed_disk(machine), answers)
+
+
+@pytest.mark.tier(
+    "gate",
+    cost=85,
+    catches="a screen whose code cannot be read, or a machine that anybody in the network installs",
+)
+@pytest.mark.needs("install-unattended", "pairing")
+def test_paired_by_the_code_on_its_screen(lab: Lab, image: Selection, answers: Install) -> None:
+    """Who sends the code with the answers installs the machine; a guess before that wrote nothing."""
+    profile: type[Pairable] = profile_of(image)
+    machine: Machine[Pairable] = lab.boot(
+        name="live",
+        disks=[points.target_disk(image)],
+        nics=[Nic(forward=(profile.pairing_port,))],
+        display=True,
+        authorize=False,
+    )
+    code = machine.os.pairing_code()
+    guess = code[:-1] + ("A" if code[-1] != "A" else "B")
+    with pytest.raises(errors.InstallRefusedError) as refusal:
+        machine.os.pair(guess, answers)
+    assert machine.os.says("code", refusal.value.what)
+    assert machine.writes("target") == 0
+    machine.os.pair(code, answers)
+    machine.wait_for_shutdown()
     check_accepted(lab, points.installed_disk(machine), answers)

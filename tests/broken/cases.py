@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Moment = Literal["fork", "cluster", "upgrade", "recovery"]
+Moment = Literal["fork", "cluster", "upgrade", "recovery", "code"]
 """The moment at which machines are broken: when the test gets one, or each member of a cluster; after an
-upgrade; in recovery."""
+upgrade; in recovery; when its code was read from its screen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +409,13 @@ edit /usr/bin/skiff-recovery 's/touch .run.skiff.var.\.skiff-reset/. \/etc\/half
         "power/test_power_cut.py::test_a_plain_power_cut_while_the_system_writes",
         "mount --bind /usr/bin/true /usr/bin/sync",
         r"/var/written/.* ended with status 1",
+    ),
+    Case(
+        "any code lets one install",
+        "install/test_install.py::test_paired_by_the_code_on_its_screen",
+        "edit /usr/lib/skiff/pairing 's/^( *if ).*code_file.*/\\1false; then/'",
+        r"DID NOT RAISE",
+        "code",
     ),
     Case(
         "any token lets a machine join",

@@ -57,6 +57,8 @@ def pytest_configure(config: pytest.Config) -> None:
         _after(patch, Lab, "fork_cluster", break_each)
     elif case.moment == "fork":
         _after(patch, Lab, "fork", lambda _, machine: break_(machine, case))
+    elif case.moment == "code":
+        _after(patch, Skiff, "pairing_code", lambda self, _: break_(self.machine, case))
     elif case.moment == "upgrade":
         _after(patch, Skiff, "upgrade", lambda self, _: break_(self.machine, case))
     else:
