@@ -75,6 +75,31 @@ def test_a_token_has_a_name_and_a_secret(token: str, valid: bool) -> None:
     assert (call('valid_token "$1"', token).returncode == 0) is valid
 
 
+LATE = r"""
+sleep() { SECONDS=$((SECONDS + $1)); }
+late() {
+    echo "$*" >> "$1"
+    if [ "$(wc -l < "$1")" -lt "$2" ]; then echo "does not answer"; return 1; fi
+    echo "an answer"
+}
+patient late "$1" "$2"
+"""
+
+
+def test_an_answer_that_comes_late_is_waited_for(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    answer = call(LATE, str(calls), "3")
+    assert (answer.returncode, answer.stdout) == (0, "an answer\n")
+    assert len(calls.read_text().splitlines()) == 3
+
+
+def test_an_answer_that_never_comes_is_an_error_after_a_minute(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    answer = call(LATE, str(calls), "1000")
+    assert (answer.returncode, answer.stdout) == (1, "does not answer\n")
+    assert 50 <= len(calls.read_text().splitlines()) <= 70
+
+
 @pytest.mark.parametrize("name", ["node-1", "a", "9", "a" * 63])
 def test_good_names_are_names_of_members(name: str) -> None:
     assert call('valid_name "$1"', name).returncode == 0

@@ -87,6 +87,17 @@ post() {
     printf '%s\n%s\n' "${body%$'\n'}" "$status"
 } 2> /dev/null
 
+# patient COMMAND...: run it until it succeeds, for a minute. An etcd that many ask at once, or whose host is busy,
+# answers late.
+patient() {
+    local answer last=$((SECONDS + 60))
+    until answer=$("$@"); do
+        [ "$SECONDS" -lt "$last" ] || { printf '%s\n' "$answer"; return 1; }
+        sleep 1
+    done
+    printf '%s\n' "$answer"
+}
+
 b64() { printf %s "$1" | base64 -w0; }
 
 # put KEY VALUE; get KEY; del KEY: of the local member. Keys of skiff's own are below skiff/.
