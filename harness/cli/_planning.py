@@ -51,7 +51,8 @@ def configure(parser: Options) -> None:
         "--target-seconds",
         type=float,
         metavar="S",
-        help=f"what a job should take at most (default: {TARGET:g})",
+        help=f"what a job should take at most (default: {TARGET:g}; a gate that runs here has one"
+        " job for an image and architecture)",
     )
 
 
@@ -64,8 +65,12 @@ def named(options: argparse.Namespace) -> list[str]:
     ]
 
 
-def make(options: argparse.Namespace) -> Plan:
+def make(options: argparse.Namespace, *, target: float = TARGET) -> Plan:
     """Return the plan that the options ask for, of the project in the working folder.
+
+    Args:
+        options: The options.
+        target: The seconds that a job should take at most, where the options do not say it.
 
     Raises:
         HarnessError: An option is wrong, or as :func:`harness.gate.planner.gather` says.
@@ -73,9 +78,10 @@ def make(options: argparse.Namespace) -> Plan:
     most = MOST_JOBS if options.max_jobs is None else options.max_jobs
     if not 1 <= most <= MOST_JOBS:
         raise UsageError(f"--max-jobs is from 1 to {MOST_JOBS}, not {most}")
-    target = TARGET if options.target_seconds is None else options.target_seconds
-    if not 0 < target < math.inf:
-        raise UsageError(f"--target-seconds is a positive number, not {target:g}")
+    if options.target_seconds is not None:
+        target = options.target_seconds
+        if not 0 < target < math.inf:
+            raise UsageError(f"--target-seconds is a positive number, not {target:g}")
     wanted = planner.Options(
         images=tuple(options.image),
         arch=options.arch or "",

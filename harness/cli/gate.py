@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import shlex
 import shutil
 import sys
@@ -152,7 +153,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.rerun is not None:
         raise UsageError("--rerun goes with PLAN and RESULTS: here the second attempts are run")
     if options.plan is None:
-        planned = _planning.make(options)
+        # One host runs them all: each further job would end with a worker that waits for the other.
+        planned = _planning.make(options, target=math.inf)
     elif named := _planning.named(options):
         raise UsageError(f"--plan names a plan, and {named[0]} is for a new one")
     else:

@@ -461,7 +461,7 @@ systemctl restart keepalived.service""",
         "cluster",
     ),
     Case(
-        "the provider says yes to a write of unknown outcome",
+        "the provider says yes before it stores",
         "cluster/test_cluster_network.py::test_one_is_parted_from_the_others[leader]",
         "",
         r"HistoryError",

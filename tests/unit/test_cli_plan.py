@@ -14,7 +14,7 @@ import pytest
 
 from fixtures.project import Project
 from harness import cli
-from harness.gate import changes, planner
+from harness.gate import changes, local, planner
 from harness.gate import plan as plans
 from harness.gate.collection import Collection, collect
 from harness.gate.timings import Timings
@@ -305,6 +305,16 @@ def test_a_gate_makes_the_same_plan(kites: Project, capsys: pytest.CaptureFixtur
     assert "nothing to do: what changed since main selects nothing" in capsys.readouterr().out
     made = plans.read(kites.folder / ".harness/gate/latest/plan.json")
     assert (made.id, made.tier) == (content["id"], "smoke")
+
+
+def test_a_gate_on_this_host_has_one_job_for_an_image(
+    kites: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(kites, plan(capsys, "--image", "kite")["jobs"], ".harness/runs/one/results.json")
+    monkeypatch.setattr(local.Jobs, "run", lambda *_: None)
+    for options, jobs in (((), 1), (("--target-seconds", "600"), 3)):
+        cli.main(["gate", "--image", "kite", *options])
+        assert len(plans.read(kites.folder / ".harness/gate/latest/plan.json").jobs) == jobs
 
 
 def test_a_gate_that_gets_no_plan_leaves_no_folder(
