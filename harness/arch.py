@@ -279,7 +279,9 @@ _AARCH64: Final = Arch(
     # device tree as well (Documentation/devicetree/bindings/rng/microsoft,vmgenid.yaml).
     has_vmgenid=False,
     reseed_code=_AARCH64_RESEED,
-    display="virtio-gpu-pci",
+    # UEFI hands its frame buffer on, and each Linux has a driver for that (efifb). A virtio-gpu's has no
+    # address (EDK2, OvmfPkg/VirtioGpuDxe: PixelBltOnly), and kernels for the cloud lack its driver.
+    display="ramfb",
     has_vga=False,
     tpm="tpm-tis-device",
     console="ttyAMA0",

@@ -242,7 +242,7 @@ def test_an_adapter_without_text_mode_shows_pictures_only(
     tmp_path: Path, monitor: Monitor, scope: Scope
 ) -> None:
     display = new_display(tmp_path, monitor, scope, arch="aarch64")
-    with pytest.raises(UsageError, match="no text mode: it is a virtio-gpu-pci"):
+    with pytest.raises(UsageError, match="no text mode: it is a ramfb"):
         _ = display.screen
     with pytest.raises(UsageError, match="no text mode"):
         display.wait_for_screen("x")
