@@ -59,7 +59,9 @@ class Clients:
         seed: Decides the operations, and is part of each value.
         count: The number of clients.
         keys: The registers. More operations at once on a key find more; fewer are decided faster.
-        rate: Operations a second of each client, at most.
+        rate: Operations a second of each client, at most, on a good host. Where the cluster takes longer
+            by ``scale``, they are as many times fewer: members that have to be emulated would do little
+            else.
         reads: The share of reads, from 0 to 1.
         scale: How much longer the cluster takes than on a good host.
 
@@ -89,7 +91,7 @@ class Clients:
         self._scope = scope.child(f"clients {seed}")
         self._seed = seed
         self._keys = tuple(keys)
-        self._rate = rate
+        self._rate = rate / scale.factor
         self._reads = reads
         self._scale = scale
         self._stopped = threading.Event()

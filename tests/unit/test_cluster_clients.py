@@ -22,6 +22,7 @@ from harness.cluster import (
     Outcome,
     Provider,
 )
+from harness.deadline import UNSCALED, Scale
 from harness.errors import (
     HistoryError,
     JoinRefusedError,
@@ -140,12 +141,16 @@ def test_clients_stop_and_leave_no_thread() -> None:
     assert all(op.end is not None for op in history.operations)
 
 
-def test_a_client_keeps_to_its_rate() -> None:
+@pytest.mark.parametrize(
+    ("rate", "scale"), [(1 / 1200, UNSCALED), (FAST, Scale(FAST * 1200))], ids=["slow", "emulated"]
+)
+def test_a_client_keeps_to_its_rate(rate: float, scale: Scale) -> None:
     """The second operation of a client that may do one in 20 minutes does not come."""
     history = History()
-    with Clients([Correct(1)], history, Scope("test"), seed=1, count=3, rate=1 / 1200) as clients:
+    scope = Scope("test")
+    with Clients([Correct(1)], history, scope, seed=1, count=3, rate=rate, scale=scale) as clients:
         with pytest.raises(WaitTimeoutError, match=r"4 acknowledged operations of the clients"):
-            clients.wait_acknowledged(4, 0.3)
+            clients.wait_acknowledged(4, UNSCALED.after(0.3))
         assert len(history.operations) <= 3
 
 
