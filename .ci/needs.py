@@ -33,27 +33,29 @@ def complaints(needs: Mapping[str, Any], rules: Sequence[str]) -> list[str]:
     """
     if not rules:
         return ["no job is named: nothing is proven"]
-    found: list[str] = []
+    faults: list[str] = []
     named: set[str] = set()
     for rule in rules:
         names, _, output = rule.partition(":")
         jobs = names.split("|")
         named.update(jobs)
         if missing := [job for job in jobs if job not in needs]:
-            found.append(f"{', '.join(missing)}: the gate does not need it; see `needs` of its job")
+            faults.append(
+                f"{', '.join(missing)}: the gate does not need it; see `needs` of its job"
+            )
             continue
         results = {job: str(needs[job].get("result", "")) for job in jobs}
         passed = [job for job, result in results.items() if result == "success"]
         others = [job for job in jobs if job not in passed]
         bad = [job for job in others if len(jobs) == 1 or results[job] != "skipped"]
-        found += [f"{job}: {results[job] or 'no result'}" for job in bad]
+        faults += [f"{job}: {results[job] or 'no result'}" for job in bad]
         if not bad and len(passed) != 1:
-            found.append(f"{' and '.join(jobs)}: one of them has to run, {len(passed)} did")
+            faults.append(f"{' and '.join(jobs)}: one of them has to run, {len(passed)} did")
         for job in passed:
             value = (needs[job].get("outputs") or {}).get(output, "") if output else "success"
             if value != "success":
-                found.append(f"{job}: its output {output} is {value!r}, not 'success'")
-    return found + [f"{job}: no rule names it" for job in sorted(set(needs) - named)]
+                faults.append(f"{job}: its output {output} is {value!r}, not 'success'")
+    return faults + [f"{job}: no rule names it" for job in sorted(set(needs) - named)]
 
 
 def main(rules: Sequence[str]) -> int:
@@ -67,12 +69,12 @@ def main(rules: Sequence[str]) -> int:
         return 2
     for job, content in needs.items():
         print(f"{job}: {content.get('result', '')}")
-    found = complaints(needs, rules)
-    for complaint in found:
+    faults = complaints(needs, rules)
+    for complaint in faults:
         print(f"run: error: {complaint}", file=sys.stderr)
-    if found:
+    if faults:
         print("  try: look at the jobs above, and run the failed ones again", file=sys.stderr)
-    return 1 if found else 0
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

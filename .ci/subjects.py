@@ -49,10 +49,10 @@ def subject_of(message: str) -> str:
 def git(*arguments: str) -> str | None:
     """Return the output of a git command; None where git is missing or the command fails."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        process = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
-    return done.stdout if done.returncode == 0 else None
+    return process.stdout if process.returncode == 0 else None
 
 
 def commit(name: str) -> str | None:

@@ -44,9 +44,9 @@ def _smoke(context: Context, programs: int) -> tuple[float, list[dict[str, Any]]
     """Run the smoke tier; return its seconds and the results of its tests."""
     evidence = context.folder / f"load-{programs}"
     options = ("-n", "2", "--tier", "smoke", "--evidence", str(evidence))
-    seconds, done = run_pytest("suites", *options)
+    seconds, process = run_pytest("suites", *options)
     files = sorted(evidence.glob("*/results.json"))
     if not files:
-        raise RuntimeError(f"pytest left no results: {(done.stdout + done.stderr)[-2000:]}")
+        raise RuntimeError(f"pytest left no results: {(process.stdout + process.stderr)[-2000:]}")
     tests: list[dict[str, Any]] = json.loads(files[-1].read_text(encoding="utf-8"))["tests"]
     return seconds, tests

@@ -165,14 +165,14 @@ def paired(
         sides: The measuring functions by name; each returns one sample.
         say: Called with a line for each sample.
     """
-    taken: dict[str, list[float]] = {name: [] for name in sides}
+    by_side: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         order = list(sides) if number % 2 == 0 else list(sides)[::-1]
         for name in order:
             sample = sides[name]()
-            taken[name].append(sample)
+            by_side[name].append(sample)
             say(f"round {number + 1}/{rounds}, {name}: {sample:.4g}")
-    return {name: tuple(samples) for name, samples in taken.items()}
+    return {name: tuple(samples) for name, samples in by_side.items()}
 
 
 @dataclass(frozen=True, slots=True)

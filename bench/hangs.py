@@ -36,13 +36,13 @@ def count(context: Context, image: str, point: State, wanted: int) -> Row:
     A guest whose reboot fails is given up and another fork takes its place, so that each hang counts
     once. Any other failure ends the benchmark.
     """
-    done = 0
+    completed = 0
     hangs: list[str] = []
     with lab(context, image) as here:
         here.state(point)
 
         def reboots(guest: int, count: int) -> None:
-            nonlocal done
+            nonlocal completed
             left = count
             while left:
                 # Each fork has a scope of its own: a hang of one does not end the others.
@@ -58,13 +58,13 @@ def count(context: Context, image: str, point: State, wanted: int) -> Row:
                             hangs.append(error.what)
                             context.say(f"guest {guest}: {error}")
                             break
-                        done += 1
+                        completed += 1
                         context.say(f"guest {guest}: {count - left} of {count}; {len(hangs)} hangs")
 
         with ThreadPoolExecutor(GUESTS) as pool:
             for ended in [pool.submit(reboots, n, wanted // GUESTS) for n in range(GUESTS)]:
                 ended.result()
-    tried = done + len(hangs)
+    tried = completed + len(hangs)
     return Row(
         f"hangs per 1,000 reboots of {image} beside a load of {LOAD}",
         "harness",

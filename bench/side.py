@@ -69,7 +69,7 @@ def ask(
             request["fd"] = sock.fileno()
             fds.append(sock.fileno())
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 [sys.executable, "-m", "bench.side", json.dumps(request)],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
@@ -81,9 +81,9 @@ def ask(
             )
         except subprocess.TimeoutExpired as error:
             raise SideError(f"{side} did not end its {task} in {LIMIT:.0f} s") from error
-    if done.returncode:
-        raise SideError(f"{side} failed at {task}: {done.stderr.strip()[-2000:]}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if process.returncode:
+        raise SideError(f"{side} failed at {task}: {process.stderr.strip()[-2000:]}")
+    answer: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return answer
 
 

@@ -27,27 +27,27 @@ def _imports(context: Context) -> list[Row]:
         code = (
             f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
         )
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
         )
-        return float(done.stdout)
+        return float(process.stdout)
 
     modules = ("harness", "harness.machine", "harness.cli")
     sides = {name: partial(seconds, name) for name in modules}
     for side in sides.values():
         side()  # compiles the bytecode once
-    taken = paired(context.pick(15, 5), sides, context.say)
+    samples = paired(context.pick(15, 5), sides, context.say)
     return [
-        Row("import", "harness", "s", taken["harness"], budget=IMPORT, note="in the process"),
+        Row("import", "harness", "s", samples["harness"], budget=IMPORT, note="in the process"),
         Row(
             "import",
             "harness.machine",
             "s",
-            taken["harness.machine"],
+            samples["harness.machine"],
             budget=IMPORT,
             note="the import behind a scenario's machine; it has the same budget",
         ),
-        Row("import", "harness.cli", "s", taken["harness.cli"]),
+        Row("import", "harness.cli", "s", samples["harness.cli"]),
     ]
 
 
@@ -59,7 +59,7 @@ def _collection(context: Context) -> list[Row]:
 
     def collect(*arguments: str) -> float:
         started = time.perf_counter()
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "pytest", "--collect-only", "-q", *NO_PEER, *arguments],
             cwd=ROOT,
             capture_output=True,
@@ -67,21 +67,23 @@ def _collection(context: Context) -> list[Row]:
             check=False,
         )
         seconds = time.perf_counter() - started
-        if done.returncode:
-            raise RuntimeError(f"pytest could not collect: {(done.stdout + done.stderr)[-2000:]}")
+        if process.returncode:
+            raise RuntimeError(
+                f"pytest could not collect: {(process.stdout + process.stderr)[-2000:]}"
+            )
         return seconds
 
     sides = {"bare": partial(collect, *plain), "harness": partial(collect, "suites")}
     for side in sides.values():
         side()
-    taken = paired(context.pick(9, 3), sides, context.say)
+    samples = paired(context.pick(9, 3), sides, context.say)
     return [
         Row(
             "collection of all suites",
             "harness",
             "s",
-            taken["harness"],
-            taken["bare"],
+            samples["harness"],
+            samples["bare"],
             COLLECT,
             "the whole of 'pytest --collect-only suites', interpreter included, without"
             " labgrid's plugin, which is only installed for the comparison",
@@ -90,7 +92,7 @@ def _collection(context: Context) -> list[Row]:
             "collection of all suites",
             "bare pytest",
             "s",
-            taken["bare"],
+            samples["bare"],
             note="one test, no conftest, the same plugins",
         ),
     ]

@@ -54,14 +54,14 @@ def run(context: Context) -> list[Row]:
 def run_pytest(*arguments: str) -> tuple[float, subprocess.CompletedProcess[str]]:
     """Run pytest on the host's caches, with the accelerator of all benchmarks; return its seconds."""
     started = time.perf_counter()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "pytest", *NO_PEER, "-q", "--accel", ACCEL, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    return time.perf_counter() - started, done
+    return time.perf_counter() - started, process
 
 
 def _sample(every: int) -> tuple[list[str], int]:
@@ -82,10 +82,10 @@ def _suites(
 ) -> tuple[float, dict[str, str]]:
     """Run the tests; return the seconds and the outcome of each test."""
     report = context.folder / f"{name.replace(' ', '-')}.xml"
-    seconds, done = run_pytest(*tests, f"--junit-xml={report}", *options)
-    context.say(f"{name}: {seconds:.0f} s, status {done.returncode}")
-    if done.returncode not in (0, 1):
-        raise RuntimeError(f"pytest failed: {(done.stdout + done.stderr)[-2000:]}")
+    seconds, process = run_pytest(*tests, f"--junit-xml={report}", *options)
+    context.say(f"{name}: {seconds:.0f} s, status {process.returncode}")
+    if process.returncode not in (0, 1):
+        raise RuntimeError(f"pytest failed: {(process.stdout + process.stderr)[-2000:]}")
     return seconds, _outcomes(report)
 
 

@@ -186,10 +186,10 @@ def _read(machine: Machine[Any], scratch: Path, limit: Deadline) -> str:
             try:
                 _copy(file, part, copy, limit)
                 _run(e2fsck, "-p", "-E", "journal_only", copy.name, at=scratch, limit=limit)
-                found = _take(debugfs, copy, scratch / RAW, limit)
+                has_journal = _take(debugfs, copy, scratch / RAW, limit)
             finally:
                 copy.unlink(missing_ok=True)
-            if found:
+            if has_journal:
                 _print(machine.evidence, scratch / RAW, f"{part.name} of disk {disk.name}", limit)
                 return seen[-1]
     raise HostError(f"no journal is on its disks (looked at: {', '.join(seen) or 'no ext4'})")
@@ -308,10 +308,10 @@ def _program(name: str) -> str:
     Raises:
         HostError: It is not installed.
     """
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
-    if found is None:
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    if path is None:
         raise HostError(f"{name} is not installed", hint="install the package e2fsprogs")
-    return found
+    return path
 
 
 def _run(*command: str, at: Path, limit: Deadline) -> str:

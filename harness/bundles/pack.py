@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness import jsonfile
-from harness.artifacts.entry import Manifest as Made
+from harness.artifacts.entry import Manifest as EntryManifest
 from harness.deadline import UNSCALED, Deadline
 from harness.errors import HarnessError
 from harness.evidence import bundle, bundle_archive, bundle_delta
@@ -151,16 +151,16 @@ def _stop_segments(
     machines: Iterable[Machine[Any]], ending: contextlib.ExitStack, moments: Moments
 ) -> dict[str, Segment]:
     """Let the segments of machines stand still until the stack is closed; return them by name."""
-    found: dict[str, Segment] = {}
+    segments: dict[str, Segment] = {}
     for machine in machines:
         for name, segment in machine.segments.items():
-            if found.setdefault(name, segment) is not segment:
+            if segments.setdefault(name, segment) is not segment:
                 moments.withheld.append(Withheld(f"segment {name}", "two segments have this name"))
-    for segment in found.values():
+    for segment in segments.values():
         with contextlib.suppress(HarnessError, OSError):
             # Resumed after the machines, which the stack gets later.
             ending.enter_context(segment.standing_still())
-    return found
+    return segments
 
 
 def _pause(machine: Machine[Any], ending: contextlib.ExitStack) -> str:
@@ -291,7 +291,7 @@ class Packing:
                 place = "/".join([bundle.EVIDENCE, *([above] if above else []), *relative.parts])
                 path = self._free(self.secrets.redacted(place))
                 if path != place:
-                    self._redacted |= self.secrets.found_in(place)
+                    self._redacted |= self.secrets.names_in_text(place)
                 size = file.stat().st_size
                 if size > EVIDENCE_MOST or not bundle_archive.fits(path, size):
                     why = "its name does not fit" if size <= EVIDENCE_MOST else f"{size} bytes"
@@ -330,7 +330,7 @@ class Packing:
         held: set[str] = set()
         for file in files:
             with file.open("rb") as source:
-                held |= self.secrets.found_in_memory(source)
+                held |= self.secrets.names_in_memory(source)
         if held and not self.keep_secrets:
             why = f"secret {', '.join(sorted(held))} was on its way"
             self._withheld.append(Withheld(f"segment {name}", why))
@@ -398,11 +398,11 @@ class Packing:
         spec = saved.spec
         words = [spec.firmware.cmdline, *(value for _, value in spec.credentials)]
         words.append(saved.account.password if saved.account is not None else "")
-        held = set().union(*(self.secrets.found_in(word) for word in words))
+        held = set().union(*(self.secrets.names_in_text(word) for word in words))
         for file in sorted(saved.folder.rglob("*")):
             if file.is_file() and file.name != "snapshot.json":
                 with file.open("rb") as source:
-                    held |= self.secrets.found_in_memory(source)
+                    held |= self.secrets.names_in_memory(source)
         return held
 
     def _add_disk(self, name: str, path: str, saved: Snapshot, moment: Moment) -> SavedDisk:
@@ -476,41 +476,43 @@ class Packing:
         if not path.is_relative_to(entries):
             return None
         folder = entries / path.relative_to(entries).parts[0]
-        made = Made.read(folder)
-        names = {} if made is None else {folder / f.file: n for n, f in made.artifacts.items()}
-        if made is None or path not in names:
+        manifest = EntryManifest.read(folder)
+        names = (
+            {} if manifest is None else {folder / f.file: n for n, f in manifest.artifacts.items()}
+        )
+        if manifest is None or path not in names:
             return None
-        return self._number(made, names[path])
+        return self._number(manifest, names[path])
 
-    def _number(self, made: Made, name: str) -> int:
-        file = made.artifacts[name]
-        image = f"{made.name}/{made.variant}:{made.version}"
-        artifact = Artifact(image, made.arch, name, file.size, file.sha256, made.key)
+    def _number(self, manifest: EntryManifest, name: str) -> int:
+        file = manifest.artifacts[name]
+        image = f"{manifest.name}/{manifest.variant}:{manifest.version}"
+        artifact = Artifact(image, manifest.arch, name, file.size, file.sha256, manifest.key)
         if artifact not in self._artifacts:
             self._artifacts.append(artifact)
         return self._artifacts.index(artifact)
 
-    def _entry(self, inputs: str) -> tuple[Path, Made] | None:
+    def _entry(self, inputs: str) -> tuple[Path, EntryManifest] | None:
         for folder in self.entries.glob(f"*-{inputs[:20]}"):
-            if (made := Made.read(folder)) is not None and made.key == inputs:
-                return folder, made
+            if (manifest := EntryManifest.read(folder)) is not None and manifest.key == inputs:
+                return folder, manifest
         return None
 
     def _sources(self, moment: Moment) -> tuple[int, ...]:
         """Return the numbers of the files of a machine's image that its disks may be copies of."""
-        found = self._entry(str(moment.provenance.get("inputs", "")) or "none")
-        if found is None:
+        entry = self._entry(str(moment.provenance.get("inputs", "")) or "none")
+        if entry is None:
             return ()
-        made = found[1]
-        worth = [name for name, file in sorted(made.artifacts.items()) if file.size >= _WORTH]
-        return tuple(self._number(made, name) for name in worth)
+        manifest = entry[1]
+        worth = [name for name, file in sorted(manifest.artifacts.items()) if file.size >= _WORTH]
+        return tuple(self._number(manifest, name) for name in worth)
 
     def _place(self, number: int) -> Path:
         artifact = self._artifacts[number]
-        found = self._entry(artifact.inputs)
-        if found is None:
+        entry = self._entry(artifact.inputs)
+        if entry is None:
             raise OSError(f"{artifact.image} has been removed from the cache")
-        return found[0] / found[1].artifacts[artifact.name].file
+        return entry[0] / entry[1].artifacts[artifact.name].file
 
 
 def _walk(folder: Path) -> Iterator[Path]:

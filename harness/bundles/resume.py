@@ -99,7 +99,7 @@ def resume(
     """
     manifest = bundle.manifest
     numbers = {each for machine in machines for each in _needed(machine)}
-    found = {each: _obtain(manifest.artifacts[each], lab) for each in sorted(numbers)}
+    artifacts = {each: _obtain(manifest.artifacts[each], lab) for each in sorted(numbers)}
     names = {nic.segment for machine in machines for nic in _spec(machine).nics if nic.segment}
     homes = tuple(f"{machine.folder}/" for machine in machines)
     homes += tuple(f"{SEGMENTS}/{name}/" for name in names)
@@ -113,7 +113,7 @@ def resume(
         segments[name] = lab.segment(name, state=state)
     running = []
     for machine in machines:
-        snapshot = _unpack(machine, folder, found)
+        snapshot = _unpack(machine, folder, artifacts)
         mine = {nic.segment: segments[nic.segment] for nic in snapshot.spec.nics if nic.segment}
         running.append(
             lab.fork(
@@ -157,13 +157,13 @@ def _obtain(artifact: Artifact, lab: Lab) -> Path:
         return path
     try:
         selection = lab.catalog.resolve(artifact.image, artifact.arch)
-        made = lab.artifacts(selection)
+        lease = lab.artifacts(selection)
     except HarnessError as error:
         error.add_note(f"the bundle needs {artifact.name} of {artifact.image}")
         raise
-    file = made.manifest.artifacts.get(artifact.name)
+    file = lease.manifest.artifacts.get(artifact.name)
     if file is None or file.sha256 != artifact.sha256:
-        same = made.manifest.key == artifact.inputs
+        same = lease.manifest.key == artifact.inputs
         why = (
             "it was built again, and its build does not make the same file twice"
             if same
@@ -175,13 +175,13 @@ def _obtain(artifact: Artifact, lab: Lab) -> Path:
             hint=f"copy entries/*-{artifact.inputs[:20]} of the cache from where the test failed, or"
             " run the test again: harness repro",
         )
-    return made[artifact.name]
+    return lease[artifact.name]
 
 
 def _cached(artifact: Artifact, store: Store) -> Path | None:
     for entry in store.list():
-        made = entry.manifest
-        file = made.artifacts.get(artifact.name) if made is not None else None
+        manifest = entry.manifest
+        file = manifest.artifacts.get(artifact.name) if manifest is not None else None
         if file is not None and (file.sha256, file.size) == (artifact.sha256, artifact.size):
             # Lent until this process ends.
             lease = store.lend(entry.id)
@@ -191,19 +191,19 @@ def _cached(artifact: Artifact, store: Store) -> Path | None:
     return None
 
 
-def _unpack(machine: SavedMachine, folder: Path, found: Mapping[int, Path]) -> Snapshot:
+def _unpack(machine: SavedMachine, folder: Path, artifacts: Mapping[int, Path]) -> Snapshot:
     """Return the snapshot of a machine whose files are in ``folder``, ready to be forked."""
     home = folder / MACHINES / machine.name
     if not machine.cold:
         (home / STATE).rename(home / DEVICES)
     (home / "disks").mkdir(parents=True, exist_ok=True)
     for disk in machine.disks:
-        _restore_disk(disk, folder, found)
+        _restore_disk(disk, folder, artifacts)
     saved = snapshot_of(machine, home)
     spec = saved.spec
 
     def place(path: Path | None) -> Path | None:
-        return None if path is None else _resolved(str(path), folder, machine, found)
+        return None if path is None else _resolved(str(path), folder, machine, artifacts)
 
     return replace(
         saved,
@@ -220,11 +220,11 @@ def _unpack(machine: SavedMachine, folder: Path, found: Mapping[int, Path]) -> S
 
 
 def _resolved(
-    reference: str, folder: Path, machine: SavedMachine, found: Mapping[int, Path]
+    reference: str, folder: Path, machine: SavedMachine, artifacts: Mapping[int, Path]
 ) -> Path:
     kind, _, rest = reference.partition(":")
-    if kind == "image" and rest.isdecimal() and int(rest) in found:
-        return found[int(rest)]
+    if kind == "image" and rest.isdecimal() and int(rest) in artifacts:
+        return artifacts[int(rest)]
     path = folder / rest
     plain = ".." not in rest.split("/") and rest.startswith(f"{machine.folder}/")
     if kind == "file" and plain and path.is_file():
@@ -234,14 +234,14 @@ def _resolved(
     )
 
 
-def _restore_disk(disk: SavedDisk, folder: Path, found: Mapping[int, Path]) -> None:
+def _restore_disk(disk: SavedDisk, folder: Path, artifacts: Mapping[int, Path]) -> None:
     """Make the qcow2 file of a disk, on its base in this host's cache."""
     path = (folder / disk.path).with_suffix(".qcow2")
     if disk.path.endswith(".delta"):
         delta = folder / disk.path
         try:
             with delta.open("rb") as source, path.open("xb") as output:
-                sources = [found[number] for number in disk.sources]
+                sources = [artifacts[number] for number in disk.sources]
                 bundle_delta.decode(source, sources, output, disk.size)
         except bundle_delta.DeltaError as error:
             raise BundleError(f"disk {disk.name} of the bundle is damaged: {error}") from error
@@ -259,7 +259,7 @@ def _restore_disk(disk: SavedDisk, folder: Path, found: Mapping[int, Path]) -> N
         raise BundleError(f"disk {disk.name} of the bundle contradicts its manifest")
     if disk.base is not None:
         # Only the name of the base changes (-u): its content is the same, as its digest says.
-        base = str(found[disk.base])
+        base = str(artifacts[disk.base])
         disks.qemu_img(
             *("rebase", "-u", "-f", "qcow2", "-b", base, "-F", disk.base_format, str(path))
         )

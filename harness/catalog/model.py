@@ -182,9 +182,9 @@ class Artifact(_Model):
             raise problem("needs 'file', or 'url' and 'sha256'")
         if self.sha256 and self.sha512:
             raise problem("'sha256' and 'sha512' exclude each other", "sha512")
-        given = "sha256" if self.sha256 else "sha512" if self.sha512 else ""
-        if (self.url is None) != (not given):
-            raise problem("'url' and 'sha256' go together, or 'sha512'", given or "url")
+        checksum = "sha256" if self.sha256 else "sha512" if self.sha512 else ""
+        if (self.url is None) != (not checksum):
+            raise problem("'url' and 'sha256' go together, or 'sha512'", checksum or "url")
         return self
 
     @property

@@ -99,14 +99,14 @@ def job(options: argparse.Namespace) -> Job:
             hint="harness doctor --gate --plan plan.json --job ID --results DIR",
         )
     plan = plans.read(options.plan)
-    found = plan.job(options.job)
+    planned = plan.job(options.job)
     attempt = plan.attempt if options.attempt is None else options.attempt
     if attempt < 1:
         raise UsageError(f"--attempt must be at least 1, not {attempt}")
-    needs = found.needs
+    needs = planned.needs
     if options.kvm and not needs.kvm:
         needs = plans.Needs(needs.memory, needs.cpus, needs.disk, kvm=True)
-    return Job(found.arch, needs, (plan, found, attempt), options.results)
+    return Job(planned.arch, needs, (plan, planned, attempt), options.results)
 
 
 def attempts(options: argparse.Namespace) -> reach.Attempts:
@@ -148,7 +148,7 @@ def findings(job: Job) -> list[Finding]:
     ]
 
 
-def leave_results(job: Job, found: list[Finding]) -> None:
+def leave_results(job: Job, findings: list[Finding]) -> None:
     """Leave results in which each test of the job is ``infra``, for the judge and for the report.
 
     Raises:
@@ -158,7 +158,9 @@ def leave_results(job: Job, found: list[Finding]) -> None:
         return
     plan, planned, attempt = job.planned
     faults = [
-        f"{each.name}: {each.text.splitlines()[0]}" for each in found if each.needed and not each.ok
+        f"{each.name}: {each.text.splitlines()[0]}"
+        for each in findings
+        if each.needed and not each.ok
     ]
     reason = f"the runner is not fit: {'; '.join(faults)}"
     results = Results()
@@ -208,7 +210,7 @@ def _cpus(job: Job) -> Finding:
 
 def _kvm(job: Job, cache: Path) -> Finding:
     try:
-        found = accel.kvm(job.arch, qemu=binary.find(job.arch).path, cache_dir=cache)
+        device = accel.kvm(job.arch, qemu=binary.find(job.arch).path, cache_dir=cache)
     except HarnessError as error:
         return Finding("kvm", False, str(error), {"state": "unknown"}, job.needs.kvm)
-    return runner.kvm(found, needed=job.needs.kvm)
+    return runner.kvm(device, needed=job.needs.kvm)

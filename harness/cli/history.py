@@ -243,7 +243,7 @@ def _issues(options: argparse.Namespace) -> int:
     if options.storm < 1:
         raise UsageError(f"--storm {options.storm}: at least 1")
     runs = read_runs(options.runs)
-    found, known = tracker.failures(runs)
+    groups, known = tracker.failures(runs)
     night = max((history.night(str(run["began"])) for run in runs), default="")
     token = tracker_token()
     dry = options.dry_run or not token
@@ -256,7 +256,7 @@ def _issues(options: argparse.Namespace) -> int:
             else None
         )
         actions = tracker.track(
-            found, github, night=night, url=options.url, storm=options.storm, dry=dry
+            groups, github, night=night, url=options.url, storm=options.storm, dry=dry
         )
     if options.json:
         print_json({"dry": dry, "known": known, "issues": [asdict(each) for each in actions]})
@@ -266,7 +266,7 @@ def _issues(options: argparse.Namespace) -> int:
         would = "would " if dry and each.action in ("create", "storm", "comment") else ""
         print(f"{would}{each.action}{number}  {each.signature}  {each.title}")
     print(
-        f"{len(runs)} runs: {len(found)} failure signatures, {known} known failures"
+        f"{len(runs)} runs: {len(groups)} failure signatures, {known} known failures"
         + (" (dry run)" if dry else "")
     )
     return 0

@@ -24,14 +24,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """List them."""
-    found = client.processes()
+    processes = client.processes()
     if options.json:
         keys = ("run", "worker", "pid", "paused", "machines")
-        print_json({"runs": [{key: each.data[key] for key in keys} for each in found]})
+        print_json({"runs": [{key: each.data[key] for key in keys} for each in processes]})
         return 0
-    if not found:
+    if not processes:
         print("no test with a machine runs as this user")
-    for process in found:
+    for process in processes:
         print(f"{process.name}  (pid {process.data['pid']})")
         if paused := process.data["paused"]:
             print(printable(f"  paused: {paused['test']}: {paused['error']}"))

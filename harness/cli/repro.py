@@ -110,7 +110,7 @@ def differences(manifest: Manifest, home: Path, folder: Path) -> list[str]:
         folder: The working folder.
     """
     test = manifest.test
-    found = []
+    sentences = []
     path = next((each / test.file for each in (folder, home) if (each / test.file).is_file()), None)
     if path is None:
         raise BundleError(
@@ -118,7 +118,7 @@ def differences(manifest: Manifest, home: Path, folder: Path) -> list[str]:
             hint="run this in the folder of the test's project",
         )
     if test.sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != test.sha256:
-        found.append(f"{path} is not the file that failed: it has changed since then")
+        sentences.append(f"{path} is not the file that failed: it has changed since then")
     if manifest.image:
         folders = [
             Path(word.partition("=")[2]) for word in test.arguments if word.startswith("--images=")
@@ -127,7 +127,7 @@ def differences(manifest: Manifest, home: Path, folder: Path) -> list[str]:
         with Lab(images=own or None) as lab:
             image = lab.catalog.resolve(manifest.image, test.arch or None)
             if digest_inputs(image) != manifest.inputs:
-                found.append(
+                sentences.append(
                     f"image {manifest.image} is made from other files here than at the failure"
                 )
-    return found
+    return sentences

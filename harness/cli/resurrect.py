@@ -102,10 +102,10 @@ def _machines(bundle: Bundle) -> Sequence[SavedMachine]:
 def _chosen(machines: Sequence[SavedMachine], name: str | None) -> SavedMachine:
     if name is None:
         return machines[0]
-    found = next((each for each in machines if each.name == name), None)
-    if found is None:
+    machine = next((each for each in machines if each.name == name), None)
+    if machine is None:
         raise UnknownNameError("machine", name, [each.name for each in machines])
-    return found
+    return machine
 
 
 def _use(

@@ -28,9 +28,9 @@ def main(options: argparse.Namespace) -> int:
     program = shutil.which("ssh")
     if program is None:
         raise HostError("there is no ssh program", hint="install openssh-client")
-    found = client.target(options.machine, client.processes()).ask("ssh")
+    way = client.target(options.machine, client.processes()).ask("ssh")
     words = options.command[options.command[:1] == ["--"] :]
-    os.execv(program, command(found, words))
+    os.execv(program, command(way, words))
 
 
 def command(way: dict[str, str], words: list[str]) -> list[str]:

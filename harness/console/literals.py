@@ -39,7 +39,7 @@ class Literals:
 
         The time is linear in the length; the memory is bounded.
         """
-        done = start
+        past = start
         with memoryview(data) as view:
             while start < end:
                 stop = min(end, start + _PIECE)
@@ -47,9 +47,9 @@ class Literals:
                     matches = self._automaton.find_matches_as_indexes(piece)
                 for index, first, last in matches:
                     yield start + first, index
-                    done = start + last
+                    past = start + last
                 # A text may lie across the border of two pieces.
-                start = stop if stop == end else max(done, stop - self._longest + 1)
+                start = stop if stop == end else max(past, stop - self._longest + 1)
 
     def within(self, index: int) -> tuple[int, ...]:
         """Return the indexes of the texts that a match may hide, itself included."""

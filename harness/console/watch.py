@@ -353,7 +353,7 @@ class Scanner:
     ) -> list[Sighting]:
         sightings: list[Sighting] = []
         seen: set[str] = set()
-        done: set[tuple[str, int]] = set()  # a part of an endless line may be looked at twice
+        sighted: set[tuple[str, int]] = set()  # a part of an endless line may be looked at twice
         tried: set[str] = set()  # the watchers that the current line was shown to
         first = last = known = -1
         for at, index in self._literals.find(text, low, end):
@@ -375,8 +375,8 @@ class Scanner:
                     if match is None:
                         continue
                     began = first + match.start() - (not whole)
-                    if (w.name, began) not in done:
-                        done.add((w.name, began))
+                    if (w.name, began) not in sighted:
+                        sighted.add((w.name, began))
                         if last == end:
                             seen.add(w.name)
                         if raw is None:

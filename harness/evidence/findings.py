@@ -20,7 +20,7 @@ class Findings:
     def __init__(self, timeline: Timeline, machine: str) -> None:
         self._timeline = timeline
         self._machine = machine
-        self._found: dict[str, Finding] = {}
+        self._findings: dict[str, Finding] = {}
         self._expected: set[str] = set()
         self._lock = threading.Lock()
         self._before: dict[str, int] = {}
@@ -36,7 +36,7 @@ class Findings:
         """
         with self._lock:
             if kind not in self._expected:
-                self._found[kind] = self._timeline.find(kind, what, self._machine, text)
+                self._findings[kind] = self._timeline.find(kind, what, self._machine, text)
 
     def expect(self, kind: str) -> None:
         """From now on, take complaints of a kind as provoked by the test: they are no findings."""
@@ -46,12 +46,12 @@ class Findings:
     def count(self, kinds: Collection[str]) -> int:
         """Return how many complaints of some kinds there were."""
         with self._lock:
-            return sum(found.count for kind, found in self._found.items() if kind in kinds)
+            return sum(finding.count for kind, finding in self._findings.items() if kind in kinds)
 
     def begin_boot(self) -> None:
         """Record that the guest was reset: what it says from now on belongs to another boot."""
         with self._lock:
-            self._before = {kind: found.count for kind, found in self._found.items()}
+            self._before = {kind: finding.count for kind, finding in self._findings.items()}
             self._booted = time.monotonic()
 
     @property
@@ -63,13 +63,13 @@ class Findings:
         """Return the findings of some kinds to which this boot has added."""
         with self._lock:
             return [
-                found
-                for kind, found in self._found.items()
-                if kind in kinds and found.count > self._before.get(kind, 0)
+                finding
+                for kind, finding in self._findings.items()
+                if kind in kinds and finding.count > self._before.get(kind, 0)
             ]
 
     def __str__(self) -> str:
         """Return the findings in words; empty if there are none."""
         with self._lock:
-            findings = sorted(self._found.values(), key=lambda finding: finding.start)
+            findings = sorted(self._findings.values(), key=lambda finding: finding.start)
             return ", ".join(map(str, findings))

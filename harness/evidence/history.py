@@ -242,15 +242,15 @@ def _rank(cell: Any) -> int:
 
 def _facts(facts: Any) -> dict[str, str]:
     """Return the facts of an architecture: texts, and a digest of what is longer."""
-    found = {}
+    texts = {}
     for name, value in _mapping(facts).items():
         if isinstance(value, (dict, list)):
             text = json.dumps(value, sort_keys=True)
-            found[name] = hashlib.sha256(text.encode()).hexdigest()[:SHORT]
+            texts[name] = hashlib.sha256(text.encode()).hexdigest()[:SHORT]
         else:
             text = str(value)
-            found[name] = text[:SHORT] if _DIGEST.fullmatch(text) else text
-    return found
+            texts[name] = text[:SHORT] if _DIGEST.fullmatch(text) else text
+    return texts
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -243,17 +243,17 @@ def trim(root: Path, most: int, own: Path) -> tuple[int, int]:
     Returns:
         How many were removed, and their bytes.
     """
-    found: list[tuple[float, Path, int]] = []
+    files: list[tuple[float, Path, int]] = []
     for run in filter(_is_run, root.iterdir()):
         free = run.resolve() != own.resolve() and not _alive(run)
         for path in run.glob(f"**/*{BUNDLE}"):
             # Another run may tidy up at the same time.
             with contextlib.suppress(OSError):
                 stat = path.lstat()
-                found.append((stat.st_mtime if free else math.inf, path, stat.st_size))
-    total = sum(size for _, _, size in found)
+                files.append((stat.st_mtime if free else math.inf, path, stat.st_size))
+    total = sum(size for _, _, size in files)
     count = freed = 0
-    for age, path, size in sorted(found):
+    for age, path, size in sorted(files):
         if total - freed <= most or age == math.inf:
             break
         with contextlib.suppress(OSError):

@@ -117,7 +117,7 @@ class Secrets:
             list(patterns), matchkind=ahocorasick_rs.MatchKind.LeftmostLongest
         )
 
-    def found(self, source: IO[bytes]) -> set[str]:
+    def names_in(self, source: IO[bytes]) -> set[str]:
         """Return the names of the secrets that a file holds."""
         names: set[str] = set()
         for window, end in self._windows(source, self._reach):
@@ -126,7 +126,7 @@ class Secrets:
                 break
         return names
 
-    def found_in_memory(self, source: IO[bytes]) -> set[str]:
+    def names_in_memory(self, source: IO[bytes]) -> set[str]:
         """Return the names of the secrets in a file of binary data, which may be large.
 
         Its forms are looked for as they are, lower case in hexadecimal and without breaks: such a search
@@ -140,7 +140,7 @@ class Secrets:
                     names.add(name)
         return names
 
-    def found_in(self, text: str) -> set[str]:
+    def names_in_text(self, text: str) -> set[str]:
         """Return the names of the secrets that a text holds."""
         return {hit.name for hit in self._hits(text.encode("utf-8", "surrogatepass"))}
 
@@ -151,13 +151,13 @@ class Secrets:
         as long there as the secret, so that the file can still be read.
         """
         names: set[str] = set()
-        done = 0
+        past = 0
         binary: bool | None = None
         for window, end in self._windows(source, self._reach):
             if binary is None:
                 binary = b"\0" in window[: 1 << 13]
-            at = done
-            for hit in self._hits(window, done):
+            at = past
+            for hit in self._hits(window, past):
                 if hit.start >= end:
                     break
                 names.add(hit.name)
@@ -166,7 +166,7 @@ class Secrets:
                 target.write(window[at : hit.start] + (b"*" * size if binary else mark))
                 at = hit.end
             target.write(window[at : max(at, end)])
-            done = max(0, at - end)
+            past = max(0, at - end)
         return names
 
     def redacted(self, text: str) -> str:
@@ -185,14 +185,14 @@ class Secrets:
         """Return plain JSON without the secrets in its texts; keys stay. Tuples stay tuples."""
         if not self:
             return content
-        found: Any = content
+        redacted: Any = content
         if isinstance(content, str):
-            found = self.redacted(content)
+            redacted = self.redacted(content)
         elif isinstance(content, dict):
-            found = {key: self.clean(value) for key, value in content.items()}
+            redacted = {key: self.clean(value) for key, value in content.items()}
         elif isinstance(content, (list, tuple)):
-            found = type(content)(map(self.clean, content))
-        return found  # type: ignore[no-any-return]
+            redacted = type(content)(map(self.clean, content))
+        return redacted  # type: ignore[no-any-return]
 
     def redact_file(self, path: Path) -> set[str]:
         """Take the secrets out of a file in place, if it holds any; a reader never sees half of it.
@@ -201,7 +201,7 @@ class Secrets:
             OSError: The file cannot be read or written; it is as it was.
         """
         with path.open("rb") as source:
-            if not self.found(source):
+            if not self.names_in(source):
                 return set()
             draft = path.with_name(f".{path.name[:200]}.{os.getpid()}{_DRAFT}")
             try:
@@ -234,7 +234,7 @@ class Secrets:
                 names |= self.redact_file(path)
             for name in (*files, *folders):
                 if (clean := self.redacted(name)) != name:
-                    names |= self.found_in(name)
+                    names |= self.names_in_text(name)
                     Path(place, name).rename(_free(Path(place, clean)))
         return names
 

@@ -58,16 +58,16 @@ def _try(root: Path, *arguments: str) -> int:
 
 
 def _git(root: Path, *arguments: str) -> bytes:
-    done = _run(root, *arguments)
-    if done.returncode:
-        message = done.stderr.decode(errors="replace").strip()
+    process = _run(root, *arguments)
+    if process.returncode:
+        message = process.stderr.decode(errors="replace").strip()
         if "not a git repository" in message:
             raise UsageError(
                 f"--changed-since: {root} is in no git checkout",
                 hint="leave the option out: the plan then has everything",
             )
         raise HostError(f"git {arguments[0]} failed in {root}", evidence=message)
-    return done.stdout
+    return process.stdout
 
 
 def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:

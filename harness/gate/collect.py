@@ -164,7 +164,7 @@ class _Sorting:
 
     plan: Plan
     jobs: dict[str, Job]
-    found: dict[str, JobResults] = field(default_factory=dict)
+    results: dict[str, JobResults] = field(default_factory=dict)
     damaged: list[Damaged] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -180,7 +180,7 @@ def collect(folder: Path, plan: Plan) -> Collected:
     for path in _files(folder):
         _take(sorting, path, path.relative_to(folder).as_posix())
     return Collected(
-        tuple(sorted(sorting.found.values(), key=lambda each: (each.attempt, each.digest))),
+        tuple(sorted(sorting.results.values(), key=lambda each: (each.attempt, each.digest))),
         tuple(sorted(sorting.damaged, key=lambda each: each.path)),
         tuple(sorted(sorting.notes)),
     )
@@ -216,10 +216,10 @@ def _take(sorting: _Sorting, path: Path, name: str) -> None:
         )
     else:
         results = _results(content, of, name, digest)
-        known = sorting.found.get(digest)
+        known = sorting.results.get(digest)
         # The one whose path comes first, in whichever order the files were found.
         if known is None or results.path < known.path:
-            sorting.found[digest] = results
+            sorting.results[digest] = results
 
 
 def _read(path: Path) -> tuple[_Results, str]:
@@ -277,8 +277,8 @@ def _adapter() -> TypeAdapter[_Results]:
 
 def _named(jobs: dict[str, Job], name: str) -> str:
     """Return the job that a path names; of several, the longest name: skiff-1 is in skiff-1-2."""
-    found = [job for job in jobs if re.search(rf"(?<!\w){re.escape(job)}(?!\w)", name)]
-    return max(found, key=len, default="")
+    matches = [job for job in jobs if re.search(rf"(?<!\w){re.escape(job)}(?!\w)", name)]
+    return max(matches, key=len, default="")
 
 
 def _results(content: _Results, of: _Planned, name: str, digest: str) -> JobResults:

@@ -73,7 +73,7 @@ class Kubectl:
         """
         command = [*self._words, *words]
         with _missing(command):
-            done = subprocess.run(
+            process = subprocess.run(
                 command,
                 input=text,
                 stdin=subprocess.DEVNULL if text is None else None,
@@ -82,9 +82,9 @@ class Kubectl:
                 errors="replace",
                 check=False,
             )
-        if done.returncode != 0:
-            raise _failed(command, done.returncode, done.stderr)
-        return done.stdout
+        if process.returncode != 0:
+            raise _failed(command, process.returncode, process.stderr)
+        return process.stdout
 
     def stream(self, take: Callable[[IO[bytes]], object], *words: str) -> None:
         """Run a command and hand its output to ``take`` as it comes.

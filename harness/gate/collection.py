@@ -120,7 +120,7 @@ def collect(
         output = Path(folder) / "collected.json"
         words = command(root, home, suite, image=image, tier=tier, output=output)
         words[-1:-1] = [f"--images={path}" for path in folders]
-        done = subprocess.run(
+        process = subprocess.run(
             words,
             cwd=root,
             stdin=subprocess.DEVNULL,
@@ -130,16 +130,16 @@ def collect(
             errors="replace",
             check=False,
         )
-        if done.returncode < 0:
+        if process.returncode < 0:
             raise HostError(
-                f"the collection of {suite} was killed by signal {-done.returncode}",
-                evidence=done.stdout,
+                f"the collection of {suite} was killed by signal {-process.returncode}",
+                evidence=process.stdout,
             )
-        if done.returncode not in (0, _NO_TESTS) or not output.exists():
+        if process.returncode not in (0, _NO_TESTS) or not output.exists():
             raise UsageError(
                 f"the tests of {suite} cannot be collected for the image {image}"
-                f" (pytest's status {done.returncode})",
-                evidence="\n".join(done.stdout.splitlines()[-60:]),
+                f" (pytest's status {process.returncode})",
+                evidence="\n".join(process.stdout.splitlines()[-60:]),
                 hint=f"cd {root} && python -m pytest --collect-only {suite} --image {image}",
             )
         return jsonfile.load(output, Collection, format=FORMAT)

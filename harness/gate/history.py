@@ -97,16 +97,16 @@ def add(path: Path, places: Iterable[Path], *, keep: int = KEEP, url: str = "") 
     """
     if keep < 1:
         raise UsageError(f"--keep {keep}: at least 1 night")
-    found: list[Line] = []
+    added: list[Line] = []
     empty: list[Path] = []
     for place in places:
         if place.is_file() and place.suffix == lines.SUFFIX:
-            found += lines.parse(place)
+            added += lines.parse(place)
         elif runs := known_history.runs([place]):
-            found += [lines.compact(run, url=url) for run in runs]
+            added += [lines.compact(run, url=url) for run in runs]
         else:
             empty.append(place)
-    if undated := [line for line in found if not night(str(line.get("began", "")))]:
+    if undated := [line for line in added if not night(str(line.get("began", "")))]:
         raise UsageError(
             f"{len(undated)} runs do not say when they began: {undated[0].get('began')!r}",
             hint="they are no results of harness acceptance; leave them out",
@@ -115,7 +115,7 @@ def add(path: Path, places: Iterable[Path], *, keep: int = KEEP, url: str = "") 
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.parent):
             before = read(path)
-            joined = _joined([*before, *found])
+            joined = _joined([*before, *added])
             kept = _newest(joined, keep)
             text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in kept)
             jsonfile.write_text(path, text)
@@ -142,10 +142,10 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _joined(found: Iterable[Line]) -> list[Line]:
+def _joined(runs: Iterable[Line]) -> list[Line]:
     """Return each run once, in order. Of two accounts of one run the fuller one counts."""
     once: dict[str, Line] = {}
-    for line in found:
+    for line in runs:
         other = once.get(line["key"], line)
         best = max(other, line, key=_weight)
         if url := max(str(other.get("url", "")), str(line.get("url", ""))):
@@ -159,9 +159,9 @@ def _weight(line: Line) -> tuple[int, str]:
     return ended, json.dumps({**line, "url": ""}, sort_keys=True)
 
 
-def _newest(found: list[Line], keep: int) -> list[Line]:
-    nights = sorted({night(line["began"]) for line in found})[-keep:]
-    return [line for line in found if night(line["began"]) in nights]
+def _newest(runs: list[Line], keep: int) -> list[Line]:
+    nights = sorted({night(line["began"]) for line in runs})[-keep:]
+    return [line for line in runs if night(line["began"]) in nights]
 
 
 # --- what it says -----------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def stories(
         tests: Patterns of which a test's node id matches one; ``*`` stands for any text. A pattern
             without one is a part of the id.
     """
-    found: dict[tuple[str, str, str], Story] = {}
+    by_test: dict[tuple[str, str, str], Story] = {}
     for run in runs:
         for each in lines.expand(run)["tests"]:
             name = image_of(run) if each["arch"] else ""
@@ -304,7 +304,7 @@ def stories(
             if tests and not any(_matches(each["id"], pattern) for pattern in tests):
                 continue
             key = (name, each["arch"], each["id"])
-            found.setdefault(key, Story(*key)).outcomes.append(
+            by_test.setdefault(key, Story(*key)).outcomes.append(
                 Outcome(
                     run,
                     each["verdict"] or each["outcome"],
@@ -315,7 +315,7 @@ def stories(
                     (each["known"] or {}).get("key", ""),
                 )
             )
-    return [found[key] for key in sorted(found)]
+    return [by_test[key] for key in sorted(by_test)]
 
 
 def image_of(run: Line) -> str:
@@ -353,7 +353,7 @@ def _matches(test: str, pattern: str) -> bool:
 
 def nights(runs: Iterable[Line]) -> dict[str, list[Line]]:
     """Return the runs by night, the oldest first."""
-    found: dict[str, list[Line]] = {}
+    by_night: dict[str, list[Line]] = {}
     for run in runs:
-        found.setdefault(night(run["began"]), []).append(run)
-    return dict(sorted(found.items()))
+        by_night.setdefault(night(run["began"]), []).append(run)
+    return dict(sorted(by_night.items()))

@@ -264,8 +264,8 @@ def _test(test: str, said: Sequence[tuple[int, TestLine]], left: bool) -> TestOu
         left: Whether the job left any results.
     """
     for labels in (_RED, _PROVEN):
-        if found := [each for each in said if each[1].label in labels]:
-            number, worst = min(found, key=_weight)
+        if lines := [each for each in said if each[1].label in labels]:
+            number, worst = min(lines, key=_weight)
             return _outcome(worst, worst.label, number)
     if not said:
         return TestOutcome(test, "infra", "planned, and in no results" if left else "")
@@ -314,16 +314,16 @@ def _labelled(results: JobResults, label: str) -> list[TestLine]:
 def _verdict(job: Job, outcomes: Sequence[TestOutcome], *, whole: bool) -> tuple[str, str]:
     """Return the verdict of a job, whole if one of its attempts came to its end, and the reason."""
     for verdict in _RED:
-        if found := [each for each in outcomes if each.verdict == verdict]:
-            first = found[0]
-            more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        if matches := [each for each in outcomes if each.verdict == verdict]:
+            first = matches[0]
+            more = f", and {len(matches) - 1} more" if len(matches) > 1 else ""
             return verdict, f"{first.id}: {first.reason}{more}" if first.id else first.reason
     if not whole or not job.tests or any(each.verdict == "infra" for each in outcomes):
         return "infra", ""
     for verdict in ("flaky", "known"):
-        if found := [each for each in outcomes if each.verdict == verdict]:
-            more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-            return verdict, f"{found[0].id}{more}"
+        if matches := [each for each in outcomes if each.verdict == verdict]:
+            more = f", and {len(matches) - 1} more" if len(matches) > 1 else ""
+            return verdict, f"{matches[0].id}{more}"
     return "passed", ""
 
 

@@ -259,7 +259,7 @@ def read(path: Path) -> Plan:
 def commit_of(folder: Path) -> str:
     """Return the commit that the checkout of a folder is at; empty where git does not say."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", "-C", str(folder), "rev-parse", "--verify", "HEAD"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -268,4 +268,4 @@ def commit_of(folder: Path) -> str:
         )
     except OSError:
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return process.stdout.strip() if process.returncode == 0 else ""

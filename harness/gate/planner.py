@@ -171,14 +171,14 @@ def gather(
         )
 
     with ThreadPoolExecutor(max(1, int(capacity().cpus))) as pool:
-        found = list(pool.map(collected, wanted))
+        collections = list(pool.map(collected, wanted))
     return Project(
         root=root,
         gate=gate,
         candidates=chosen,
         collections={
             (suite.folder, each.reference): collection
-            for (suite, each), collection in zip(wanted, found, strict=True)
+            for (suite, each), collection in zip(wanted, collections, strict=True)
         },
         changed=changed,
         timings=timings,
@@ -271,7 +271,7 @@ class _Row:
     def tests(self) -> int:
         return len(self.effects)
 
-    def taken_by(
+    def effects_on(
         self, selection: Selection, suite: str, file: str, tier: str
     ) -> tuple[Effect, ...]:
         """Return the effects that take a test; the tests of a file share them."""
@@ -397,11 +397,11 @@ def _takes(row: _Row, suite: Suite, test: Test, tier: str, selection: Selection)
         row.left_out["tier"] += 1
     elif not set(test.needs) <= set(image.capabilities):
         row.left_out["capability"] += 1
-    elif not (effects := row.taken_by(selection, suite.folder, test.file, own)):
+    elif not (effects := row.effects_on(selection, suite.folder, test.file, own)):
         row.left_out["change"] += 1
     else:
         row.effects[test.id] = effects
-        members = [int(found[1]) for name in test.uses if (found := _CLUSTER.fullmatch(name))]
+        members = [int(match[1]) for name in test.uses if (match := _CLUSTER.fullmatch(name))]
         if members or _CAPABILITY in test.needs:
             row.clusters[test.id] = max(members, default=3)
         return True

@@ -186,8 +186,8 @@ class Gate(_Model):
         """Return what the file says of an image: by its name, or by the first pattern that matches."""
         if image in self.images:
             return self.images[image]
-        found = (each for name, each in self.images.items() if fnmatchcase(image, name))
-        return next(found, ImageSettings())
+        matches = (each for name, each in self.images.items() if fnmatchcase(image, name))
+        return next(matches, ImageSettings())
 
     def rule(self, path: str) -> Rule | None:
         """Return the rule that decides about a path, or ``None`` if there is none."""

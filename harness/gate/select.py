@@ -126,9 +126,9 @@ class Selector:
                 effects.append(Effect(path, f"{path} changed: everything"))
                 continue
             rule = self.gate.rule(path)
-            found = [*self._ruled(path, rule), *self._dependent(path)]
-            if found:
-                effects += found
+            of_path = [*self._ruled(path, rule), *self._dependent(path)]
+            if of_path:
+                effects += of_path
             elif rule is not None:
                 nothing[path] = rule.because or f"nothing of the gate is of {', '.join(rule.paths)}"
         return Selection(tuple(effects), nothing)
@@ -169,13 +169,13 @@ class Selector:
                 return
         # A file beside tests, or one whose tests are gone: those of the nearest folder that has some.
         for folder in PurePosixPath(path).parents[:-1]:
-            found = False
+            has_tests = False
             for suite, files in self.tests.items():
                 below = frozenset(each for each in files if each.startswith(f"{folder}/"))
                 if below:
-                    found = True
+                    has_tests = True
                     yield Effect(path, f"{path} changed", suites=(suite,), files=below)
-            if found:
+            if has_tests:
                 return
         yield Effect(path, f"{path} changed, which is of no suite: everything")
 

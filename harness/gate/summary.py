@@ -199,7 +199,7 @@ def _escaped(words: str) -> str:
 
 def commands(judgement: Judgement) -> list[str]:
     """Return GitHub's commands that annotate a run: at most ten of a kind, the worst first."""
-    found: dict[str, list[str]] = {"error": [], "warning": [], "notice": []}
+    by_kind: dict[str, list[str]] = {"error": [], "warning": [], "notice": []}
     for job in judgement.jobs:
         tests = [test for test in job.tests if test.id and test.verdict in _KINDS]
         if job.verdict == "infra" or not tests:
@@ -207,15 +207,15 @@ def commands(judgement: Judgement) -> list[str]:
             tests = [test for test in tests if test.verdict != "infra"]
             if job.verdict in _KINDS:
                 message = f"{job.job.id}: {job.reason}"
-                found[_KINDS[job.verdict]].append(_command(_KINDS[job.verdict], job, "", message))
+                by_kind[_KINDS[job.verdict]].append(_command(_KINDS[job.verdict], job, "", message))
         elif job.verdict == "flaky-infra":
-            found["warning"].append(_command("warning", job, "", f"{job.job.id}: {job.reason}"))
+            by_kind["warning"].append(_command("warning", job, "", f"{job.job.id}: {job.reason}"))
         for test in tests:
             kind = _KINDS[test.verdict]
-            found[kind].append(_command(kind, job, test.id, f"{test.verdict}: {test.reason}"))
+            by_kind[kind].append(_command(kind, job, test.id, f"{test.verdict}: {test.reason}"))
     if not judgement.jobs and judgement.verdict not in GREEN:
-        found["error"].append(f"::error title=gate::{_data(judgement.reason)}")
-    return [each for kind, lines in found.items() for each in _most(kind, lines)]
+        by_kind["error"].append(f"::error title=gate::{_data(judgement.reason)}")
+    return [each for kind, lines in by_kind.items() for each in _most(kind, lines)]
 
 
 def _most(kind: str, lines: list[str]) -> list[str]:

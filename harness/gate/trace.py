@@ -117,14 +117,14 @@ def named(root: Path, file: str, search: Sequence[str] = ("",)) -> set[str]:
     except (OSError, SyntaxError, ValueError, RecursionError):
         return set()
     here = PurePosixPath(file).parent
-    found: set[str] = set()
+    files: set[str] = set()
     for path in _references(tree, here, (*search, str(here))):
         relative = os.path.normpath(path)
         if relative.startswith("..") or not _is_project(relative, str(root.resolve() / relative)):
             continue
         if (root / relative).is_file():
-            found.add(relative)
-    return found - {file}
+            files.add(relative)
+    return files - {file}
 
 
 def _references(tree: ast.AST, here: PurePosixPath, search: Sequence[str]) -> Iterator[str]:

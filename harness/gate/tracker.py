@@ -87,7 +87,7 @@ def failures(runs: Iterable[dict[str, Any]]) -> tuple[list[Failures], int]:
     Args:
         runs: Contents of ``results.json``.
     """
-    found: dict[str, Failures] = {}
+    groups: dict[str, Failures] = {}
     known = 0
     for run in runs:
         image = run.get("image") or {}
@@ -106,13 +106,13 @@ def failures(runs: Iterable[dict[str, Any]]) -> tuple[list[Failures], int]:
             if arch and image.get("version"):
                 name += f":{image['version']}"
             reason = first_line(test.get("reason"))
-            group = found.setdefault(signature, Failures(signature, verdict, reason))
+            group = groups.setdefault(signature, Failures(signature, verdict, reason))
             failed = (plain_id(str(test.get("id", "")), arch), name, arch)
             if failed not in group.tests:
                 group.tests.append(failed)
-    for group in found.values():
+    for group in groups.values():
         group.tests.sort()
-    return sorted(found.values(), key=lambda group: (group.tests[0], group.signature)), known
+    return sorted(groups.values(), key=lambda group: (group.tests[0], group.signature)), known
 
 
 def signatures(body: str) -> set[str]:
@@ -121,7 +121,7 @@ def signatures(body: str) -> set[str]:
 
 
 def track(
-    found: Sequence[Failures],
+    groups: Sequence[Failures],
     github: GitHub | None,
     *,
     night: str,
@@ -132,7 +132,7 @@ def track(
     """File what has no issue, and return what was done for each signature.
 
     Args:
-        found: The failures.
+        groups: The failures, by signature.
         github: The repository; ``None`` if nobody is to be asked, as if it had no issue.
         night: The date, for the title of the issue that lists many.
         url: Where the report can be read.
@@ -148,7 +148,7 @@ def track(
     actions: list[Action] = []
     new: list[Failures] = []
     closed: list[tuple[Failures, dict[str, Any]]] = []
-    for group in found:
+    for group in groups:
         named = [each for each in issues if group.signature in signatures(each.get("body") or "")]
         current = [each for each in named if each.get("state") == "open"]
         if current:

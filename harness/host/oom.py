@@ -54,5 +54,5 @@ def count_in(path: Path) -> int | None:
         lines = [line.split() for line in path.read_text().splitlines()]
     except OSError:
         return None
-    found = (words[1] for words in lines if len(words) == 2 and words[0] == "oom_kill")
-    return next((int(number) for number in found if number.isdecimal()), None)
+    numbers = (words[1] for words in lines if len(words) == 2 and words[0] == "oom_kill")
+    return next((int(number) for number in numbers if number.isdecimal()), None)

@@ -51,11 +51,11 @@ class RunnerImage:
     commit: str = ""
 
 
-def kvm(found: accel.Kvm, *, needed: bool) -> Finding:
+def kvm(device: accel.Kvm, *, needed: bool) -> Finding:
     """Return the finding on KVM: whether it is absent, forbidden or useless.
 
     Args:
-        found: What KVM is worth.
+        device: What KVM is worth.
         needed: Whether the job has to have it. Otherwise its guests are emulated, which is slower.
     """
     remedy = {
@@ -65,12 +65,12 @@ def kvm(found: accel.Kvm, *, needed: bool) -> Finding:
         "useless": "use a node with hardware virtualisation: nested KVM without it is slower than none",
         "foreign": "send the job to a runner of its own architecture, or do not ask for KVM",
     }
-    data = {"state": found.state}
-    text = f"{found.state}: {found.reason}"
-    if found.state == "usable":
+    data = {"state": device.state}
+    text = f"{device.state}: {device.reason}"
+    if device.state == "usable":
         return Finding("kvm", True, text, data, needed)
     if needed:
-        text += f"\n{remedy[found.state]}"
+        text += f"\n{remedy[device.state]}"
     return Finding("kvm", False, text, data, needed)
 
 
@@ -84,17 +84,17 @@ def memory(capacity: Capacity, need: int, *, in_pod: bool) -> list[Finding]:
     """
     has = f"{format_size(capacity.memory)} (limit: {capacity.limit})"
     data = {"memory": capacity.memory, "limit": capacity.limit, "needed": need * _MIB}
-    found = [Finding("memory", True, f"{has}, {need} MiB needed", data)]
+    findings = [Finding("memory", True, f"{has}, {need} MiB needed", data)]
     if capacity.memory < need * _MIB:
         text = f"{has}, and the job needs {need} MiB: the kernel would kill QEMU in mid-test"
-        found = [Finding("memory", False, f"{text}\n{_NODE}", data)]
+        findings = [Finding("memory", False, f"{text}\n{_NODE}", data)]
     if in_pod and capacity.limit == "host":
         text = (
             "this pod has none: it can take the node's memory, and be evicted with its neighbours"
         )
         hint = "set resources.limits.memory equal to requests.memory"
-        found.append(Finding("memory limit", False, f"{text}\n{hint}", None, needed=False))
-    return found
+        findings.append(Finding("memory limit", False, f"{text}\n{hint}", None, needed=False))
+    return findings
 
 
 def disk(folder: Path, need: int) -> Finding:

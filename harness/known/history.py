@@ -58,9 +58,9 @@ def runs(places: Iterable[Path]) -> list[dict[str, Any]]:
         if place.suffix == lines.SUFFIX and place.is_file():
             read += [lines.expand(line) for line in lines.parse(place)]
             continue
-        found = [place] if place.is_file() else sorted(place.rglob(FILE))
+        paths = [place] if place.is_file() else sorted(place.rglob(FILE))
         # "latest" is a link to one of the others.
-        files.update(dict.fromkeys(path.resolve() for path in found))
+        files.update(dict.fromkeys(path.resolve() for path in paths))
     # After the lines of a history, which know less of the same run.
     read += [content for path in files if (content := _read(path)) is not None]
     once: dict[str, dict[str, Any]] = {}

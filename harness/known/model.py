@@ -59,13 +59,13 @@ def compiled(pattern: str) -> Any:
 
 def _pattern(text: str) -> str:
     try:
-        found = compiled(text)
+        pattern = compiled(text)
     except re2.error as error:
         reason = error.args[0] if error.args else error
         if isinstance(reason, bytes):
             reason = reason.decode(errors="replace")
         raise problem(f"is no regular expression of RE2: {reason}") from error
-    if any(found.search(sample) for sample in ("", "\N{SNOWMAN}")):
+    if any(pattern.search(sample) for sample in ("", "\N{SNOWMAN}")):
         raise problem(f"matches every failure: {text!r}")
     return text
 
@@ -78,8 +78,8 @@ def _tracker(text: str) -> str:
 
 
 def _image(text: str) -> str:
-    found = REFERENCE.fullmatch(text)
-    if found is None or found["version"] is not None:
+    match = REFERENCE.fullmatch(text)
+    if match is None or match["version"] is not None:
         raise problem(
             f"must be NAME or NAME/VARIANT, not {text!r}; versions have a key of their own"
         )

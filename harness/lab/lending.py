@@ -44,12 +44,12 @@ def _lease(lab: Lab, point: Point) -> Lease:
     if point in parts.failed_states:
         raise parts.failed_states[point].with_traceback(None)
     parent = lab.state(state.parent) if state.parent is not None else None
-    made_of = lab.state_inputs(state)
+    inputs = lab.state_inputs(state)
     try:
         lent = lab.states.lease(
             state.name,
-            made_of,
-            key_of(made_of),
+            inputs,
+            key_of(inputs),
             functools.partial(_build, lab, state, parent),
             parent=parent.entry if parent is not None else "",
             say=lab.progress.say,

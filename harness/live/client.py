@@ -80,7 +80,7 @@ def processes() -> list[Process]:
     One that ends meanwhile, or does not answer, is left out.
     """
     answered: list[Process] = []
-    for path in runtime.found():
+    for path in runtime.sockets():
         try:
             answered.append(Process(path, ask(path, "list")))
         except (GoneError, UsageError):

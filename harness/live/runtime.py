@@ -102,7 +102,7 @@ def connect(path: Path) -> socket.socket:
     return connection
 
 
-def found() -> list[Path]:
+def sockets() -> list[Path]:
     """Sweep dead sockets; return those of running processes, the oldest first."""
     living: list[Path] = []
     for folder in paths.live_dirs():

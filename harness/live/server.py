@@ -230,11 +230,11 @@ class Server:
         While the test goes on, it keeps its shell and its turn. In a pause the person gets a prompt.
         """
         with self._lock:
-            taken = machine.pid in self._attached
+            attached = machine.pid in self._attached
             paused = self._pause is not None
-            if not taken:
+            if not attached:
                 self._attached[machine.pid] = connection
-        if taken:
+        if attached:
             raise UsageError(f"another terminal is attached to {machine.name}")
         try:
             _send(connection, {"ok": True, "paused": paused})

@@ -253,10 +253,10 @@ class Display:
         parts.scope.check()
         limit = parts.scale.limit(deadline, SEND_SECONDS)
         hold = min(math.ceil(_HOLD * parts.scale.factor), _LONGEST_HOLD)
-        for done, codes in enumerate(chords):
+        for typed, codes in enumerate(chords):
             if limit.expired:
                 raise WaitTimeoutError(
-                    f"the keyboard of {parts.name} to take {len(chords)} keys, of which it took {done}",
+                    f"the keyboard of {parts.name} to take {len(chords)} keys, of which it took {typed}",
                     limit,
                 )
             self._press(codes, hold)

@@ -110,12 +110,12 @@ class Picture:
         import zxingcpp
 
         view = zxingcpp.ImageView(self.rgb, self.width, self.height, zxingcpp.ImageFormat.RGB)
-        found = zxingcpp.read_barcodes(
+        barcodes = zxingcpp.read_barcodes(
             view,
             formats=zxingcpp.BarcodeFormats(zxingcpp.BarcodeFormat.QRCode),
             text_mode=zxingcpp.TextMode.Plain,
         )
-        return tuple(code.text for code in found[:MOST_CODES])
+        return tuple(code.text for code in barcodes[:MOST_CODES])
 
     def text(self, limit: Deadline, scope: Scope) -> str | None:
         """Return the text in the picture by OCR, without blank lines and control characters.
@@ -225,7 +225,7 @@ def _read(descriptor: int, limit: Deadline, scope: Scope) -> bytes | None:
         waiter.register(descriptor, select.POLLIN)
         waiter.register(alarm, 0)  # POLLHUP is reported always
         while len(output) < MOST_TEXT:
-            ready = [found for found, _ in waiter.poll(limit.poll_timeout())]
+            ready = [number for number, _ in waiter.poll(limit.poll_timeout())]
             scope.check()
             if descriptor in ready:
                 part = os.read(descriptor, _PART)

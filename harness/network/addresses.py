@@ -81,10 +81,10 @@ class Addresses:
 
     def names(self, ports: Iterable[str]) -> dict[str, IPv4Address]:
         """Return the addresses by name, as DNS answers them: with the domain and without."""
-        found = {}
+        addresses = {}
         for port in ports:
-            found[port] = found[f"{port}.{self.domain}"] = self.of(port).ip
-        return found
+            addresses[port] = addresses[f"{port}.{self.domain}"] = self.of(port).ip
+        return addresses
 
     def dump(self) -> dict[str, Any]:
         """Return it as plain JSON."""

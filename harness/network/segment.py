@@ -375,8 +375,8 @@ class Segment:
             )
         if self.addresses is not None and mac == MAC.hex(":"):
             raise UsageError(f"{name} on segment {self.name} has the station's MAC address {mac}")
-        for other, taken in self._ports.items():
-            if taken == mac and other != name:
+        for other, address in self._ports.items():
+            if address == mac and other != name:
                 raise UsageError(
                     f"{name} and {other} on segment {self.name} have the same MAC address {mac}",
                     hint="give their interfaces different names or MAC addresses",

@@ -214,16 +214,16 @@ def _options(content: bytes) -> dict[int, bytes]:
     """Return the options of a DHCP message (RFC 2132, 2)."""
     if content[:4] != _COOKIE:
         raise ValueError("no DHCP message")
-    found: dict[int, bytes] = {}
+    options: dict[int, bytes] = {}
     place = 4
     while content[place] != 255:
         if content[place] == 0:
             place += 1
             continue
         size = content[place + 1]
-        found[content[place]] = content[place + 2 : place + 2 + size]
+        options[content[place]] = content[place + 2 : place + 2 + size]
         place += 2 + size
-    return found
+    return options
 
 
 def _name(message: bytes, place: int) -> tuple[str, int]:

@@ -141,17 +141,17 @@ class Port:
         while self._queues and self.outlet is not None:
             source = next(iter(self._queues))
             queue = self._queues.pop(source)
-            taken = self.outlet.put(queue[0])
-            if taken:
+            accepted = self.outlet.put(queue[0])
+            if accepted:
                 frame = queue.popleft()
                 self.counters.sent += 1
                 self.counters.sent_bytes += len(frame)
             if queue:
-                if taken:
+                if accepted:
                     self._queues[source] = queue  # at the end: the next source has its turn
                 else:
                     self._queues = {source: queue, **self._queues}
-            if not taken:
+            if not accepted:
                 return
 
     def empty(self) -> None:

@@ -95,12 +95,12 @@ def places(log: WriteLog, start: int = 0, end: int | None = None) -> range:
 
 
 def pick(
-    among: range, share: int, shares: int, seed: int, *, name: str = "", done: int | None = None
+    among: range, share: int, shares: int, seed: int, *, name: str = "", end: int | None = None
 ) -> Point:
     """Return one point of a sample: a random place of one of the equal shares of all places.
 
     So the points of a sample are spread over all places, whichever the seed, and four consecutive
-    points have the four kinds. With ``done``, the last point is that place, with all pending writes
+    points have the four kinds. With ``end``, the last point is that place, with all pending writes
     lost: there the recorded action had promised the most.
 
     Args:
@@ -109,7 +109,7 @@ def pick(
         shares: The number of shares, which is the number of points in the sample.
         seed: The seed of the sample.
         name: The recording's name, by which small samples of several recordings differ in their kinds.
-        done: The place at which the recorded action reported its end, or ``None``. A sample of one
+        end: The place at which the recorded action reported its end, or ``None``. A sample of one
             point does not use it.
 
     Raises:
@@ -117,9 +117,9 @@ def pick(
     """
     if not 0 <= share < shares:
         raise UsageError(f"a sample of {shares} points has no point {share}")
-    if done is not None and shares > 1:
+    if end is not None and shares > 1:
         if share == shares - 1:
-            return Point(done, Kind.FLUSHED)
+            return Point(end, Kind.FLUSHED)
         shares -= 1
     low = len(among) * share // shares
     high = max(low + 1, len(among) * (share + 1) // shares)

@@ -36,7 +36,7 @@ class Rebuilder:
         self.seconds: dict[str, float] = {}
         """The duration of each rebuild, seconds, by the name of the point."""
         self._shared = folder / "settled.raw"
-        self._done = -1
+        self._applied = -1
 
     def build(self, point: Point, path: Path) -> Path:
         """Build the disk at a point as a raw file, and return its path.
@@ -75,18 +75,18 @@ class Rebuilder:
 
     def _settle(self, target: int) -> None:
         """Bring the shared file to the state in which the first ``target`` entries are written."""
-        if self._done < 0 or target < self._done:
+        if self._applied < 0 or target < self._applied:
             self._shared.parent.mkdir(parents=True, exist_ok=True)
-            self._done = -1
+            self._applied = -1
             # -U: another process may have the recording's base open.
             base = str(self.recording.base)
             disks.qemu_img("convert", "-U", "-f", "qcow2", "-O", "raw", base, str(self._shared))
-            self._done = 0
+            self._applied = 0
         with self._shared.open("r+b") as disk, self.log.path.open("rb") as log:
-            for entry in self.log.entries[self._done : target]:
+            for entry in self.log.entries[self._applied : target]:
                 if entry.changes:
                     self._apply(Part(entry, 0, entry.sectors), log.fileno(), disk.fileno())
-        self._done = target
+        self._applied = target
 
     def _apply(self, part: Part, log: int, disk: int) -> None:
         size = self.log.sector_size
@@ -101,7 +101,7 @@ class Rebuilder:
     def close(self) -> None:
         """Remove the file that the points share."""
         self._shared.unlink(missing_ok=True)
-        self._done = -1
+        self._applied = -1
 
     def __enter__(self) -> Self:
         return self

@@ -324,14 +324,14 @@ def _fault_seed(item: pytest.Item) -> object:
 
 def _seeds(item: pytest.Item) -> dict[str, str]:
     """Return the values of all options that are seeds, those of other plugins included."""
-    found = {
+    values = {
         name: str(value)
         for name, value in sorted(vars(item.config.option).items())
         if name.endswith("seed") and isinstance(value, (int, str)) and value != ""
     }
     if (seed := _fault_seed(item)) is not None:
-        found[seeds.FIXTURE] = str(seed)
-    return found
+        values[seeds.FIXTURE] = str(seed)
+    return values
 
 
 def _draft(item: pytest.Item, test: Test) -> Manifest:

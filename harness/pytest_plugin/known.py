@@ -104,12 +104,12 @@ def words(record: Mapping[str, Any]) -> str:
 
 def summarize(terminal: Any, tests: Iterable[TestResult], known: KnownFailures | None) -> None:
     """List the known failures of a run, and the entries that have expired."""
-    found = [test for test in tests if test.verdict == "known" and test.known is not None]
+    failures = [test for test in tests if test.verdict == "known" and test.known is not None]
     expired = known.expired if known is not None else []
-    if not found and not expired:
+    if not failures and not expired:
         return
     terminal.section("known failures", yellow=True)
-    for test in found:
+    for test in failures:
         terminal.write_line(f"known    {test.id}")
         terminal.write_line(f"         {test.reason}")
         terminal.write_line(f"         until {words(test.known or {})}")

@@ -110,8 +110,8 @@ class Session:
         if (named := self._config.option.known) is not None:
             path = invoked / named
         else:
-            found = (base / KNOWN for base in (invoked, self._config.rootpath))
-            path = next((each for each in found if each.exists()), None)
+            candidates = (base / KNOWN for base in (invoked, self._config.rootpath))
+            path = next((each for each in candidates if each.exists()), None)
         if path is None:
             return None
         # Only now: its libraries take their time.

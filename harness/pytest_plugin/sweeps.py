@@ -45,7 +45,7 @@ MARKER: Final = "cuts(n): how many crash points of the module's recording are tr
 SEED: Final = 1
 
 _FOLDER: Final = "recordings"
-_DONE: Final = "done"
+_WHOLE: Final = "done"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -194,12 +194,12 @@ class Recorder:
             self._lab.progress.say(f"another worker (pid {pid}) records {name}; waiting for it")
 
         with lock(folder.with_suffix(".lock"), waiting=waiting):
-            if not (folder / _DONE).exists():
+            if not (folder / _WHOLE).exists():
                 remove_tree(folder)
                 recording = steps(self._lab, folder)
                 # Its base may lie on a state, which does not live as long.
                 recording.pack()
-                (folder / _DONE).touch()
+                (folder / _WHOLE).touch()
         return Recording.read(folder)
 
 
@@ -291,7 +291,7 @@ def cut(
             share.of,
             request.config.option.cut_seed,
             name=recording.folder.name,
-            done=recording.marks.get("done"),
+            end=recording.marks.get("done"),
         )
     lab.progress.say(f"cut {point.name} of {recording.folder.name}")
     path = rebuilder.build(point, lab.folder / f"{point.name}.raw")

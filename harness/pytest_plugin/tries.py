@@ -238,8 +238,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """Run a test phase by phase, so that a try that does not count reports no failure."""
     if not item.stash.get(_MAY_RETRY, False):
         return None
-    if (taken := _others(item, nextitem)) is not None:
-        return taken
+    if (ran := _others(item, nextitem)) is not None:
+        return ran
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     _run(item, nextitem)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)

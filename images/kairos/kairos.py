@@ -12,5 +12,5 @@ class Kairos(Profile):
 
     def version(self) -> str:
         """Return Kairos' version, without the ``v`` of its name."""
-        found = self.machine.succeed("sed -n 's/^KAIROS_VERSION=//p' /etc/kairos-release")
-        return found.strip().strip('"').removeprefix("v")
+        line = self.machine.succeed("sed -n 's/^KAIROS_VERSION=//p' /etc/kairos-release")
+        return line.strip().strip('"').removeprefix("v")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness.artifacts.entry import File
-from harness.artifacts.entry import Manifest as Made
+from harness.artifacts.entry import Manifest as EntryManifest
 from harness.bundles import pack, resume
 from harness.bundles.pack import Moment, Moments, Packing
 from harness.errors import BundleError
@@ -49,7 +49,7 @@ def entries(tmp_path: Path) -> Path:
     (folder / "disk.raw").write_bytes(content)
     member = archives.Member.of("disk.raw", folder / "disk.raw")
     files = {"disk": File("disk.raw", member.sha256, member.size)}
-    Made("leaf", "x86_64", "1", "core", "f" * 64, 0.0, 0.0, files).write(folder)
+    EntryManifest("leaf", "x86_64", "1", "core", "f" * 64, 0.0, 0.0, files).write(folder)
     return tmp_path / "entries"
 
 

@@ -125,11 +125,11 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(guest: Guest, fold
     ) as process:
         assert process.stdout is not None
         path = Path(process.stdout.readline().strip())
-        assert set(runtime.found()) == {guest.server.path, path}
+        assert set(runtime.sockets()) == {guest.server.path, path}
         process.send_signal(signal.SIGKILL)
         process.wait(SOON)
     assert path.exists()
-    assert runtime.found() == [guest.server.path]
+    assert runtime.sockets() == [guest.server.path]
     assert {each.name for each in folder.iterdir()} == {"lock", guest.server.path.name}
 
 
@@ -148,7 +148,7 @@ def test_a_run_without_a_runtime_folder_uses_the_cache_and_is_found(
         bare.delenv("XDG_RUNTIME_DIR")
         endpoint = runtime.listen()
     assert endpoint.path.parent == tmp_path / "cache" / "live"
-    assert runtime.found() == [endpoint.path]
+    assert runtime.sockets() == [endpoint.path]
     endpoint.listener.close()
 
 

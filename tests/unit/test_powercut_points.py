@@ -40,11 +40,11 @@ def test_a_sample_is_spread_over_all_places(seed: int, total: int) -> None:
 @pytest.mark.parametrize("shares", range(2, 9))
 def test_the_last_point_of_a_sample_is_where_the_action_was_done(shares: int) -> None:
     among = range(100, 201)
-    points = [pick(among, share, shares, 1, done=180) for share in range(shares)]
+    points = [pick(among, share, shares, 1, end=180) for share in range(shares)]
     assert points[-1] == Point(180, Kind.FLUSHED)
     for share, point in enumerate(points[:-1]):
         assert 101 * share // (shares - 1) <= point.place - 100 < 101 * (share + 1) // (shares - 1)
-    assert 100 <= pick(among, 0, 1, 1, done=180).place <= 200, (
+    assert 100 <= pick(among, 0, 1, 1, end=180).place <= 200, (
         "the point of a sample of one may be anywhere"
     )
 

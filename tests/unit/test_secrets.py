@@ -63,7 +63,7 @@ def test_each_form_is_found_and_taken_out(form: str) -> None:
     assert clean.endswith(b" after\n")
     for other in FORMS.values():
         assert other not in clean
-    assert secrets(VALUE).found(io.BytesIO(text)) == {"token-0"}
+    assert secrets(VALUE).names_in(io.BytesIO(text)) == {"token-0"}
 
 
 BREAKS = {
@@ -165,7 +165,7 @@ def test_a_secret_across_two_pieces_is_found(seed: int) -> None:
     clean, names = redacted(secrets(VALUE, "another one"), text)
     assert names == {"token-0"}
     assert clean == text.replace(VALUE.encode(), b"[secret token-0]")
-    assert secrets(VALUE).found_in_memory(io.BytesIO(text)) == {"token-0"}
+    assert secrets(VALUE).names_in_memory(io.BytesIO(text)) == {"token-0"}
 
 
 def test_a_secret_that_begins_another_one() -> None:

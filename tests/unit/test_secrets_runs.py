@@ -66,10 +66,10 @@ def holders(folder: Path) -> list[str]:
     """Return the files that hold the secret, in whatever form, also in the blocks of reports."""
     secrets = Secrets()
     secrets.declare("token", VALUE)
-    found = []
+    places = []
     for path in sorted(folder.rglob("*")):
-        if secrets.found_in(str(path.relative_to(folder))):
-            found.append(f"the name of {path.name}")
+        if secrets.names_in_text(str(path.relative_to(folder))):
+            places.append(f"the name of {path.name}")
         if path.is_symlink() or not path.is_file():
             continue
         texts = [path.read_bytes()]
@@ -84,17 +84,17 @@ def holders(folder: Path) -> list[str]:
                 texts = [bundle.archive.manifest]
                 for member, pieces in bundle.archive.contents(bundle.manifest.files):
                     texts += [member.path.encode(), b"".join(pieces)]
-        if any(secrets.found_in(text.decode(errors="replace")) for text in texts):
-            found.append(str(path.relative_to(folder)))
-    return found
+        if any(secrets.names_in_text(text.decode(errors="replace")) for text in texts):
+            places.append(str(path.relative_to(folder)))
+    return places
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "workers"])
 def test_a_declared_secret_is_in_nothing_that_a_run_leaves(
     project: Project, workers: tuple[str, ...]
 ) -> None:
-    done = run(project, PLANTED, "-pno:warnings", *workers, "--junitxml=junit.xml")
-    assert done.status == 1, done.text
+    result = run(project, PLANTED, "-pno:warnings", *workers, "--junitxml=junit.xml")
+    assert result.status == 1, result.text
     own = project.folder / ".harness/runs/latest"
     names = {path.name for path in own.rglob("*")}
     assert {"report.html", "results.json", "bundle.tar.zst", "serial.cast", "ssh.jsonl"} <= names
@@ -102,10 +102,10 @@ def test_a_declared_secret_is_in_nothing_that_a_run_leaves(
     assert holders(own.resolve()) == []
     assert "[secret token]" in (project.folder / "junit.xml").read_text()
     assert [each for each in holders(project.folder) if each != "test_it.py"] == []
-    assert "[secret token] was refused" in done.text
-    assert "prints [secret token]" in done.text
+    assert "[secret token] was refused" in result.text
+    assert "prints [secret token]" in result.text
     # The folder is named by the test's id, which pytest knows before anybody declares a secret.
-    printed = re.sub(r"(?m)^.*(test_it\[|test_it-of-).*$", "", done.text)
+    printed = re.sub(r"(?m)^.*(test_it\[|test_it-of-).*$", "", result.text)
     printed = printed.replace("VALUE = 'rosebud \"9\" <&>'", "")
     assert [line for line in printed.splitlines() if "rosebud" in line] == []
     (test,) = json.loads((own / "results.json").read_text())["tests"]
@@ -121,8 +121,8 @@ CRASH = PLANTED.replace("        raise Assert", "        os._exit(3)\n        ra
 
 
 def test_the_secret_of_a_worker_that_crashed_is_taken_out(project: Project) -> None:
-    done = run(project, CRASH, "-n", "1", "--no-retry")
-    assert done.status == 11, done.text
+    result = run(project, CRASH, "-n", "1", "--no-retry")
+    assert result.status == 11, result.text
     own = (project.folder / ".harness/runs/latest").resolve()
     assert (own / "report.html").is_file()
     assert holders(own) == []
@@ -133,20 +133,20 @@ INTERRUPTED = PLANTED.replace("        raise Assert", KILLED)
 
 
 def test_an_interrupted_run_loses_its_secrets(project: Project) -> None:
-    done = run(project, INTERRUPTED.replace("{}", "15"))
-    assert done.status == 2, done.text
+    result = run(project, INTERRUPTED.replace("{}", "15"))
+    assert result.status == 2, result.text
     assert holders((project.folder / ".harness/runs/latest").resolve()) == []
 
 
 def test_a_killed_run_that_keeps_its_secrets_has_no_report(project: Project) -> None:
-    done = run(project, INTERRUPTED.replace("{}", "9"))
-    assert done.status == -9, done.text
+    result = run(project, INTERRUPTED.replace("{}", "9"))
+    assert result.status == -9, result.text
     own = project.folder / ".harness/runs/latest"
     assert holders(own.resolve()) != []
     (own / "results.json").write_text('{"format": 2, "tests": []}')
-    done = report(project)
-    assert done.status == 2
-    assert "before its declared secrets were taken out" in done.text
+    result = report(project)
+    assert result.status == 2
+    assert "before its declared secrets were taken out" in result.text
     assert not (own / "report.html").exists()
 
 
@@ -162,9 +162,9 @@ Secrets.redact_file = refuse
 
 def test_evidence_that_cannot_be_redacted_has_no_report(project: Project) -> None:
     project.write("conftest.py", FULL)
-    done = run(project, PLANTED)
-    assert done.status == 1, done.text
-    assert "report: none, because of OSError('no space left')" in done.text
+    result = run(project, PLANTED)
+    assert result.status == 1, result.text
+    assert "report: none, because of OSError('no space left')" in result.text
     own = project.folder / ".harness/runs/latest"
     assert not (own / "report.html").exists()
     assert "rosebud" not in (own / "results.json").read_text()

@@ -92,13 +92,13 @@ def _shared(details: Sequence[dict[str, Any]]) -> list[str]:
 
 def _split(line: str) -> tuple[int | None, str]:
     """Return the timestamp of a line, in microseconds, and the rest, marked if it has one."""
-    found = _STAMP.match(line)
-    if found is None:
+    match = _STAMP.match(line)
+    if match is None:
         return None, f"\1{line}" if line[:1] in ("\0", "\1") else line
-    stamp = int(found[1]) * 1_000_000 + int(found[2])
-    if _stamped(stamp) != found[0] or stamp > 2**52:
+    stamp = int(match[1]) * 1_000_000 + int(match[2])
+    if _stamped(stamp) != match[0] or stamp > 2**52:
         return None, line
-    return stamp, f"\0{line[found.end() :]}"
+    return stamp, f"\0{line[match.end() :]}"
 
 
 def _stamped(stamp: int) -> str:
@@ -165,10 +165,10 @@ def _unpack(block: str) -> Any:
     content = unpacking.decompress(base64.b64decode(block, validate=True), LARGEST)
     if not unpacking.eof:
         raise ValueError("a block is cut short or too large")
-    found = json.loads(content, parse_constant=_refuse)
+    value = json.loads(content, parse_constant=_refuse)
     if _SURROGATE.search(content):
-        json.dumps(found, ensure_ascii=False).encode()  # fails if it is half a pair
-    return found
+        json.dumps(value, ensure_ascii=False).encode()  # fails if it is half a pair
+    return value
 
 
 def _refuse(constant: str) -> None:

@@ -76,18 +76,18 @@ def gather(folder: Path) -> Record:
         UsageError: There is no such folder, it has no results, or its evidence still has secrets.
         StoreError: ``results.json`` cannot be read.
     """
-    found = _results(folder)
+    content = _results(folder)
     if (folder / UNREDACTED).exists():
         raise UsageError(
             f"{folder}: the run was ended before its declared secrets were taken out of its evidence",
             hint="read the files in it, and hand none of them on",
         )
     folder = folder.resolve()
-    run: Run = {name: value for name, value in found.items() if name not in ("tests", "matrix")}
+    run: Run = {name: value for name, value in content.items() if name not in ("tests", "matrix")}
     run["name"] = folder.name
     run["services"] = _entries(folder / "services.jsonl")
-    before = _earlier(folder, str(found.get("began", "")))
-    run["tests"] = [_test(folder, run, dict(test), before) for test in found.get("tests", [])]
+    before = _earlier(folder, str(content.get("began", "")))
+    run["tests"] = [_test(folder, run, dict(test), before) for test in content.get("tests", [])]
     return {"format": FORMAT, "runs": [run]}
 
 
@@ -159,14 +159,14 @@ def _first(steps: list[dict[str, Any]], failed: dict[str, Any] | None) -> list[d
         if step["name"] not in _AFTER:
             machine = step.get("machine", "")
             went_on[machine] = max(went_on.get(machine, 0.0), step["start"])
-    found: dict[str, dict[str, Any]] = {}
+    moments: dict[str, dict[str, Any]] = {}
     # The innermost step ends before those around it.
     for step in sorted(_failed(steps), key=lambda step: (_end(step), -step.get("depth", 0))):
         if step is failed or went_on.get(step.get("machine", ""), 0.0) <= _end(step):
-            found.setdefault(step.get("machine", ""), _moment(step))
+            moments.setdefault(step.get("machine", ""), _moment(step))
     if failed is not None:
-        found.setdefault(failed.get("machine", ""), _moment(failed))
-    return sorted(found.values(), key=lambda each: (each["end"], each["machine"]))
+        moments.setdefault(failed.get("machine", ""), _moment(failed))
+    return sorted(moments.values(), key=lambda each: (each["end"], each["machine"]))
 
 
 def _moment(step: dict[str, Any]) -> dict[str, Any]:
@@ -203,9 +203,11 @@ def _failed_step(steps: list[dict[str, Any]], test: Test) -> dict[str, Any] | No
         for step in reversed(steps)
         if (step.get("data") or {}).get("status") and step["name"].removeprefix("run: ") in reason
     ]
-    found = named or running
+    candidates = named or running
     return (
-        max(found, key=lambda step: step.get("depth", 0)) if found else next(iter(commands), None)
+        max(candidates, key=lambda step: step.get("depth", 0))
+        if candidates
+        else next(iter(commands), None)
     )
 
 
@@ -239,7 +241,7 @@ def _repeat(run: Run, test: Test, place: Path | None) -> list[str]:
 
 def _earlier(folder: Path, began: str) -> list[dict[str, Any]]:
     """Return the results of the runs beside this one that began before it, the newest first."""
-    found = []
+    runs = []
     for path in folder.parent.glob(f"*/{results.FILE}"):
         if path.parent.name in (folder.name, "latest"):
             continue
@@ -249,8 +251,8 @@ def _earlier(folder: Path, began: str) -> list[dict[str, Any]]:
             content["by_test"] = {
                 (test.get("id"), test.get("arch", "")): label(test) for test in content.pop("tests")
             }
-            found.append(content)
-    return sorted(found, key=lambda run: (run["began"], run["name"]), reverse=True)
+            runs.append(content)
+    return sorted(runs, key=lambda run: (run["began"], run["name"]), reverse=True)
 
 
 def _change(run: Run, test: Test, before: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -302,34 +304,34 @@ def _detail(
 ) -> dict[str, Any]:
     machines = sorted(path.parent for path in place.glob("*/machine.json"))
     began = float(timeline.get("began") or _oldest(machines))
-    found: list[logs.Log | None] = []
+    entries: list[logs.Log | None] = []
     facts: list[dict[str, Any]] = []
     screens: list[dict[str, Any]] = []
     for path in machines:
         name = path.name
         facts.append(_machine(path, folder))
-        found += (
+        entries += (
             logs.console(path, name, name, began),
             logs.ssh(path / "ssh.jsonl", name, name, began),
             logs.qmp(path / "qmp.jsonl", name, name, began),
         )
         for pattern in _TEXTS:
-            found += [
+            entries += [
                 logs.plain(text, name, "file", name, began) for text in sorted(path.glob(pattern))
             ]
         screens += _screens(path, began)
     for path in sorted(place.glob("segment-*/faults.jsonl")):
         name = path.parent.name
-        found.append(logs.faults(path, name, name, began))
+        entries.append(logs.faults(path, name, name, began))
     until = began + max((_end(step) for step in steps), default=0.0)
     for path in sorted(folder.glob("services*/*-requests.jsonl")):
         server = path.name.removesuffix("-requests.jsonl")
-        found.append(logs.requests(path, server, path.parent.name, began, until))
+        entries.append(logs.requests(path, server, path.parent.name, began, until))
     return {
         "steps": steps,
         "findings": timeline.get("findings", []),
         "machines": facts,
-        "logs": [log for log in found if log is not None],
+        "logs": [log for log in entries if log is not None],
         "screens": screens,
     }
 
