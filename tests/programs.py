@@ -60,8 +60,8 @@ def fetch(program: str, folder: Path) -> Path:
         program: The program; it needs nothing else of its package.
         folder: An empty folder to unpack the package in.
     """
-    if found := shutil.which(program):
-        return Path(found)
+    if path := shutil.which(program):
+        return Path(path)
     package = PACKAGES[program]
     try:
         for command in (

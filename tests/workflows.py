@@ -107,20 +107,20 @@ def findings(folder: Path = FOLDER) -> list[str]:
     """Return what is against the policy."""
     texts = {path.stem: path.read_text() for path in sorted(folder.glob("*.y*ml"))}
     workflows = load(folder)
-    found = [f"{name}: the workflow is missing" for name in NAMES if name not in workflows]
-    found += _pins(texts)
+    faults = [f"{name}: the workflow is missing" for name in NAMES if name not in workflows]
+    faults += _pins(texts)
     for name, workflow in workflows.items():
-        found += [f"{name}: {each}" for each in _workflow(name, workflow, texts[name])]
+        faults += [f"{name}: {each}" for each in _workflow(name, workflow, texts[name])]
         for key, job in workflow["jobs"].items():
-            found += [f"{name}: {key}: {each}" for each in _job(name, key, job)]
+            faults += [f"{name}: {key}: {each}" for each in _job(name, key, job)]
     for step in steps(workflows):
         place = f"{step.workflow}: {step.job}: step {step.number}"
-        found += [f"{place}: {each}" for each in _step(step, workflows[step.workflow]["jobs"])]
+        faults += [f"{place}: {each}" for each in _step(step, workflows[step.workflow]["jobs"])]
     if "pr" in workflows:
-        found += [f"pr: {each}" for each in _gate(workflows["pr"])]
+        faults += [f"pr: {each}" for each in _gate(workflows["pr"])]
     if "acceptance" in workflows:
-        found += [f"acceptance: {each}" for each in _judge(workflows["acceptance"])]
-    return found
+        faults += [f"acceptance: {each}" for each in _judge(workflows["acceptance"])]
+    return faults
 
 
 def _pins(texts: Mapping[str, str]) -> Iterator[str]:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_broken_image_is_noticed(case: Case, image: Selection, tmp_path: Path) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "tests.broken.plugin", "--broken", case.name),
             *(f"suites/{case.scenario}", "--tier", "nightly", *case.options),
@@ -33,8 +33,8 @@ def test_a_broken_image_is_noticed(case: Case, image: Selection, tmp_path: Path)
         text=True,
         check=False,
     )
-    text = done.stdout + done.stderr
-    assert done.returncode == 1, text
+    text = process.stdout + process.stderr
+    assert process.returncode == 1, text
     # pytest begins the lines of a failure so. Other lines hold the scenario's own text.
     reasons = [line for line in text.splitlines() if line.startswith("E ")]
     assert any(re.search(case.says, line) for line in reasons), text

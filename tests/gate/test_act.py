@@ -182,7 +182,7 @@ class Act:
             command += ["--env", f"{name}={value}"]
         for name, value in (variables or {}).items():
             command += ["--var", f"{name}={value}"]
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             cwd=self.checkout,
             env={**os.environ, "XDG_CACHE_HOME": str(self.folder / "xdg")},
@@ -191,14 +191,14 @@ class Act:
             text=True,
             check=False,
         )
-        log = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        log = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
         lines = (
             (planted / "record.jsonl").read_text().splitlines()
             if (planted / "record.jsonl").exists()
             else []
         )
-        ran = Ran(done.returncode, log, [json.loads(line) for line in lines])
-        ran.log.append({"msg": done.stderr})
+        ran = Ran(process.returncode, log, [json.loads(line) for line in lines])
+        ran.log.append({"msg": process.stderr})
         text = "\n".join(str(each.get("msg")) for each in log)
         for verdict, reason in re.findall(r"^gate: ([a-z-]+): (.*)$", text, re.MULTILINE):
             ran.verdict, ran.reason = verdict, reason
@@ -207,7 +207,7 @@ class Act:
     def gate(self, results: Mapping[str, dict[str, Any]]) -> int:
         """Run the step of the gate as it is written, and return its exit status."""
         (step,) = [each for each in steps(load()) if each.job == "gate" and each.run]
-        done = subprocess.run(
+        process = subprocess.run(
             ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step.run],
             cwd=self.checkout,
             env={
@@ -219,17 +219,17 @@ class Act:
             },
             check=False,
         )
-        return done.returncode
+        return process.returncode
 
 
 def references() -> set[str]:
     """Return each action of the workflows with its commit; of a repository's parts, the repository."""
-    found = set()
+    actions = set()
     for step in steps(load()):
         if uses := str(step.content.get("uses", "")):
             name, _, version = uses.partition("@")
-            found.add(f"{'/'.join(name.split('/')[:2])}@{version}")
-    return found
+            actions.add(f"{'/'.join(name.split('/')[:2])}@{version}")
+    return actions
 
 
 def matches(step: Step, words: str) -> bool:
@@ -285,18 +285,18 @@ class Cases:
 
     def __init__(self, factory: pytest.TempPathFactory) -> None:
         self._factory = factory
-        self._done: dict[str, tuple[Act, Ran]] = {}
+        self._runs: dict[str, tuple[Act, Ran]] = {}
 
     def __call__(self, name: str) -> Ran:
         """Return what act did in a case."""
-        if name not in self._done:
+        if name not in self._runs:
             act = self.act()
-            self._done[name] = act, act.run(**CASES[name])
-        return self._done[name][1]
+            self._runs[name] = act, act.run(**CASES[name])
+        return self._runs[name][1]
 
     def artifacts(self, name: str) -> set[str]:
         """Return the names of the artifacts of a case."""
-        return {path.name for path in (self._done[name][0].folder / "artifacts").iterdir()}
+        return {path.name for path in (self._runs[name][0].folder / "artifacts").iterdir()}
 
     def act(self) -> Act:
         """Return a checkout of its own."""

@@ -89,15 +89,15 @@ class Server:
         self.config = folder / "kubeconfig"
 
     def kubectl(self, *words: str, text: str | None = None, check: bool = True) -> str:
-        done = subprocess.run(
+        process = subprocess.run(
             ["kubectl", f"--kubeconfig={self.config}", *words],
             input=text,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert not check or done.returncode == 0, done.stderr
-        return done.stdout if done.returncode == 0 else done.stderr
+        assert not check or process.returncode == 0, process.stderr
+        return process.stdout if process.returncode == 0 else process.stderr
 
     def apply(self, *objects: fleet.Object, dry: bool = False, check: bool = True) -> str:
         words = ["apply", "--server-side", "--validate=strict", "--filename=-"]
@@ -157,14 +157,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
         "current-context": "test",
     }
-    made = Server(folder)
-    made.config.write_text(json.dumps(config))
+    server = Server(folder)
+    server.config.write_text(json.dumps(config))
     with (
         running(*etcd, log=folder / "etcd.log"),
         running(*api, log=folder / "api.log"),
     ):
         wait_ready(port, folder / "api.log")
-        yield made
+        yield server
 
 
 def wait_ready(port: int, log: Path) -> None:

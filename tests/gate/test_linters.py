@@ -13,8 +13,8 @@ FILES = sorted(map(str, FOLDER.glob("*.yml")))
 
 
 def lint(*command: str) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return f"{done.stdout}{done.stderr}" if done.returncode else ""
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return f"{process.stdout}{process.stderr}" if process.returncode else ""
 
 
 @needs("shellcheck")
@@ -48,11 +48,11 @@ def test_zizmor_still_looks(tmp_path: object) -> None:
         text.replace("run: ./run type", "run: ./run ${{ github.head_ref }}")
     )
     (folder.parent / "zizmor.yml").write_text((ROOT / ".github" / "zizmor.yml").read_text())
-    done = subprocess.run(
+    process = subprocess.run(
         [str(python_tool(ZIZMOR)), "--offline", "--no-progress", "--format", "plain", "."],
         cwd=folder.parents[1],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert "unpinned-uses" in done.stdout and "template-injection" in done.stdout
+    assert "unpinned-uses" in process.stdout and "template-injection" in process.stdout

@@ -39,8 +39,10 @@ def built() -> Path:
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool}: install the package {tool}")
     folder = ROOT / ".harness" / "runner-image"
-    done = subprocess.run([IMAGE, "build", "--cache", folder], stdout=subprocess.PIPE, check=False)
-    assert done.returncode == 0
+    process = subprocess.run(
+        [IMAGE, "build", "--cache", folder], stdout=subprocess.PIPE, check=False
+    )
+    assert process.returncode == 0
     return folder
 
 
@@ -60,8 +62,8 @@ def root(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the entry of micro in the host's cache: a pod cannot build it, and is handed it."""
     command = [sys.executable, "-m", "harness.cli", "images", "build", "micro", "--json"]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
-    return Path(json.loads(done.stdout)["images"][0]["path"])
+    process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    return Path(json.loads(process.stdout)["images"][0]["path"])
 
 
 class Pod:
@@ -102,10 +104,12 @@ class Pod:
 
     def doctor(self, *words: str, options: tuple[str, ...] = ()) -> tuple[int, dict[str, Any]]:
         """Return the status of ``harness doctor --gate`` and its findings by name."""
-        done = self.run("./run", "harness", "doctor", "--gate", "--json", *words, options=options)
-        assert done.stdout, done.stderr
-        report = json.loads(done.stdout)
-        return done.returncode, {each["name"]: each for each in report["findings"]}
+        process = self.run(
+            "./run", "harness", "doctor", "--gate", "--json", *words, options=options
+        )
+        assert process.stdout, process.stderr
+        report = json.loads(process.stdout)
+        return process.returncode, {each["name"]: each for each in report["findings"]}
 
     def results(self) -> dict[str, Any]:
         """Return the results of the newest run."""
@@ -153,7 +157,7 @@ def test_it_says_when_and_from_what_it_was_built(root: Path, built: Path) -> Non
 
 
 def test_its_command_has_no_privilege(pod: Pod) -> None:
-    done = pod.run(
+    process = pod.run(
         *(
             "sh",
             "-c",
@@ -161,7 +165,7 @@ def test_its_command_has_no_privilege(pod: Pod) -> None:
         ),
         options=("--memory", "512"),
     )
-    lines = done.stdout.splitlines()
+    lines = process.stdout.splitlines()
     assert lines[0] == str(USER)
     status = dict(line.split(":\t") for line in lines[1:4])
     assert status == {"CapEff": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1"}
@@ -181,27 +185,29 @@ def test_its_command_has_no_privilege(pod: Pod) -> None:
 def test_the_doctor_tells_kvms_apart(pod: Pod, device: str, states: set[str]) -> None:
     if device != "absent" and not Path("/dev/kvm").exists():
         pytest.skip("needs /dev/kvm: load the kernel's kvm module")
-    status, found = pod.doctor(options=("--kvm", device))
-    assert status == 0, found
-    assert found["kvm"]["data"]["state"] in states
-    assert found["memory"]["data"]["memory"] == 4096 * MIB
-    assert found["runner age"]["data"]["days"] < 1
-    demanding, found = pod.doctor("--kvm", options=("--kvm", device))
-    usable = found["kvm"]["data"]["state"] == "usable"
+    status, findings = pod.doctor(options=("--kvm", device))
+    assert status == 0, findings
+    assert findings["kvm"]["data"]["state"] in states
+    assert findings["memory"]["data"]["memory"] == 4096 * MIB
+    assert findings["runner age"]["data"]["days"] < 1
+    demanding, findings = pod.doctor("--kvm", options=("--kvm", device))
+    usable = findings["kvm"]["data"]["state"] == "usable"
     assert demanding == (0 if usable else 11)
 
 
 def test_a_small_limit_makes_the_runner_unfit(pod: Pod) -> None:
-    status, found = pod.doctor(options=("--memory", "600"))
+    status, findings = pod.doctor(options=("--memory", "600"))
     assert status == 11
-    assert [name for name, each in found.items() if each["needed"] and not each["ok"]] == ["memory"]
+    assert [name for name, each in findings.items() if each["needed"] and not each["ok"]] == [
+        "memory"
+    ]
 
 
 def test_the_dependencies_of_another_checkout_are_infra(pod: Pod) -> None:
     (pod.work / "requirements" / "run.lock").write_text("")
-    done = pod.run("./run", "harness", "doctor")
-    assert done.returncode == 11
-    assert "not those of this runner image" in done.stderr
+    process = pod.run("./run", "harness", "doctor")
+    assert process.returncode == 11
+    assert "not those of this runner image" in process.stderr
 
 
 # --- runs -------------------------------------------------------------------------------------
@@ -219,8 +225,8 @@ def test_micro_boots_and_is_judged(pod: Pod, micro: Path, device: str) -> None:
     if device != "absent" and not Path("/dev/kvm").exists():
         pytest.skip("needs /dev/kvm: load the kernel's kvm module")
     pod.give(micro)
-    done = pod.run(*acceptance(*LOGIN), options=("--kvm", device))
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = pod.run(*acceptance(*LOGIN), options=("--kvm", device))
+    assert process.returncode == 0, process.stdout + process.stderr
     assert pod.results()["verdicts"] == {"passed": 1}
 
 
@@ -238,16 +244,16 @@ def test_forks_are_made_from_a_saved_machine(pod: Pod, micro: Path) -> None:
     (pod.work / "forks").mkdir()
     (pod.work / "forks" / "test_forks.py").write_text(FORKS)
     pod.give(micro)
-    done = pod.run(*acceptance("forks/test_forks.py"))
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = pod.run(*acceptance("forks/test_forks.py"))
+    assert process.returncode == 0, process.stdout + process.stderr
     assert pod.results()["verdicts"] == {"passed": 1}
     assert list((pod.cache / "states" / "entries").iterdir())
 
 
 def test_a_limit_below_the_machine_is_infra(pod: Pod, micro: Path) -> None:
     pod.give(micro)
-    done = pod.run(*acceptance(*LOGIN), options=("--memory", "400"))
-    assert done.returncode == 11, done.stdout + done.stderr
+    process = pod.run(*acceptance(*LOGIN), options=("--memory", "400"))
+    assert process.returncode == 11, process.stdout + process.stderr
     results = pod.results()
     assert (results["status"], results["verdicts"]) == (11, {"infra": 1})
     assert (

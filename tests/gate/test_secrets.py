@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def secrets(folder: Path, *, app: str = "1") -> str:
-    done = subprocess.run(
+    process = subprocess.run(
         [
             *(sys.executable, str(folder / "runners/bootstrap"), "secrets", "--app-id", app),
             *("--installation-id", "2", "--private-key", str(folder / "app.pem")),
@@ -44,8 +44,8 @@ def secrets(folder: Path, *, app: str = "1") -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def decrypt(folder: Path, key: Path) -> subprocess.CompletedProcess[str]:
@@ -76,9 +76,9 @@ def test_another_key_does_not_decrypt(folder: Path) -> None:
     subprocess.run(
         ["age-keygen", "--output", str(folder / "other")], check=True, capture_output=True
     )
-    done = decrypt(folder, folder / "other")
-    assert done.returncode != 0
-    assert "secret words" not in done.stdout
+    process = decrypt(folder, folder / "other")
+    assert process.returncode != 0
+    assert "secret words" not in process.stdout
 
 
 def test_it_is_idempotent(folder: Path) -> None:
@@ -97,7 +97,7 @@ def test_up_and_the_policy_take_what_it_writes(folder: Path) -> None:
     (secret,) = [each for each in rendered["harness-sets"] if each["kind"] == "Secret"]
     assert fleet.schema_faults(secret) == []
     assert all(value.startswith("ENC[AES256_GCM,") for value in secret["stringData"].values())
-    done = subprocess.run(
+    process = subprocess.run(
         [
             *(sys.executable, str(folder / "runners/bootstrap"), "up"),
             *("--age-key", str(folder / "key")),
@@ -106,4 +106,4 @@ def test_up_and_the_policy_take_what_it_writes(folder: Path) -> None:
         text=True,
         check=False,
     )
-    assert "secret" not in done.stderr.partition("try:")[0]
+    assert "secret" not in process.stderr.partition("try:")[0]

@@ -51,9 +51,9 @@ def python_tool(requirement: str) -> Path:
 
 
 def _install(command: list[str], environment: dict[str, str]) -> None:
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if process.returncode:
+        last = (process.stderr.strip() or "no message").splitlines()[-1]
         pytest.skip(f"{' '.join(command[-2:])} failed: {last}; is there a network, or a proxy?")
 
 

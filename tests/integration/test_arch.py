@@ -80,11 +80,11 @@ def both(project: Project, *arguments: str, env: Mapping[str, str] = {}) -> str:
 
 
 def test_an_image_without_the_arch_is_wrong_usage(projects: Project) -> None:
-    done = acceptance(projects, "--image", "mono", "--arch", FOREIGN)
-    assert done.status == 4
-    for finished in (done, lab(projects, "mono", "--arch", FOREIGN)):
-        assert f"unknown arch of mono '{FOREIGN}'" in finished.text
-        assert f"known: {arches.host()}" in finished.text
+    result = acceptance(projects, "--image", "mono", "--arch", FOREIGN)
+    assert result.status == 4
+    for each in (result, lab(projects, "mono", "--arch", FOREIGN)):
+        assert f"unknown arch of mono '{FOREIGN}'" in each.text
+        assert f"known: {arches.host()}" in each.text
     command = (sys.executable, "-m", "harness.cli", "images", "build", "mono", "--arch", FOREIGN)
     assert projects.run(*command).status == 2
 
@@ -149,13 +149,13 @@ def test_an_image_s_file_for_another_arch_is_said_with_its_name(
     assert "verdict test" in judged.text
     scripted = lab(projects, "duo", "--arch", arch)
     assert scripted.status == 2
-    for done in (judged, scripted):
+    for result in (judged, scripted):
         what = (
             f"disk.raw, the artifact 'live' of duo/default:1 on {arch}, is made for {OTHER[arch]}"
         )
-        assert f"{what}, not for {arch}" in done.text
-        assert name in done.text
-        assert f"--arch {OTHER[arch]}" in done.text
+        assert f"{what}, not for {arch}" in result.text
+        assert name in result.text
+        assert f"--arch {OTHER[arch]}" in result.text
 
 
 @pytest.mark.parametrize("arch", ARCHES)

@@ -47,8 +47,8 @@ def fails(project: Project, test: str, *options: str, image: str = "kite") -> Ma
     """Run a test that has to fail, and return the manifest of its bundle."""
     project.write("test_it.py", test)
     arguments = ("-q", "--image", image, "--acceptance", "--no-retry", "test_it.py", *options)
-    done = project.pytest(*arguments)
-    assert done.status not in (0, 2, 3, 4, 5), done.text
+    result = project.pytest(*arguments)
+    assert result.status not in (0, 2, 3, 4, 5), result.text
     with Bundle(bundle_of(project)) as bundle:
         return bundle.manifest
 
@@ -65,10 +65,10 @@ def resurrect(project: Project, bundle: Path, script: str, *options: str, **env:
     return project.run("sh", "-c", text, **env)
 
 
-def answers(done: Finished) -> dict[str, str]:
+def answers(result: Finished) -> dict[str, str]:
     """Return what the script printed: names and texts."""
-    assert done.status == 0, done.text
-    lines = [line.partition(": ") for line in done.text.splitlines()]
+    assert result.status == 0, result.text
+    lines = [line.partition(": ") for line in result.text.splitlines()]
     return {name: text.strip() for name, _, text in lines}
 
 
@@ -106,9 +106,9 @@ def test_a_failed_machine_runs_on_elsewhere(home: Project, elsewhere: Project) -
 def test_the_image_has_to_be_the_same(home: Project, elsewhere: Project) -> None:
     fails(home, ASSERTION)
     (elsewhere.folder / "images").unlink()
-    done = resurrect(elsewhere, bundle_of(home), "")
-    assert done.status == 2, done.text
-    assert "unknown image 'kite'" in done.text
+    result = resurrect(elsewhere, bundle_of(home), "")
+    assert result.status == 2, result.text
+    assert "unknown image 'kite'" in result.text
     path = home.folder / "images/kite/image.yaml"
     kernel = next(line for line in path.read_text().splitlines() if "kernel: {" in line)
     other = home.write("other", "another kernel")
@@ -116,10 +116,10 @@ def test_the_image_has_to_be_the_same(home: Project, elsewhere: Project) -> None
     changed = f'      kernel: {{url: "file://{other}", {digest}}}'
     elsewhere.write("images/kite/image.yaml", path.read_text().replace(kernel, changed))
     elsewhere.write("images/kite.py", (home.folder / "images/kite.py").read_text())
-    done = resurrect(elsewhere, bundle_of(home), "")
-    assert done.status == 2, done.text
-    assert "is another file here: it is made from other files" in done.text
-    assert "harness repro" in done.text
+    result = resurrect(elsewhere, bundle_of(home), "")
+    assert result.status == 2, result.text
+    assert "is another file here: it is made from other files" in result.text
+    assert "harness repro" in result.text
 
 
 def test_a_panicked_machine_can_be_looked_at(home: Project) -> None:
@@ -235,8 +235,8 @@ def test_a_paused_fork_is_saved(home: Project) -> None:
     manifest = fails(home, FORK)
     assert [machine.power for machine in manifest.machines] == ["paused"]
     script = 'print("files:", machine.succeed("cat /tmp/parent /tmp/fork").split())'
-    done = resurrect(home, bundle_of(home), script)
-    assert answers(done)["files"] == "['parent', 'fork']"
+    result = resurrect(home, bundle_of(home), script)
+    assert answers(result)["files"] == "['parent', 'fork']"
 
 
 CHANGING = """
@@ -276,10 +276,10 @@ def test_repro_tells_the_same_failure_from_another(home: Project) -> None:
     assert "has changed since then" in changed.text
     assert repro("--anyway").status == 1
     # Its machine was not asked for.
-    done = home.run(sys.executable, "-m", "harness.cli", "resurrect", str(bundle))
-    assert done.status == 2
-    assert "carries no machine" in done.text
-    assert "--bundle=evidence" in done.text
+    result = home.run(sys.executable, "-m", "harness.cli", "resurrect", str(bundle))
+    assert result.status == 2
+    assert "carries no machine" in result.text
+    assert "--bundle=evidence" in result.text
 
 
 SECRET = """
@@ -390,10 +390,10 @@ def test_what_cannot_resume_here_is_refused_with_the_line_that_repeats_it(home: 
         (lambda snapshot: snapshot.update(machine="q35,kernel=/etc/passwd"), "is no name"),
     ):
         other = rewritten(bundle, home.folder / "other.zst", change)
-        done = resurrect(home, other, "")
-        assert done.status == 2, done.text
-        assert why in done.text
-        assert f"harness repro {other}" in done.text
+        result = resurrect(home, other, "")
+        assert result.status == 2, result.text
+        assert why in result.text
+        assert f"harness repro {other}" in result.text
 
 
 def rewritten(bundle: Path, path: Path, change: Change) -> Path:

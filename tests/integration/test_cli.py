@@ -49,9 +49,9 @@ def harness(
 
 def report(*arguments: str, status: int = 0, **options: Any) -> Any:
     """Return the JSON that a command prints."""
-    done = harness(*arguments, "--json", **options)
-    assert done.returncode == status, done.stderr
-    return json.loads(done.stdout)
+    process = harness(*arguments, "--json", **options)
+    assert process.returncode == status, process.stderr
+    return json.loads(process.stdout)
 
 
 class Person:
@@ -121,9 +121,9 @@ def test_the_version_is_that_of_the_package() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_explains_itself(command: str) -> None:
-    done = harness(command, "--help")
-    assert done.returncode == 0, done.stderr
-    assert f"usage: harness {command}" in done.stdout
+    process = harness(command, "--help")
+    assert process.returncode == 0, process.stderr
+    assert f"usage: harness {command}" in process.stdout
 
 
 @pytest.mark.parametrize(
@@ -148,19 +148,19 @@ def test_each_command_explains_itself(command: str) -> None:
     ],
 )
 def test_wrong_usage_is_refused_with_the_choices(arguments: tuple[str, ...], message: str) -> None:
-    done = harness(*arguments)
-    assert done.returncode == (4 if arguments[0] == "acceptance" else 2)
+    process = harness(*arguments)
+    assert process.returncode == (4 if arguments[0] == "acceptance" else 2)
     # argparse of newer Pythons, such as 3.13, puts no quotes around choices.
-    assert message.replace("'", "") in done.stderr.replace("'", "")
+    assert message.replace("'", "") in process.stderr.replace("'", "")
 
 
 # --- doctor -----------------------------------------------------------------------------------
 
 
 def test_doctor_reports_to_people_and_to_programs() -> None:
-    done = harness("doctor")
-    assert done.returncode == 0, done.stdout
-    assert "accel x86_64" in done.stdout
+    process = harness("doctor")
+    assert process.returncode == 0, process.stdout
+    assert "accel x86_64" in process.stdout
     doctor = report("doctor")
     findings = {finding["name"]: finding for finding in doctor["findings"]}
     assert doctor["ok"] is True
@@ -172,9 +172,9 @@ def test_doctor_reports_to_people_and_to_programs() -> None:
 
 def test_doctor_names_the_package_of_a_missing_qemu(tmp_path: Path) -> None:
     (tmp_path / "setpriv").symlink_to("/usr/bin/setpriv")
-    done = harness("doctor", env={"PATH": str(tmp_path)})
-    assert done.returncode == 3
-    assert "install the package qemu-system-x86" in done.stdout
+    process = harness("doctor", env={"PATH": str(tmp_path)})
+    assert process.returncode == 3
+    assert "install the package qemu-system-x86" in process.stdout
 
 
 def test_doctor_boots_each_arch() -> None:
@@ -237,9 +237,9 @@ machine.console.run("echo per''son").stdout
 for number in range(2):
     print("number", number)
 """
-    done = harness("lab", "micro", cwd=tmp_path, stdin=script)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "'person\\n'\nnumber 0\nnumber 1\n"
+    process = harness("lab", "micro", cwd=tmp_path, stdin=script)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "'person\\n'\nnumber 0\nnumber 1\n"
     (log,) = tmp_path.glob(".harness/lab/2*/lab/micro/serial.log")
     assert "person" in log.read_text(errors="replace")
 
@@ -258,11 +258,11 @@ for number in range(2):
 def test_a_script_stops_at_the_first_error(
     tmp_path: Path, script: str, status: int, message: str
 ) -> None:
-    done = harness("lab", cwd=tmp_path, stdin=f"{script}\nprint('not reached')\n")
-    assert done.returncode == status
-    assert message in done.stderr
-    assert ("Traceback" in done.stderr) == ("ZeroDivision" in message)
-    assert "not reached" not in done.stdout
+    process = harness("lab", cwd=tmp_path, stdin=f"{script}\nprint('not reached')\n")
+    assert process.returncode == status
+    assert message in process.stderr
+    assert ("Traceback" in process.stderr) == ("ZeroDivision" in message)
+    assert "not reached" not in process.stdout
     assert not (tmp_path / ".harness").exists(), "a lab that starts nothing leaves nothing"
 
 
@@ -346,9 +346,9 @@ options = "-o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/d
 words = [*shlex.split(ssh_command(lab, machine)), *shlex.split(options), "echo", "in"]
 subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
 """
-    done = harness("lab", "micro", cwd=tmp_path, stdin=script)
-    assert done.returncode == 0, done.stderr
-    assert "'in\\n'" in done.stdout, done.stdout
+    process = harness("lab", "micro", cwd=tmp_path, stdin=script)
+    assert process.returncode == 0, process.stderr
+    assert "'in\\n'" in process.stdout, process.stdout
 
 
 @pytest.mark.parametrize(
@@ -369,9 +369,9 @@ def test_a_wrong_start_is_refused(tmp_path: Path, arguments: tuple[str, ...], me
 def test_a_saved_state_is_listed_explained_started_and_removed(tmp_path: Path) -> None:
     (tmp_path / "mystates.py").write_text(STATES)
     script = "import mystates; lab.state(mystates.warm).entry"
-    done = harness("lab", "micro", cwd=tmp_path, stdin=script)
-    assert done.returncode == 0, done.stderr
-    entry = done.stdout.strip().strip("'")
+    process = harness("lab", "micro", cwd=tmp_path, stdin=script)
+    assert process.returncode == 0, process.stderr
+    entry = process.stdout.strip().strip("'")
 
     (saved,) = (item for item in report("states", "list")["states"] if item["id"] == entry)
     assert (saved["name"], saved["status"], saved["kind"]) == ("warm", "ready", "live")
@@ -459,8 +459,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_the_status_says_whose_fault_a_failure_is(project: Path, tests: str, status: int) -> None:
-    done = harness("acceptance", "test_it.py", "--image", "micro", "-k", tests, cwd=project)
-    assert done.returncode == status, done.stdout + done.stderr
+    process = harness("acceptance", "test_it.py", "--image", "micro", "-k", tests, cwd=project)
+    assert process.returncode == status, process.stdout + process.stderr
 
 
 def test_the_results_of_a_run_are_a_file(project: Path) -> None:
@@ -485,8 +485,8 @@ def test_one_run_judges_an_image_on_each_architecture(tmp_path: Path) -> None:
         "        arch = run('uname -m').stdout.strip()\n"
         "        assert request.node.name == f'test_live[{arch}]'\n"
     )
-    done = harness("acceptance", "test_it.py", "--image", "micro", "--arch", "all", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = harness("acceptance", "test_it.py", "--image", "micro", "--arch", "all", cwd=tmp_path)
+    assert process.returncode == 0, process.stdout + process.stderr
     results = json.loads((tmp_path / ".harness/runs/latest/results.json").read_text())
     assert results["matrix"] == {"test_it.py": {arch: {"passed": 1} for arch in ARCHES}}
     assert {test["id"]: test["arch"] for test in results["tests"]} == {
@@ -510,8 +510,8 @@ def test_the_suites_of_harness_run_from_any_folder(
     """A folder that has the name of an option's value is not taken for a path of tests."""
     (tmp_path / "tcg").mkdir()
     selection = ("-k", "test_power_on_to_login_on_the_console", "--image", "micro")
-    done = harness("acceptance", *arguments, *selection, "-v", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = harness("acceptance", *arguments, *selection, "-v", cwd=tmp_path)
+    assert process.returncode == 0, process.stdout + process.stderr
     results = json.loads((tmp_path / ".harness/runs/latest/results.json").read_text())
     assert [test["id"] for test in results["tests"]] == [
         "suites/boot/test_live.py::test_power_on_to_login_on_the_console"

@@ -21,9 +21,9 @@ TEST = "suites/boot/test_live.py::test_it"
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    made = Browser(tmp_path_factory.mktemp("chromium"))
-    yield made
-    made.close()
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
 
 
 @pytest.fixture
@@ -86,18 +86,18 @@ NIGHTS = [a_run(day, "passed") for day in range(1, 14)] + [a_run(14, "product")]
 
 def test_a_screen_reader_gets_the_matrix_in_words(tmp_path: Path, browser: Browser) -> None:
     show(browser, tmp_path, NIGHTS)
-    found = nodes(browser)
-    headings = [name for role, name in found if role == "heading"]
+    tree = nodes(browser)
+    headings = [name for role, name in tree if role == "heading"]
     assert headings == [
         *("Nightly", "Failing now", "Matrix", "Trend", "Flaky", "Slowest", "Known failures")
     ]
-    assert ("link", "2026-11-14: 1 product") in found
-    assert ("link", "2026-11-13: 1 passed") in found
-    tables = [name for role, name in found if role == "table"]
+    assert ("link", "2026-11-14: 1 product") in tree
+    assert ("link", "2026-11-13: 1 passed") in tree
+    tables = [name for role, name in tree if role == "table"]
     assert "Image by architecture by suite, one column a night" in tables
-    charts = [name for role, name in found if role in ("img", "image")]
+    charts = [name for role, name in tree if role in ("img", "image")]
     assert any(name.startswith("Failed by the host, percent of tests by night") for name in charts)
-    assert {role for role, _ in found} >= {"main", "navigation", "columnheader", "rowheader"}
+    assert {role for role, _ in tree} >= {"main", "navigation", "columnheader", "rowheader"}
 
 
 def test_the_keyboard_reaches_everything(tmp_path: Path, browser: Browser) -> None:

@@ -84,8 +84,8 @@ class Process:
 
 def wait_until(look: Callable[[], object], expected: object) -> None:
     limit = UNSCALED.after(120)
-    while (found := look()) != expected:
-        assert not limit.expired, f"{found}, and not {expected}"
+    while (state := look()) != expected:
+        assert not limit.expired, f"{state}, and not {expected}"
         threading.Event().wait(0.1)
 
 

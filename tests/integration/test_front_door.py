@@ -49,14 +49,14 @@ def installed_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> s
     folder = tmp_path_factory.mktemp("environment") / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = str(folder / "bin" / "python")
-    done = subprocess.run(
+    process = subprocess.run(
         [python, "-m", "pip", "install", "--quiet", "--no-input", str(wheel), "fixtures"],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
     return python
 
 
@@ -84,18 +84,18 @@ def test_the_wheel_holds_the_library_the_suites_and_the_images(wheel: Path) -> N
 def test_ten_lines_test_an_image_of_the_folder(outside: Project, kite: Kite) -> None:
     kite(outside)
     outside.write("test_kite.py", TEST)
-    done = outside.pytest("-q")
-    assert done.status == 0, done.text
-    assert "1 passed" in done.text
+    result = outside.pytest("-q")
+    assert result.status == 0, result.text
+    assert "1 passed" in result.text
 
 
 def test_the_installed_suites_judge_an_image_of_the_folder(outside: Project, kite: Kite) -> None:
     kite(outside)
     harness = str(Path(outside.python).with_name("harness"))
-    done = outside.run(harness, "acceptance", "--image", "kite")
-    assert done.status == 0, done.text
-    assert "suites/boot/test_live.py" in done.text
-    assert "failed" not in done.text.splitlines()[-1]
+    result = outside.run(harness, "acceptance", "--image", "kite")
+    assert result.status == 0, result.text
+    assert "suites/boot/test_live.py" in result.text
+    assert "failed" not in result.text.splitlines()[-1]
     (path,) = outside.folder.glob(".harness/runs/2*/results.json")
     results = json.loads(path.read_text())
     assert results["image"]["name"] == "kite"
@@ -108,12 +108,12 @@ def test_a_failing_suite_shows_the_suites_own_frames(outside: Project, kite: Kit
     text = (outside.folder / "images/kite/image.yaml").read_text()
     outside.write("images/kite/image.yaml", text.replace("password: micro", "password: wrong"))
     harness = str(Path(outside.python).with_name("harness"))
-    done = outside.run(
+    result = outside.run(
         *(harness, "acceptance", "suites/boot", "--image", "kite", "-k", "test_power_on_to_login")
     )
-    assert done.status == 1, done.text
-    assert "machine.os.login()" in done.text, "the scenario's own line"
-    assert "LoginError" in done.text
+    assert result.status == 1, result.text
+    assert "machine.os.login()" in result.text, "the scenario's own line"
+    assert "LoginError" in result.text
 
 
 def test_a_read_only_site_packages_serves_as_well(outside: Project, kite: Kite) -> None:
@@ -124,8 +124,8 @@ def test_a_read_only_site_packages_serves_as_well(outside: Project, kite: Kite) 
     ).text.strip()
     before = {path for path in Path(packages).rglob("*") if "__pycache__" not in path.parts}
     # Root may write anywhere: compare instead of forbidding.
-    done = outside.pytest("-q", PYTHONDONTWRITEBYTECODE="1")
-    assert done.status == 0, done.text
+    result = outside.pytest("-q", PYTHONDONTWRITEBYTECODE="1")
+    assert result.status == 0, result.text
     after = {path for path in Path(packages).rglob("*") if "__pycache__" not in path.parts}
     assert after == before
 
@@ -135,9 +135,9 @@ def test_a_read_only_site_packages_serves_as_well(outside: Project, kite: Kite) 
 
 def test_a_run_without_any_test_of_harness_makes_nothing(outside: Project) -> None:
     outside.write("test_plain.py", "import sys\n\ndef test_it():\n    assert True\n")
-    done = outside.pytest()
-    assert done.status == 0, done.text
-    assert "harness:" not in done.text
+    result = outside.pytest()
+    assert result.status == 0, result.text
+    assert "harness:" not in result.text
     assert not (outside.folder / ".harness").exists()
 
 
@@ -150,25 +150,25 @@ def test_a_run_without_any_test_of_harness_imports_nothing_heavy(outside: Projec
         "    mine = {name for name in sys.modules if name.startswith('harness.')}\n"
         "    assert all(name.startswith('harness.pytest_plugin') for name in mine), mine\n",
     )
-    done = outside.pytest()
-    assert done.status == 0, done.text
+    result = outside.pytest()
+    assert result.status == 0, result.text
 
 
 def test_no_images_is_an_error_that_says_what_to_do(outside: Project) -> None:
     outside.write("test_kite.py", TEST)
-    done = outside.pytest()
-    assert done.status == 1
-    assert "there is no image in" in done.text
-    assert re.search(r"--image [a-z, ]*\bmicro\b[a-z, ]* or [a-z]+", done.text)
+    result = outside.pytest()
+    assert result.status == 1
+    assert "there is no image in" in result.text
+    assert re.search(r"--image [a-z, ]*\bmicro\b[a-z, ]* or [a-z]+", result.text)
 
 
 def test_an_unknown_image_is_a_usage_error_that_lists_the_choices(
     outside: Project, kite: Kite
 ) -> None:
     kite(outside)
-    done = outside.pytest("--image", "kitte")
-    assert done.status == pytest.ExitCode.USAGE_ERROR
-    assert "did you mean kite?" in done.text
+    result = outside.pytest("--image", "kitte")
+    assert result.status == pytest.ExitCode.USAGE_ERROR
+    assert "did you mean kite?" in result.text
     assert not (outside.folder / ".harness").exists()
 
 
@@ -177,12 +177,12 @@ def test_a_checkout_is_not_tested_with_another_copy(outside: Project) -> None:
     outside.write("harness/pytest_plugin/__init__.py", "")
     outside.write("test_plain.py", "def test_it(): ...\n")
     pytest_program = str(Path(outside.python).with_name("pytest"))
-    done = outside.run(pytest_program, "-q")
-    assert done.status == pytest.ExitCode.USAGE_ERROR, done.text
-    assert "two copies of Harness" in done.text
+    result = outside.run(pytest_program, "-q")
+    assert result.status == pytest.ExitCode.USAGE_ERROR, result.text
+    assert "two copies of Harness" in result.text
 
 
 def test_naming_the_plugin_by_hand_does_no_harm(outside: Project) -> None:
     outside.write("test_plain.py", "def test_it(): ...\n")
-    done = outside.pytest("-q", "-p", "harness.pytest_plugin")
-    assert done.status == 0, done.text
+    result = outside.pytest("-q", "-p", "harness.pytest_plugin")
+    assert result.status == 0, result.text

@@ -178,11 +178,11 @@ def test_a_member_that_cannot_be_saved_leaves_all_running_and_nothing_behind(
 
 def qemus(group: Group) -> int:
     """Return the number of QEMUs that have mapped the RAM of a group."""
-    found = 0
+    count = 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has ended
-            found += str(group.folder).encode() in path.read_bytes()
-    return found
+            count += str(group.folder).encode() in path.read_bytes()
+    return count
 
 
 def test_a_member_whose_saved_files_are_damaged_ends_the_others(

@@ -57,8 +57,8 @@ def latest(project: Project) -> Path:
 
 
 def test_a_panic_that_is_known_is_green_and_kept(project: Project) -> None:
-    done = run(project, PANIC, days=0)
-    assert done.status == 0, done.text
+    result = run(project, PANIC, days=0)
+    assert result.status == 0, result.text
     test = only_test(project)
     assert (test["verdict"], test["outcome"]) == ("known", "xfailed")
     assert (latest(project) / test["evidence"] / "micro/serial.log").exists()
@@ -75,14 +75,14 @@ def test_a_panic_that_is_known_is_green_and_kept(project: Project) -> None:
     (entry,) = json.loads(listed.text)["entries"]
     assert (entry["occurred"], entry["without"], entry["age"]) == (1, 0, 0)
     # The same failure of another run has the same signature.
-    done = run(project, PANIC, days=30)
-    assert done.status == 1, done.text
+    result = run(project, PANIC, days=30)
+    assert result.status == 1, result.text
     again = only_test(project)
     assert (again["verdict"], again["known"]["expired"]) == ("product", True)
     with Bundle(latest(project) / again["evidence"] / FILE) as bundle:
         assert [each.name for each in bundle.manifest.machines] == ["micro"]
     assert again["signature"] == test["signature"]
-    assert "known until" in done.text
+    assert "known until" in result.text
     assert project.run(project.python, "-m", "harness.cli", "known", "check").status == 1
 
 
@@ -97,7 +97,7 @@ def test_a_panic_that_is_known_is_green_and_kept(project: Project) -> None:
 def test_another_failure_of_the_guest_is_red(
     project: Project, command: str, keys: dict[str, Any]
 ) -> None:
-    done = run(project, command, days=0, **keys)
-    assert done.status == 1, done.text
+    result = run(project, command, days=0, **keys)
+    assert result.status == 1, result.text
     test = only_test(project)
     assert (test["verdict"], test["known"]) == ("product", None)

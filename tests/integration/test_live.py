@@ -47,9 +47,9 @@ def harness(project: Project, *words: str) -> subprocess.CompletedProcess[bytes]
 
 
 def listed(project: Project) -> list[dict[str, Any]]:
-    done = harness(project, "ps", "--json")
-    assert done.returncode == 0, done.stderr
-    return list(json.loads(done.stdout)["runs"])
+    answer = harness(project, "ps", "--json")
+    assert answer.returncode == 0, answer.stderr
+    return list(json.loads(answer.stdout)["runs"])
 
 
 def end_of(person: Person) -> int:
@@ -115,23 +115,23 @@ def test_a_paused_test_is_reached_and_goes_on(looked_at: Project) -> None:
                 other.sees("# ")
                 other.types(f"echo $((40 + 2))-{word}\n")
                 other.sees(f"42-{word}")
-                taken = harness(looked_at, "ssh", "nobody")
-                assert b"no running machine is called 'nobody'" in taken.stderr
-                assert b"/micro  (test_it.py::test_it)" in taken.stderr
+                refusal = harness(looked_at, "ssh", "nobody")
+                assert b"no running machine is called 'nobody'" in refusal.stderr
+                assert b"/micro  (test_it.py::test_it)" in refusal.stderr
                 other.types("\x1d")
                 other.sees("left")
                 assert end_of(other) == 0
 
-        done = harness(looked_at, "ssh", "micro", "echo $((40 + 2)); exit 7")
-        assert (done.returncode, done.stdout) == (7, b"42\n"), done.stderr
+        answer = harness(looked_at, "ssh", "micro", "echo $((40 + 2)); exit 7")
+        assert (answer.returncode, answer.stdout) == (7, b"42\n"), answer.stderr
 
-        done = harness(looked_at, "screenshot", "micro", "-o", "seen.png")
-        assert done.returncode == 0, done.stderr
+        answer = harness(looked_at, "screenshot", "micro", "-o", "seen.png")
+        assert answer.returncode == 0, answer.stderr
         picture = (looked_at.folder / "seen.png").read_bytes()
         assert picture.startswith(b"\x89PNG\r\n")
 
-        done = harness(looked_at, "continue")
-        assert done.returncode == 0, done.stderr
+        answer = harness(looked_at, "continue")
+        assert answer.returncode == 0, answer.stderr
         person.sees("1 failed")
         assert end_of(person) == 1
     assert sockets(looked_at) == []
@@ -182,17 +182,17 @@ def test_a_worker_is_reached_as_well(looked_at: Project) -> None:
         person.sees("  'harness continue ")  # and no Enter
         (process,) = listed(looked_at)
         assert process["worker"] == "gw0"
-        done = harness(looked_at, "continue", f"{process['run']}/gw0")
-        assert done.returncode == 0, done.stderr
+        answer = harness(looked_at, "continue", f"{process['run']}/gw0")
+        assert answer.returncode == 0, answer.stderr
         person.sees("1 failed")
         assert end_of(person) == 1
 
 
 def test_without_a_socket_nothing_pauses(looked_at: Project) -> None:
     (Path(looked_at.env["XDG_RUNTIME_DIR"]) / "harness").touch()
-    done = looked_at.pytest(*OPTIONS, "--pause-on-failure", "--bundle", "none")
-    assert "no pause: nobody can reach the machines" in done.text
-    assert (done.status, "1 failed" in done.text) == (1, True)
+    result = looked_at.pytest(*OPTIONS, "--pause-on-failure", "--bundle", "none")
+    assert "no pause: nobody can reach the machines" in result.text
+    assert (result.status, "1 failed" in result.text) == (1, True)
 
 
 def wait_for_end(pid: int) -> None:

@@ -71,12 +71,12 @@ def run(project: Project, name: str, *prefix: str, **env: str) -> Finished:
     return project.run(*prefix, sys.executable, *words, f"test_it.py::test_{name}", **env)
 
 
-def verdict_everywhere(project: Project, name: str, done: Finished) -> tuple[str, str, Manifest]:
+def verdict_everywhere(project: Project, name: str, result: Finished) -> tuple[str, str, Manifest]:
     """Return the verdict, the reason and the manifest, after comparing all places."""
     folder = project.folder / ".harness/runs/latest"
     (test,) = json.loads((folder / "results.json").read_text())["tests"]
     verdict, reason = str(test["verdict"]), str(test["reason"])
-    assert f"\n{verdict:8} test_it.py::test_{name}\n" in done.text
+    assert f"\n{verdict:8} test_it.py::test_{name}\n" in result.text
     (case,) = ET.parse(folder / "junit.xml").getroot().iter("testcase")
     facts = {each.get("name"): each.get("value") for each in case.iter("property")}
     assert (facts["verdict"], facts["signature"]) == (verdict, test["signature"])
@@ -85,20 +85,20 @@ def verdict_everywhere(project: Project, name: str, done: Finished) -> tuple[str
     with Bundle(folder / test["evidence"] / FILE) as bundle:
         manifest = bundle.manifest
     assert (manifest.test.verdict, manifest.test.signature) == (verdict, test["signature"])
-    assert json.loads((folder / "results.json").read_text())["status"] == done.status
+    assert json.loads((folder / "results.json").read_text())["status"] == result.status
     return verdict, reason, manifest
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_planted_failure_has_its_verdict(project: Project, name: str) -> None:
     expected, status, words, power = CASES[name]
-    done = run(project, name)
-    verdict, reason, manifest = verdict_everywhere(project, name, done)
+    result = run(project, name)
+    verdict, reason, manifest = verdict_everywhere(project, name, result)
     if name == "slow_but_alive" and verdict == "infra":
         # A host under pressure may be what makes it slow, and then is said to be.
-        assert PRESSED in done.text
+        assert PRESSED in result.text
         expected, status = "infra", 11
-    assert (verdict, done.status) == (expected, status), done.text
+    assert (verdict, result.status) == (expected, status), result.text
     assert words in reason
     (machine,) = manifest.machines
     assert machine.power == power
@@ -130,9 +130,9 @@ def group() -> Iterator[Path]:
 
 def test_a_host_out_of_memory_is_infra_and_says_so(project: Project, group: Path) -> None:
     enter = f'echo $$ > "{group}/cgroup.procs" && exec "$@"'
-    done = run(project, "host_out_of_memory", "sh", "-c", enter, "sh", GROUP=str(group))
-    verdict, reason, manifest = verdict_everywhere(project, "host_out_of_memory", done)
-    assert (verdict, done.status) == ("infra", 11), done.text
+    result = run(project, "host_out_of_memory", "sh", "-c", enter, "sh", GROUP=str(group))
+    verdict, reason, manifest = verdict_everywhere(project, "host_out_of_memory", result)
+    assert (verdict, result.status) == ("infra", 11), result.text
     assert re.search(r"ended \(killed by SIGKILL\).*for want of memory", reason)
     (machine,) = manifest.machines
     assert machine.cold.startswith("QEMU had ended")

@@ -233,12 +233,12 @@ def test_the_first_page_has_the_failed_step_in_the_cell(report: Path, browser: B
 def test_the_filter_looks_at_names_steps_and_reasons(report: Path, browser: Browser) -> None:
     browser.show(report)
     names = "[...document.querySelectorAll('tbody th[scope=row]')].map(each => each.innerText)"
-    for words, found in (("refused", ["test_it"]), ("_TOO", ["test_it_too"]), ("nothing", [])):
+    for words, tests in (("refused", ["test_it"]), ("_TOO", ["test_it_too"]), ("nothing", [])):
         browser.evaluate(
             f"{{ const field = document.getElementById('filter'); field.value = {words!r};"
             " field.dispatchEvent(new Event('input')); }"
         )
-        assert browser.evaluate(names) == found
+        assert browser.evaluate(names) == tests
 
 
 def test_a_link_leads_to_a_test_and_a_span(report: Path, browser: Browser) -> None:
@@ -303,15 +303,15 @@ def test_failed_units_are_open_and_come_before_the_journal(
     (place / "failed-units.txt").write_text("# from the disk\nfoo.service failed\n")
     page.write(gather(tmp_path / "run"), tmp_path / "report.html")
     browser.show(tmp_path / "report.html", f"#test={quote(TEST)}")
-    found = browser.evaluate(
+    files = browser.evaluate(
         "[...document.querySelectorAll('section')].filter(each =>"
         " each.firstChild.textContent === 'Journal and failed units').flatMap(each =>"
         " [...each.querySelectorAll('details')].map(file => [file.innerText.trim(), file.open]))"
     )
-    assert [is_open for _, is_open in found] == [True, False]
-    assert found[0][0].startswith("alpha/failed-units.txt")
-    assert "foo.service failed" in found[0][0]
-    assert found[1][0].startswith("alpha/journal.txt")
+    assert [is_open for _, is_open in files] == [True, False]
+    assert files[0][0].startswith("alpha/failed-units.txt")
+    assert "foo.service failed" in files[0][0]
+    assert files[1][0].startswith("alpha/journal.txt")
 
 
 def test_a_duration_has_at_most_59_seconds(tmp_path: Path, browser: Browser) -> None:

@@ -390,8 +390,8 @@ def test_the_files_of_all_architectures_get_one_address(project: Project) -> Non
     project.write("images/kelp/image.yaml", KELP.format(**artifacts))
     project.write("images/kelp.py", KELP_PROFILE)
     project.write("test_arches.py", KELP_TEST)
-    done = project.pytest("--image", "kelp", "--arch", "x86_64", "--services", "process", "-q")
-    assert done.status == 0, done.text
+    result = project.pytest("--image", "kelp", "--arch", "x86_64", "--services", "process", "-q")
+    assert result.status == 0, result.text
 
 
 def kill(server: Server, mode: str) -> None:

@@ -408,8 +408,8 @@ def victim(
     """Return the output of the victim and its exit status."""
     command = [sys.executable, "-m", "tests.integration.states_victim", action]
     command += [str(saved), str(evidence), str(root), str(moment)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    return done.stdout, done.returncode
+    process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    return process.stdout, process.returncode
 
 
 def qemus_of(evidence: Path) -> list[int]:

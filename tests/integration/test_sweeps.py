@@ -52,8 +52,8 @@ def test_the_pointer_leads_to_the_slot_that_is_there(cut):
 
 
 def run(project: Project, *options: str) -> tuple[int, str]:
-    done = project.pytest("-q", "--image", "micro", *options)
-    return done.status, done.text
+    result = project.pytest("-q", "--image", "micro", *options)
+    return result.status, result.text
 
 
 def test_a_system_that_flushes_survives_every_cut_on_two_workers(project: Project) -> None:

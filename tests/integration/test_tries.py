@@ -35,9 +35,9 @@ def test_qemu_that_dies_is_tried_once_more(
 ) -> None:
     project.write("test_it.py", TEST)
     arguments = ("-q", "--image", "micro", "--acceptance", "test_it.py", *options)
-    done = project.pytest(*arguments)
-    assert done.status == status, done.text
-    assert f"{verdict:8} test_it.py::test_it" in done.text
+    result = project.pytest(*arguments)
+    assert result.status == status, result.text
+    assert f"{verdict:8} test_it.py::test_it" in result.text
     latest = project.folder / ".harness/runs/latest"
     (test,) = json.loads((latest / "results.json").read_text())["tests"]
     assert test["verdict"] == verdict

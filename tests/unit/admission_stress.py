@@ -93,7 +93,7 @@ def storm(root: Path, seed: int, kills: int) -> dict[str, Any]:
 
     alive: set[int] = set()
     held: dict[int, list[tuple[int, int]]] = {}
-    done = {"grants": 0, "kills": 0, "refusals": 0, "most": 0, "over": 0}
+    counts = {"grants": 0, "kills": 0, "refusals": 0, "most": 0, "over": 0}
     limits = Admission(root, ROOM).limits
 
     def start() -> None:
@@ -105,23 +105,23 @@ def storm(root: Path, seed: int, kills: int) -> dict[str, Any]:
     for _ in range(WORKERS):
         start()
     next_kill = chance.randrange(1, 30)
-    while done["kills"] < kills:
+    while counts["kills"] < kills:
         pid, word, millis, mebibytes = os.read(reading, LINE).split()
         process, grant = int(pid), (int(millis), int(mebibytes))
         if process not in alive:
             continue  # killed after its report
         if word == b"got":
             held[process].append(grant)
-            done["grants"] += 1
+            counts["grants"] += 1
             cpus = sum(millis for grants in held.values() for millis, _ in grants)
             memory = sum(size for grants in held.values() for _, size in grants)
-            done["most"] = max(done["most"], memory)
+            counts["most"] = max(counts["most"], memory)
             if memory > limits.memory >> 20 or cpus > round(limits.cpus * 1000):
-                done["over"] += 1
+                counts["over"] += 1
         elif word == b"gave":
             held[process].remove(grant)
         else:
-            done["refusals"] += 1
+            counts["refusals"] += 1
         next_kill -= 1
         if next_kill <= 0:
             victim = chance.choice(sorted(alive))
@@ -130,13 +130,13 @@ def storm(root: Path, seed: int, kills: int) -> dict[str, Any]:
             del held[victim]
             os.kill(victim, signal.SIGKILL)
             assert os.waitpid(victim, 0)[1] == signal.SIGKILL, "a worker ended by itself"
-            done["kills"] += 1
+            counts["kills"] += 1
             next_kill = chance.randrange(1, 30)
             start()
     for victim in alive:
         os.kill(victim, signal.SIGKILL)
         os.waitpid(victim, 0)
-    return done | whole(root)
+    return counts | whole(root)
 
 
 def sweep(root: Path, *, waiting: bool) -> dict[str, Any]:

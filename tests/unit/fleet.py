@@ -146,8 +146,8 @@ def _schema_faults(text: str) -> list[str]:
     path = SCHEMAS / f"{kind.lower()}-{group}-{version}.json"
     name = f"{kind} {item['metadata']['name']}"
     if path.exists():
-        found = _schema(path.stem).iter_errors(item)
-        return [f"{name}: {each.json_path}: {each.message[:200]}" for each in found]
+        errors = _schema(path.stem).iter_errors(item)
+        return [f"{name}: {each.json_path}: {each.message[:200]}" for each in errors]
     if kind in UNCHECKED:
         return []
     plain = {key: value for key, value in item.items() if not (kind == "Secret" and key == "sops")}

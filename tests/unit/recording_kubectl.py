@@ -22,7 +22,7 @@ def key(item: dict[str, Any]) -> str:
 
 
 def items(text: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
     if text.startswith("{"):
         documents = [json.loads(text)]
     else:
@@ -30,8 +30,8 @@ def items(text: str) -> list[dict[str, Any]]:
 
         documents = list(yaml.safe_load_all(text))
     for each in documents:
-        found += each["items"] if each["kind"] == "List" else [each]
-    return found
+        objects += each["items"] if each["kind"] == "List" else [each]
+    return objects
 
 
 def main() -> int:

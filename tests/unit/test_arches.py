@@ -72,9 +72,9 @@ def run(project: Project, text: str, *options: str) -> Finished:
 
 def collected(project: Project, text: str, *options: str) -> list[str]:
     """Return the names of the tests that a run has, in its order."""
-    done = run(project, text, "--collect-only", *options)
-    assert done.status == 0, done.text
-    return [line.split("::")[1] for line in done.text.splitlines() if "::" in line]
+    result = run(project, text, "--collect-only", *options)
+    assert result.status == 0, result.text
+    return [line.split("::")[1] for line in result.text.splitlines() if "::" in line]
 
 
 def latest(project: Project) -> Path:
@@ -115,9 +115,9 @@ def test_all_begins_with_the_architecture_of_the_host(project: Project) -> None:
 def test_each_test_has_the_lab_and_the_image_of_its_architecture(
     project: Project, workers: str
 ) -> None:
-    done = run(project, SUITE, "--arch", "all", "-n", workers)
-    assert done.status == 0, done.text
-    assert "9 passed" in done.text
+    result = run(project, SUITE, "--arch", "all", "-n", workers)
+    assert result.status == 0, result.text
+    assert "9 passed" in result.text
 
 
 def test_each_architecture_has_a_lab_of_its_own(project: Project) -> None:
@@ -134,9 +134,9 @@ def test_they_differ():
     assert services != other_services
     assert run == other_run
 """
-    done = run(project, text, "--arch", "all", "-p", "no:randomly")
-    assert done.status == 0, done.text
-    assert "3 passed" in done.text
+    result = run(project, text, "--arch", "all", "-p", "no:randomly")
+    assert result.status == 0, result.text
+    assert "3 passed" in result.text
 
 
 def test_a_module_shares_a_lab_for_each_architecture(project: Project) -> None:
@@ -150,9 +150,9 @@ def test_b(shared_lab, image):
     (shared_lab.folder / "b").touch()
     assert image.arch == "x86_64"
 """
-    done = run(project, text, "--arch", BOTH)
-    assert done.status == 1, done.text
-    assert "1 failed, 3 passed" in done.text
+    result = run(project, text, "--arch", BOTH)
+    assert result.status == 1, result.text
+    assert "1 failed, 3 passed" in result.text
     failed = [each for each in results(project)["tests"] if each["verdict"] == "product"]
     assert [each["id"] for each in failed] == ["test_it.py::test_b[aarch64]"]
     shared = latest(project) / failed[0]["evidence"]
@@ -188,8 +188,10 @@ def test_it(update_files, image, n):
     assert [path.read_text() for path in update_files("1")] == [image.arch]
 """
     project.write("conftest.py", ALTERNATELY)
-    done = run(project, suite, "--image", "two", "--arch", BOTH, f"--basetemp={tmp_path / 'base'}")
-    assert done.status == 0, done.text
+    result = run(
+        project, suite, "--image", "two", "--arch", BOTH, f"--basetemp={tmp_path / 'base'}"
+    )
+    assert result.status == 0, result.text
     assert len(list((tmp_path / "base").glob("update-*-1?"))) == 2
 
 
@@ -218,9 +220,9 @@ def test_it(lab):
         lab._parts.built.append("a state")
         raise errors.QemuExitedError("QEMU died")
 """
-    done = run(project, text, "--arch", BOTH)
-    assert done.status == 0, done.text
-    assert "1 passed, 1 retried, 1 flaky" in done.text
+    result = run(project, text, "--arch", BOTH)
+    assert result.status == 0, result.text
+    assert "1 passed, 1 retried, 1 flaky" in result.text
     assert (project.folder / "discarded").read_text() == "aarch64 ['a state']"
 
 
@@ -231,9 +233,9 @@ def test_a_test_that_asks_for_its_lab_while_it_runs_has_the_first(project: Proje
     project.write("images/two/image.yaml", f"{both}capabilities{rest}")
     text = "def test_it(request):\n    assert request.getfixturevalue('lab').image.arch == 'ARCH'\n"
     for choice, arch in (("all", arches.host()), (f"{other},{arches.host()}", other)):
-        done = run(project, text.replace("ARCH", arch), "--image", "two", "--arch", choice)
-        assert done.status == 0, done.text
-        assert "1 passed" in done.text
+        result = run(project, text.replace("ARCH", arch), "--image", "two", "--arch", choice)
+        assert result.status == 0, result.text
+        assert "1 passed" in result.text
 
 
 # --- what an image lacks ------------------------------------------------------------------------
@@ -248,11 +250,11 @@ def test_an_architecture_that_the_image_lacks_is_skipped_where_all_are_asked(
         "import pytest\n\n@pytest.mark.needs('ssh')\ndef test_it(image):\n    assert image.arch\n"
     )
     options = ("--acceptance", "test_it.py", "-rs")
-    done = run(project, text, "--image", "solo", "--arch", "all", *options)
-    assert done.status == 0, done.text
-    assert "1 passed, 1 skipped" in done.text
+    result = run(project, text, "--image", "solo", "--arch", "all", *options)
+    assert result.status == 0, result.text
+    assert "1 passed, 1 skipped" in result.text
     (other,) = set(arches.ARCHES) - {arch}
-    assert f"image solo has no arch {other}: describe it in {path}" in done.text
+    assert f"image solo has no arch {other}: describe it in {path}" in result.text
     assert list(results(project)["arches"]) == [arch]
 
 
@@ -271,15 +273,15 @@ def test_an_architecture_that_is_named_has_to_be_there(
     project: Project, arch: str, words: str
 ) -> None:
     project.write("images/solo/image.yaml", SOLO.replace("ARCH", "x86_64"))
-    done = run(project, "def test_it(image): ...\n", "--image", "solo", "--arch", arch)
-    assert done.status == pytest.ExitCode.USAGE_ERROR
-    assert words in done.text
+    result = run(project, "def test_it(image): ...\n", "--image", "solo", "--arch", arch)
+    assert result.status == pytest.ExitCode.USAGE_ERROR
+    assert words in result.text
 
 
 def test_a_recording_is_of_one_architecture(project: Project) -> None:
-    done = run(project, "def test_it(image): ...\n", "--arch", "all", "--recording", "install")
-    assert done.status == pytest.ExitCode.USAGE_ERROR
-    assert "--recording is of one architecture, and --arch names several" in done.text
+    result = run(project, "def test_it(image): ...\n", "--arch", "all", "--recording", "install")
+    assert result.status == pytest.ExitCode.USAGE_ERROR
+    assert "--recording is of one architecture, and --arch names several" in result.text
 
 
 # --- what a run leaves --------------------------------------------------------------------------
@@ -309,8 +311,8 @@ def test_skipped(lab):
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_results_and_summary_have_a_matrix(project: Project, workers: str) -> None:
-    done = run(project, OUTCOMES, "--acceptance", "test_it.py", "--arch", BOTH, "-n", workers)
-    assert done.status == 1, done.text
+    result = run(project, OUTCOMES, "--acceptance", "test_it.py", "--arch", BOTH, "-n", workers)
+    assert result.status == 1, result.text
     content = results(project)
     by_arch = {each["id"].split("::")[1]: each["arch"] for each in content["tests"]}
     assert by_arch == {
@@ -330,7 +332,7 @@ def test_results_and_summary_have_a_matrix(project: Project, workers: str) -> No
     assert list(content["arches"]) == ["x86_64", "aarch64"]
     inputs = {each["inputs"] for each in content["arches"].values()}
     assert len(inputs) == 2
-    lines = done.text.split("suites by architecture")[1].splitlines()[1:4]
+    lines = result.text.split("suites by architecture")[1].splitlines()[1:4]
     assert lines == [
         "suite       x86_64                        aarch64",
         "test_it.py  1 passed, 1 flaky, 1 skipped  1 flaky, 1 product, 1 skipped",
@@ -347,9 +349,9 @@ def test_results_and_summary_have_a_matrix(project: Project, workers: str) -> No
 
 
 def test_a_run_of_one_architecture_has_its_name_and_no_table(project: Project) -> None:
-    done = run(project, OUTCOMES, "--acceptance", "test_it.py", "--arch", "aarch64")
-    assert done.status == 1, done.text
-    assert "suites by architecture" not in done.text
+    result = run(project, OUTCOMES, "--acceptance", "test_it.py", "--arch", "aarch64")
+    assert result.status == 1, result.text
+    assert "suites by architecture" not in result.text
     content = results(project)
     assert {each["arch"] for each in content["tests"]} == {"", "aarch64"}
     assert list(content["matrix"]["test_it.py"]) == ["aarch64"]
@@ -384,15 +386,15 @@ def test_it(interrupted): ...
 def test_the_architecture_of_a_test_whose_worker_crashed_is_known(
     project: Project, arch: str
 ) -> None:
-    done = run(project, CRASH, "--arch", arch, "-n", "1", "--no-retry")
-    assert done.status == 1, done.text
+    result = run(project, CRASH, "--arch", arch, "-n", "1", "--no-retry")
+    assert result.status == 1, result.text
     (crashed,) = [each for each in results(project)["tests"] if each["verdict"] == "infra"]
     assert crashed["arch"] == "aarch64"
 
 
 def test_the_architecture_of_a_test_that_was_interrupted_is_known(project: Project) -> None:
-    done = run(project, INTERRUPTED, "--arch", "aarch64,x86_64")
-    assert done.status == pytest.ExitCode.INTERRUPTED, done.text
+    result = run(project, INTERRUPTED, "--arch", "aarch64,x86_64")
+    assert result.status == pytest.ExitCode.INTERRUPTED, result.text
     (test,) = results(project)["tests"]
     assert (test["outcome"], test["arch"]) == ("interrupted", "aarch64")
 
@@ -439,11 +441,11 @@ def test_alone_an_architecture_has_all_tests_of_a_tier(project: Project) -> None
 def test_the_first_architecture_is_the_first_that_the_image_has(project: Project) -> None:
     (other,) = set(arches.ARCHES) - {arches.host()}
     project.write("images/solo/image.yaml", SOLO.replace("ARCH", other))
-    done = run(project, TIERS, "--image", "solo", "--arch", "all", "--tier", "smoke")
-    assert done.status == 0, done.text
+    result = run(project, TIERS, "--image", "solo", "--arch", "all", "--tier", "smoke")
+    assert result.status == 0, result.text
     # The host's own is skipped, and has what another architecture has.
-    assert "2 passed, 1 skipped" in done.text
-    assert "tier smoke: left out 2 of tier gate and 1 of tier nightly" in done.text
+    assert "2 passed, 1 skipped" in result.text
+    assert "tier smoke: left out 2 of tier gate and 1 of tier nightly" in result.text
 
 
 # --- the matrix ---------------------------------------------------------------------------------

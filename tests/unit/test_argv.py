@@ -381,16 +381,16 @@ def test_the_script_starts_a_machine_in_any_folder(
     monkeypatch.setenv("OUT", str(out))
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
-    done = subprocess.run(["sh", str(path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(["sh", str(path)], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
     words = tuple(out.read_text().splitlines())
 
     def value(option: str, key: str) -> Path:
         """Return the value of a key of an option, as QEMU reads it."""
         text = next(text for text in options(words, option) if f",{key}=" in f",{text}")
-        found = re.search(rf"(?:^|,){re.escape(key)}=((?:[^,]|,,)*)", text)
-        assert found is not None
-        return Path(found[1].replace(",,", ","))
+        match = re.search(rf"(?:^|,){re.escape(key)}=((?:[^,]|,,)*)", text)
+        assert match is not None
+        return Path(match[1].replace(",,", ","))
 
     assert value("-blockdev", "file.filename") == disks / "own.raw"
     assert value("-fw_cfg", "file") == disks / "credentials" / "large$,x"

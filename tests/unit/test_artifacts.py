@@ -583,7 +583,7 @@ def on_a_small_disk(tmp_path: Path, program: str) -> str:
     small = tmp_path / "small"
     small.mkdir()
     prelude = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n"
-    done = subprocess.run(
+    process = subprocess.run(
         [
             *("unshare", *(["--map-root-user"] if os.geteuid() else []), "--mount", "sh", "-ec"),
             'mount -t tmpfs -o size=2m none "$1" || exit 77; exec "$2" -c "$3"',
@@ -593,10 +593,10 @@ def on_a_small_disk(tmp_path: Path, program: str) -> str:
         text=True,
         check=False,
     )
-    if done.returncode == 77 or "unshare:" in done.stderr:
+    if process.returncode == 77 or "unshare:" in process.stderr:
         pytest.skip("needs root, or user namespaces, to mount a tmpfs")
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 FULL = """
@@ -988,10 +988,10 @@ def test_gc_keeps_the_entries_that_it_is_given(store: Store, toy: Toy) -> None:
         store.artifacts(image).close()
     planned = store.gc(keep=[new], dry_run=True)
     assert store.where(old).exists()
-    done = store.gc(keep=[new])
-    assert [entry.id for entry in done.removed] == [entry.id for entry in planned.removed]
-    assert [entry.id for entry in done.removed] == [store.where(old).name]
-    assert done.bytes == planned.bytes > 0
+    collected = store.gc(keep=[new])
+    assert [entry.id for entry in collected.removed] == [entry.id for entry in planned.removed]
+    assert [entry.id for entry in collected.removed] == [store.where(old).name]
+    assert collected.bytes == planned.bytes > 0
     assert (store.where(old).exists(), store.where(new).exists()) == (False, True)
     assert leftovers(store) == []
 

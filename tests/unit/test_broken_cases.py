@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_each_case_s_scenario_exists(tmp_path: Path) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:labgrid"),
             *("--tier", "nightly", "--image", "skiff", f"--evidence={tmp_path}", "suites"),
@@ -23,8 +23,8 @@ def test_each_case_s_scenario_exists(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    there = {line for line in done.stdout.splitlines() if "::" in line}
+    assert process.returncode == 0, process.stdout + process.stderr
+    there = {line for line in process.stdout.splitlines() if "::" in line}
     for case in CASES:
         wanted = f"suites/{case.scenario}"
         assert any(each == wanted or each.startswith(f"{wanted}::") for each in there), case.name

@@ -73,12 +73,12 @@ def read_all(path: Path, folder: Path) -> None:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = make(tmp_path)
     read_all(path, tmp_path / "out")
-    found = {
+    contents = {
         str(file.relative_to(tmp_path / "out")): file.read_bytes()
         for file in (tmp_path / "out").rglob("*")
         if file.is_file()
     }
-    assert found == FILES
+    assert contents == FILES
     assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -155,9 +155,9 @@ def test_a_write_that_ends_half_way_leaves_the_final_name_alone(
     if old:
         path.write_bytes(old)
     words = [sys.executable, "-c", ENDS, str(tmp_path), way]
-    done = subprocess.run(words, capture_output=True, check=False)
-    assert done.returncode == (-9 if way == "killed" else 1), done.stderr
-    assert (b"File too large" in done.stderr) == (way == "full")
+    process = subprocess.run(words, capture_output=True, check=False)
+    assert process.returncode == (-9 if way == "killed" else 1), process.stderr
+    assert (b"File too large" in process.stderr) == (way == "full")
     assert (path.read_bytes() if path.exists() else b"") == old
     drafts = [each for each in tmp_path.iterdir() if each.name.endswith(".part")]
     # The next run removes what a killed one leaves.
@@ -352,7 +352,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
 def test_zstd_itself_reads_it(tmp_path: Path) -> None:
     path = make(tmp_path)
     try:
-        done = subprocess.run(["zstd", "-dc", str(path)], capture_output=True, check=True)
+        process = subprocess.run(["zstd", "-dc", str(path)], capture_output=True, check=True)
     except FileNotFoundError:
         pytest.skip("zstd is not installed: apt install zstd")
-    assert done.stdout == plain(path)
+    assert process.stdout == plain(path)

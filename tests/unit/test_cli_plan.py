@@ -144,11 +144,11 @@ def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
 
 
 def files(content: dict[str, Any]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
+    by_image: dict[str, set[str]] = {}
     for job in content["jobs"]:
         names = {Path(test.partition("::")[0]).name for test in job["tests"]}
-        found.setdefault(job["image"], set()).update(names)
-    return found
+        by_image.setdefault(job["image"], set()).update(names)
+    return by_image
 
 
 ALL = {"test_live.py", "test_seed.py", "test_table.py"}
@@ -199,9 +199,9 @@ def test_what_each_file_of_the_project_selects(kites: Project) -> None:
         file.write_text((before or "") + "\n# changed\n")
         changed = changes.changed_since(kites.folder, "main")
         assert changed == (path,)
-        made = planner.make(dataclasses.replace(gathered, changed=changed), options)
-        assert files(plans.dump(made)) == selected, path
-        assert bool(made.empty) == (not selected)
+        plan = planner.make(dataclasses.replace(gathered, changed=changed), options)
+        assert files(plans.dump(plan)) == selected, path
+        assert bool(plan.empty) == (not selected)
         if before is None:
             file.unlink()
         else:
@@ -248,13 +248,13 @@ def test_a_plan_that_is_there_already_is_printed(
     """That of second attempts: the matrix is of its jobs, and no other is made."""
     path = kites.folder / "plan.json"
     assert cli.main(["plan", "-o", str(path)]) == 0
-    made = plans.read(path)
-    plans.write(dataclasses.replace(made, jobs=made.jobs[-1:], attempt=2), path)
+    plan = plans.read(path)
+    plans.write(dataclasses.replace(plan, jobs=plan.jobs[-1:], attempt=2), path)
     capsys.readouterr()
     assert cli.main(["plan", "--from", str(path), "--github"]) == 0
     values = dict(line.split("=", 1) for line in capsys.readouterr().out.splitlines())
     legs = json.loads(values["matrix"])["include"]
-    assert [leg["job"] for leg in legs] == [made.jobs[-1].id]
+    assert [leg["job"] for leg in legs] == [plan.jobs[-1].id]
     assert values["count"] == "1"
 
 
@@ -303,8 +303,8 @@ def test_a_gate_makes_the_same_plan(kites: Project, capsys: pytest.CaptureFixtur
     content = plan(capsys, *options)
     assert cli.main(["gate", *options]) == 0
     assert "nothing to do: what changed since main selects nothing" in capsys.readouterr().out
-    made = plans.read(kites.folder / ".harness/gate/latest/plan.json")
-    assert (made.id, made.tier) == (content["id"], "smoke")
+    gate_plan = plans.read(kites.folder / ".harness/gate/latest/plan.json")
+    assert (gate_plan.id, gate_plan.tier) == (content["id"], "smoke")
 
 
 def test_a_gate_on_this_host_has_one_job_for_an_image(

@@ -81,14 +81,14 @@ def run(store: Correct, *, seed: int = 1, count: int = 400) -> History:
 def test_each_fault_of_a_store_is_noticed(
     store: Callable[[int], Correct], faults: set[Fault], seed: int
 ) -> None:
-    history, found = History(), set[Fault]()
+    history, noticed = History(), set[Fault]()
     with Clients([store(seed)], history, Scope("test"), seed=seed, rate=FAST) as clients:
         # 200 operations mostly suffice; threads decide.
         for _ in range(10):
             clients.wait_acknowledged(200)
-            if found := {violation.fault for violation in history.examine().violations}:
+            if noticed := {violation.fault for violation in history.examine().violations}:
                 break
-    assert found & faults
+    assert noticed & faults
     with pytest.raises(HistoryError) as caught:
         history.check()
     assert verdict_of(caught.value) is Verdict.PRODUCT
@@ -112,11 +112,11 @@ def test_operations_of_clients_overlap() -> None:
 
 def test_the_seed_decides_what_each_client_does() -> None:
     def plans(seed: int) -> dict[str, list[tuple[Kind, str, str | None]]]:
-        done: dict[str, list[tuple[Kind, str, str | None]]] = defaultdict(list)
+        by_client: dict[str, list[tuple[Kind, str, str | None]]] = defaultdict(list)
         for op in run(Correct(0), seed=seed, count=200).operations:
             written = op.value if op.kind is Kind.WRITE else None
-            done[op.client].append((op.kind, op.key, written))
-        return done
+            by_client[op.client].append((op.kind, op.key, written))
+        return by_client
 
     first, second, other = plans(1), plans(1), plans(2)
     assert sorted(first) == ["c0", "c1", "c2", "c3", "c4"]

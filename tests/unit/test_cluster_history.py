@@ -110,8 +110,8 @@ def test_a_killed_run_leaves_its_history(tmp_path: Path) -> None:
         "history.begin('c2', Kind.WRITE, 'a', 'y')\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, path], check=False)
-    assert done.returncode == -signal.SIGKILL
+    process = subprocess.run([sys.executable, "-c", code, path], check=False)
+    assert process.returncode == -signal.SIGKILL
     write, pending = History.load(path).operations
     assert (write.value, write.outcome) == ("x", OK)
     assert (pending.value, pending.outcome, pending.end) == ("y", Outcome.UNKNOWN, None)

@@ -15,7 +15,7 @@ from harness.errors import GuestError
 TEXTS = [b"BUG: ", b"kernel BUG at ", b"emergency mode", b"\xff\xfe\x00x", b"(initramfs)"]
 
 
-def found(data: bytes, texts: list[bytes]) -> list[tuple[int, bytes]]:
+def matches(data: bytes, texts: list[bytes]) -> list[tuple[int, bytes]]:
     return [(at, texts[index]) for at, index in Literals(texts).find(data, 0, len(data))]
 
 
@@ -29,14 +29,14 @@ def test_each_text_is_found_at_its_place_in_bytes_of_any_kind() -> None:
             text = source.choice(TEXTS)
             placed.append((len(data), text))
             data += text
-        assert found(bytes(data), TEXTS) == placed
+        assert matches(bytes(data), TEXTS) == placed
 
 
 def test_a_text_is_found_across_the_border_of_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(literals, "_PIECE", 64)
     for at in range(200):
         data = b"." * at + b"emergency mode" + b"." * 100
-        assert found(data, TEXTS) == [(at, b"emergency mode")]
+        assert matches(data, TEXTS) == [(at, b"emergency mode")]
 
 
 def test_only_the_range_is_searched() -> None:

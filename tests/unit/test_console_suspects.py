@@ -51,14 +51,14 @@ class Splice:
     """
 
     def __init__(self, *needles: bytes, words: bytes, dies: bool = False) -> None:
-        self.done = False
+        self.spliced = False
         self._needles = needles
         self._words = words
         self._dies = dies
         self._seen = b""
 
     def __call__(self, data: bytes) -> bytes:
-        if self.done:
+        if self.spliced:
             return b"" if self._dies else data
         before = len(self._seen)
         self._seen += data
@@ -69,7 +69,7 @@ class Splice:
         ]
         if not ends:
             return data
-        self.done = True
+        self.spliced = True
         at = min(ends) - before
         return data[:at] + self._words + (b"" if self._dies else data[at:])
 
@@ -123,7 +123,7 @@ def test_noise_in_an_answer_with_such_words_is_no_crash(one: Shell) -> None:
     guest.tamper = splice = Splice(b"BUG: 42 fi", words=noise)
     command = "sleep 0.2; printf 'BUG: 42 %s the thing\\n' fixed"
     assert console.run(command, SOON).stdout == "BUG: 42 fixed the thing\n"
-    assert splice.done
+    assert splice.spliced
     healthy(console)
 
 
@@ -212,7 +212,7 @@ def test_a_guest_that_answers_after_a_broken_answer_has_not_panicked(one: Shell)
     console, guest = one
     guest.tamper = splice = Splice(b"   5\r\n", words=PANIC)
     assert console.run(LONG, SOON).stdout.count("\n") == 9
-    assert splice.done
+    assert splice.spliced
     with pytest.raises(WaitTimeoutError):
         console.expect("never printed", 3.0)  # longer than the silence that confirms a suspect
     healthy(console)

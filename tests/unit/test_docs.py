@@ -29,7 +29,7 @@ IN_THE_REPOSITORY = [
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manual as a site, built as ``./run docs`` builds it."""
     folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
+    process = subprocess.run(
         [
             *(sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--nitpicky"),
             *("--quiet", "--doctree-dir", str(folder / "doctrees"), "--builder", "html"),
@@ -39,7 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
     return folder / "html"
 
 

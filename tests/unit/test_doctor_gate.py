@@ -41,10 +41,10 @@ def namespace() -> None:
         pytest.skip("needs ip: install the package iproute2")
     if shutil.which("qemu-system-x86_64") is None:
         pytest.skip("needs qemu-system-x86_64: install the package qemu-system-x86")
-    done = subprocess.run(
+    process = subprocess.run(
         ["unshare", "--map-root-user", "--net", "true"], capture_output=True, check=False
     )
-    if done.returncode:
+    if process.returncode:
         pytest.skip("this user may make no network namespace: allow unprivileged user namespaces")
 
 
@@ -71,14 +71,14 @@ def doctor(
     )
 
 
-def findings(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
-    return {each["name"]: each for each in json.loads(done.stdout)["findings"]}
+def findings(process: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+    return {each["name"]: each for each in json.loads(process.stdout)["findings"]}
 
 
 def test_a_host_that_is_no_pod_is_fit() -> None:
-    done = doctor("--json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    names = findings(done)
+    process = doctor("--json")
+    assert process.returncode == 0, process.stdout + process.stderr
+    names = findings(process)
     assert {"harness", "runner age", "kvm", "memory", "cpus", "disk", "shm"} <= set(names)
     # A hosted runner is a virtual machine of a cloud, whose metadata address answers.
     assert "metadata" not in names
@@ -86,9 +86,9 @@ def test_a_host_that_is_no_pod_is_fit() -> None:
 
 
 def test_a_pod_that_is_cut_off_is_fit() -> None:
-    done = doctor("--json", "--neighbour", "10.77.0.1:80", pod="10.77.0.2:443")
-    assert done.returncode == 0, done.stdout + done.stderr
-    names = findings(done)
+    process = doctor("--json", "--neighbour", "10.77.0.1:80", pod="10.77.0.2:443")
+    assert process.returncode == 0, process.stdout + process.stderr
+    names = findings(process)
     assert all(names[name]["ok"] for name in ("metadata", "api server", "neighbour 1"))
 
 
@@ -101,23 +101,25 @@ def test_a_pod_that_is_cut_off_is_fit() -> None:
     ],
 )
 def test_each_address_that_answers_is_infra(listen: str, name: str) -> None:
-    done = doctor(
+    process = doctor(
         *("--json", "--neighbour", "127.0.0.3:8080"), listen=(listen,), pod="127.0.0.2:6443"
     )
-    assert done.returncode == 11, done.stdout + done.stderr
+    assert process.returncode == 11, process.stdout + process.stderr
     bad = {
-        each for each, finding in findings(done).items() if finding["needed"] and not finding["ok"]
+        each
+        for each, finding in findings(process).items()
+        if finding["needed"] and not finding["ok"]
     }
     assert bad == {name}
-    assert "network policy" in findings(done)[name]["text"]
+    assert "network policy" in findings(process)[name]["text"]
 
 
 def test_people_read_what_to_do() -> None:
-    done = doctor("--neighbour", "127.0.0.3:8080", listen=("127.0.0.3:8080",))
-    assert done.returncode == 11
-    line = next(line for line in done.stdout.splitlines() if "127.0.0.3:8080" in line)
+    process = doctor("--neighbour", "127.0.0.3:8080", listen=("127.0.0.3:8080",))
+    assert process.returncode == 11
+    line = next(line for line in process.stdout.splitlines() if "127.0.0.3:8080" in line)
     assert line.startswith("MISSING neighbour 1")
-    assert "runners/ has a network policy" in done.stdout
+    assert "runners/ has a network policy" in process.stdout
 
 
 # --- a job of a plan --------------------------------------------------------------------------
@@ -135,12 +137,12 @@ def write_plan(folder: Path, **needs: Any) -> Path:
 
 def test_an_unfit_runner_leaves_results_of_the_job(tmp_path: Path) -> None:
     plan = write_plan(tmp_path, memory=1 << 40)
-    done = doctor(
+    process = doctor(
         *("--plan", str(plan), "--job", "micro-x86-64-1", "--attempt", "2"),
         *("--results", str(tmp_path / "left")),
         cwd=tmp_path,
     )
-    assert done.returncode == 11, done.stdout + done.stderr
+    assert process.returncode == 11, process.stdout + process.stderr
     results = json.loads((tmp_path / "left" / "results.json").read_text())
     assert results["status"] == 11
     assert results["plan"] == {
@@ -157,25 +159,25 @@ def test_an_unfit_runner_leaves_results_of_the_job(tmp_path: Path) -> None:
 
 def test_a_fit_runner_leaves_none(tmp_path: Path) -> None:
     plan = write_plan(tmp_path)
-    done = doctor(
+    process = doctor(
         *("--plan", str(plan), "--job", "micro-x86-64-1", "--results", str(tmp_path / "left"))
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
     assert not (tmp_path / "left").exists()
 
 
 @pytest.mark.parametrize(("needs", "name"), [({"disk": 1 << 40}, "disk"), ({"kvm": True}, "kvm")])
 def test_the_needs_of_the_job_count(tmp_path: Path, needs: dict[str, Any], name: str) -> None:
     plan = write_plan(tmp_path, **needs)
-    done = doctor(
+    process = doctor(
         *("--json", "--plan", str(plan), "--job", "micro-x86-64-1"),
         *("--results", str(tmp_path / "left")),
     )
-    names = findings(done)
+    names = findings(process)
     if name == "kvm" and names["kvm"]["data"]["state"] == "usable":
-        assert done.returncode == 0
+        assert process.returncode == 0
         return
-    assert done.returncode == 11, done.stdout + done.stderr
+    assert process.returncode == 11, process.stdout + process.stderr
     assert not names[name]["ok"]
 
 
@@ -191,29 +193,29 @@ def test_the_needs_of_the_job_count(tmp_path: Path, needs: dict[str, Any], name:
 def test_wrong_options_are_usage_errors(
     tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
-    done = doctor(*options, cwd=tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert message in done.stderr
+    process = doctor(*options, cwd=tmp_path)
+    assert process.returncode == 2, process.stdout + process.stderr
+    assert message in process.stderr
 
 
 def test_options_of_the_gate_need_the_gate() -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "harness.cli", "doctor", "--kvm"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 2
-    assert "--kvm goes with --gate" in done.stderr
+    assert process.returncode == 2
+    assert "--kvm goes with --gate" in process.stderr
 
 
 def test_the_judge_reads_what_an_unfit_runner_leaves(tmp_path: Path) -> None:
     plan = write_plan(tmp_path, memory=1 << 40)
-    done = doctor(
+    process = doctor(
         *("--plan", str(plan), "--job", "micro-x86-64-1", "--results", str(tmp_path / "left")),
         cwd=tmp_path,
     )
-    assert done.returncode == 11, done.stdout + done.stderr
+    assert process.returncode == 11, process.stdout + process.stderr
     judged = judge.judge(plans.read(plan), collect.collect(tmp_path / "left", plans.read(plan)))
     assert (judged.verdict, judged.status) == ("infra", 11)
     assert judged.jobs[0].counts == {"infra": 2}

@@ -364,7 +364,7 @@ def test_a_healthy_member_reads_has_a_leader_and_takes_writes(
 # --- the command in the guest -------------------------------------------------------------------------
 
 
-def done(stdout: str = "", stderr: str = "", status: int = 0) -> Result:
+def a_result(stdout: str = "", stderr: str = "", status: int = 0) -> Result:
     return Result(stdout, stderr, status, 0.1, "skiff-cluster", "node-1")
 
 
@@ -372,8 +372,16 @@ def test_the_words_that_change_the_cluster_run_the_command_of_the_image(
     etcd: Any, lan: Segment
 ) -> None:
     one, two = Node(name="node-1"), Node(name="node-2")
-    one.results = [done(), done(), done(), done("abc.def\n"), done("a-b\n"), done("t\n"), done()]
-    two.results = [done(), done(), done()]
+    one.results = [
+        a_result(),
+        a_result(),
+        a_result(),
+        a_result("abc.def\n"),
+        a_result("a-b\n"),
+        a_result("t\n"),
+        a_result(),
+    ]
+    two.results = [a_result(), a_result(), a_result()]
     etcd.prepare(one, [one, two])
     etcd.prepare(one, [one], name="another")
     etcd.first(one)
@@ -404,14 +412,16 @@ def test_the_words_that_change_the_cluster_run_the_command_of_the_image(
         etcd.join(two)
     expected = f"name node-4\nvirtual-address {address}\njoin t3\n"
     assert etcd.configuration("node-4", one, token="t3") == expected
-    one.results = [done("t4\n")]
+    one.results = [a_result("t4\n")]
     assert etcd.configuration("node-5", one).endswith("join t4\n")
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_refused_join_has_its_reason(etcd: Any, stream: str) -> None:
     node: Any = Node()
-    node.results = [done(status=3, **{stream: "asking 10.77.0.1\nrefused: clock: 3600 s apart\n"})]
+    node.results = [
+        a_result(status=3, **{stream: "asking 10.77.0.1\nrefused: clock: 3600 s apart\n"})
+    ]
     with pytest.raises(JoinRefusedError, match="refused node-1: clock: 3600 s apart") as caught:
         etcd.join(node, token="t")
     assert caught.value.reason == "clock"
@@ -421,11 +431,11 @@ def test_a_refused_join_has_its_reason(etcd: Any, stream: str) -> None:
 @pytest.mark.parametrize(
     "result",
     [
-        done(stderr="refused: clock: x", status=1),
-        done(stderr="no such command", status=3),
-        done(stderr="refused: clock: x\nand then it died", status=3),
-        done(status=3),
-        done(status=-1),
+        a_result(stderr="refused: clock: x", status=1),
+        a_result(stderr="no such command", status=3),
+        a_result(stderr="refused: clock: x\nand then it died", status=3),
+        a_result(status=3),
+        a_result(status=-1),
     ],
     ids=str,
 )
@@ -457,8 +467,8 @@ def test_a_member_without_a_station_or_with_the_virtual_address_is_refused(
 def test_the_holder_of_the_virtual_address(etcd: Any) -> None:
     node: Any = Node()
     node.results = [
-        done(f"2: eth1    inet {etcd.virtual_address.ip}/16 scope global secondary eth1\n"),
-        done(""),
+        a_result(f"2: eth1    inet {etcd.virtual_address.ip}/16 scope global secondary eth1\n"),
+        a_result(""),
         WaitTimeoutError("an answer", 3),
         ConnectionLostError("the guest went away"),
         PanicError("the kernel panicked"),

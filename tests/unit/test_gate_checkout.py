@@ -30,12 +30,12 @@ def checkout() -> Project:
 
 def tracked_files() -> list[str]:
     need("git")
-    done = subprocess.run(
+    process = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=False
     )
-    if done.returncode:
+    if process.returncode:
         pytest.skip("git knows no files here: run it in a clone of the repository")
-    return done.stdout.strip("\0").split("\0")
+    return process.stdout.strip("\0").split("\0")
 
 
 def planned(checkout: Project, *changed: str, tier: str = "nightly") -> Plan:

@@ -15,7 +15,8 @@ import pytest
 
 from fixtures.project import Finished, Project
 from harness.cli import main
-from harness.gate import local, plan
+from harness.gate import local
+from harness.gate import plan as plans
 from harness.gate.collect import collect
 from harness.gate.judge import judge as judge_results
 from tests.gate_plans import a_job, a_plan, sealed
@@ -24,19 +25,21 @@ FOLDER = ".harness/gate/latest"
 MICRO = {"image": "micro", "arch": "x86_64", "tier": "gate"}
 
 
-def planned(folder: Path, *jobs: plan.Job, **facts: Any) -> plan.Plan:
-    made = sealed(dataclasses.replace(a_plan(*jobs, empty=facts.pop("empty", "")), commit=""))
-    plan.write(made, folder / "plan.json")
-    return made
+def planned(folder: Path, *jobs: plans.Job, **facts: Any) -> plans.Plan:
+    plan = sealed(dataclasses.replace(a_plan(*jobs, empty=facts.pop("empty", "")), commit=""))
+    plans.write(plan, folder / "plan.json")
+    return plan
 
 
-def put(folder: Path, made: plan.Plan, job: str, *tests: tuple[str, str], attempt: int = 1) -> None:
+def put(
+    folder: Path, plan: plans.Plan, job: str, *tests: tuple[str, str], attempt: int = 1
+) -> None:
     outcome = {"passed": "passed"}
     content = {
         "format": 2,
         "seconds": 1.0,
         "status": {"passed": 0, "product": 1, "infra": 11}[tests[-1][1]],
-        "plan": {"id": made.id, "job": job, "attempt": attempt, "commit": ""},
+        "plan": {"id": plan.id, "job": job, "attempt": attempt, "commit": ""},
         "tests": [
             {"id": test, "outcome": outcome.get(verdict, "failed"), "verdict": verdict}
             for test, verdict in tests
@@ -57,36 +60,36 @@ def judge(folder: Path, *arguments: str) -> int:
 def test_the_exit_status_is_the_verdicts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = planned(tmp_path, a_job("kite-1", "t1"), a_job("kite-2", "t2"))
-    put(tmp_path, made, "kite-1", ("t1", "passed"))
+    plan = planned(tmp_path, a_job("kite-1", "t1"), a_job("kite-2", "t2"))
+    put(tmp_path, plan, "kite-1", ("t1", "passed"))
     assert judge(tmp_path) == 11
-    put(tmp_path, made, "kite-2", ("t2", "passed"))
+    put(tmp_path, plan, "kite-2", ("t2", "passed"))
     assert judge(tmp_path) == 0
-    put(tmp_path, made, "kite-2", ("t2", "product"), attempt=2)
+    put(tmp_path, plan, "kite-2", ("t2", "product"), attempt=2)
     assert judge(tmp_path) == 1
     assert capsys.readouterr().out.splitlines()[-1].startswith("gate: product: 2 jobs: 1 product")
 
 
 def test_the_plan_of_the_second_attempt_has_the_infra_jobs(tmp_path: Path) -> None:
-    made = planned(tmp_path, a_job("kite-1", "t1"), a_job("kite-2", "t2"), a_job("kite-3", "t3"))
-    put(tmp_path, made, "kite-1", ("t1", "passed"))
-    put(tmp_path, made, "kite-2", ("t2", "infra"))
+    plan = planned(tmp_path, a_job("kite-1", "t1"), a_job("kite-2", "t2"), a_job("kite-3", "t3"))
+    put(tmp_path, plan, "kite-1", ("t1", "passed"))
+    put(tmp_path, plan, "kite-2", ("t2", "infra"))
     file = tmp_path / "new" / "plan.json"
     assert judge(tmp_path, "--rerun", str(file)) == 11
-    again = plan.read(file)
+    again = plans.read(file)
     assert [job.id for job in again.jobs] == ["kite-2", "kite-3"]
-    assert (again.id, again.attempt) == (made.id, 2)
-    put(tmp_path, made, "kite-2", ("t2", "passed"), attempt=2)
-    put(tmp_path, made, "kite-3", ("t3", "passed"), attempt=2)
+    assert (again.id, again.attempt) == (plan.id, 2)
+    put(tmp_path, plan, "kite-2", ("t2", "passed"), attempt=2)
+    put(tmp_path, plan, "kite-3", ("t3", "passed"), attempt=2)
     assert judge(tmp_path, "--rerun", str(file)) == 0
-    assert plan.read(file).jobs == ()
+    assert plans.read(file).jobs == ()
 
 
 def test_the_summary_is_appended_and_annotations_follow_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = planned(tmp_path, a_job("kite-1", "t1"))
-    put(tmp_path, made, "kite-1", ("t1", "product"))
+    plan = planned(tmp_path, a_job("kite-1", "t1"))
+    put(tmp_path, plan, "kite-1", ("t1", "product"))
     (tmp_path / "summary.md").write_text("before\n")
     assert judge(tmp_path, "--summary", str(tmp_path / "summary.md"), "--annotations") == 1
     assert (
@@ -98,11 +101,11 @@ def test_the_summary_is_appended_and_annotations_follow_the_table(
 
 
 def test_the_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = planned(tmp_path, a_job("kite-1", "t1"))
-    put(tmp_path, made, "kite-1", ("t1", "product"))
+    plan = planned(tmp_path, a_job("kite-1", "t1"))
+    put(tmp_path, plan, "kite-1", ("t1", "product"))
     assert judge(tmp_path, "--json") == 1
     content = json.loads(capsys.readouterr().out)
-    assert (content["plan"], content["verdict"], content["status"]) == (made.id, "product", 1)
+    assert (content["plan"], content["verdict"], content["status"]) == (plan.id, "product", 1)
     assert content["jobs"][0]["tests"][0]["id"] == "t1"
     assert content["jobs"][0]["results"] == ["kite-1-1/results.json"]
 
@@ -173,12 +176,12 @@ def gate(
 
 
 def test_a_job_that_was_killed_runs_once_more_and_is_counted(project: Project) -> None:
-    done = gate(project, "passes", "is_killed_once", arguments=("--json",), errors="errors")
+    result = gate(project, "passes", "is_killed_once", arguments=("--json",), errors="errors")
     errors = (project.folder / "errors").read_text()
-    assert done.status == 0, errors
-    found = json.loads(done.text)
-    assert found["counts"] == {"flaky-infra": 1, "passed": 1}
-    (job, other) = found["jobs"]
+    assert result.status == 0, errors
+    judgement = json.loads(result.text)
+    assert judgement["counts"] == {"flaky-infra": 1, "passed": 1}
+    (job, other) = judgement["jobs"]
     assert (job["id"], job["attempts"], other["attempts"]) == ("job-is_killed_once", [1, 2], [1])
     assert "while test_it.py::test_is_killed_once ran" in job["reason"]
     assert "1 of 2 jobs were infra and run once more" in errors
@@ -189,21 +192,21 @@ def test_a_job_that_was_killed_runs_once_more_and_is_counted(project: Project) -
         *(project.python, "-m", "harness.cli", "gate", f"{FOLDER}/plan.json", f"{FOLDER}/results"),
         "--json",
     )
-    assert json.loads(again.text) == found
+    assert json.loads(again.text) == judgement
 
 
 def test_a_failure_by_the_image_is_not_run_again(project: Project) -> None:
-    done = gate(project, "fails", "passes")
-    assert done.status == 1, done.text
+    result = gate(project, "fails", "passes")
+    assert result.status == 1, result.text
     assert (project.folder / "failed").read_text() == "x"
-    assert "product  test_it.py::test_fails" in done.text
+    assert "product  test_it.py::test_fails" in result.text
 
 
 def test_an_empty_plan_runs_nothing_and_says_why(project: Project) -> None:
     planned(project.folder, empty="only docs changed")
-    done = project.run(project.python, "-m", "harness.cli", "gate", "--plan", "plan.json")
-    assert done.status == 0, done.text
-    assert "gate: passed: nothing to do: only docs changed" in done.text
+    result = project.run(project.python, "-m", "harness.cli", "gate", "--plan", "plan.json")
+    assert result.status == 0, result.text
+    assert "gate: passed: nothing to do: only docs changed" in result.text
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -256,7 +259,7 @@ def test_a_job_that_takes_too_long_is_ended_and_is_infra(
     jobs = [
         a_job(f"job-{name}", f"test_it.py::test_{name}", **facts) for name in ("waits", "passes")
     ]
-    made = planned(project.folder, *jobs)
+    plan = planned(project.folder, *jobs)
     monkeypatch.chdir(project.folder)
     # The first job gets no time once its test waits; the second one gets all that it needs.
     limited = iter([True, False])
@@ -271,11 +274,11 @@ def test_a_job_that_takes_too_long_is_ended_and_is_infra(
     monkeypatch.setattr(local, "_ended", ended_in_time)
     said: list[str] = []
     with local.Jobs(Path("results"), say=said.append) as runner:
-        runner.run(made, Path("plan.json"))
+        runner.run(plan, Path("plan.json"))
     os.close(pipe)
     assert "job job-waits took more than 100 minutes: ending it" in said
-    found = judge_results(made, collect(Path("results"), made))
-    assert {each.job.id: each.verdict for each in found.jobs} == {
+    judgement = judge_results(plan, collect(Path("results"), plan))
+    assert {each.job.id: each.verdict for each in judgement.jobs} == {
         "job-waits": "infra",
         "job-passes": "passed",
     }
@@ -289,6 +292,6 @@ def test_a_wait_for_a_process_ends_with_it_or_with_its_time() -> None:
 
 
 def test_options_for_a_new_plan_are_refused_beside_a_plan(project: Project) -> None:
-    done = gate(project, "passes", arguments=("--changed-since", "HEAD"))
-    assert done.status == 2
-    assert "--changed-since is for a new one" in done.text
+    result = gate(project, "passes", arguments=("--changed-since", "HEAD"))
+    assert result.status == 2
+    assert "--changed-since is for a new one" in result.text

@@ -257,17 +257,17 @@ def story(tmp_path: Path, *verdicts: str, **further: Any) -> history.Story:
         if verdict == "skipped":
             test |= {"verdict": "", "outcome": "skipped"}
         history.add(path, [a_run(tmp_path, number, test)])
-    (found,) = history.stories(history.read(path))
-    return found
+    (only,) = history.stories(history.read(path))
+    return only
 
 
 def test_rates_and_median(tmp_path: Path) -> None:
-    found = story(
+    each = story(
         tmp_path, *("passed", "passed", "flaky", "infra", "product", "skipped", "passed", "passed")
     )
-    assert history.rates(found.counts) == {"passed": 57.1, "flaky": 14.3, "infra": 14.3}
+    assert history.rates(each.counts) == {"passed": 57.1, "flaky": 14.3, "infra": 14.3}
     # 10, 11, 12, 16 and 17 seconds.
-    assert found.median == 12.0
+    assert each.median == 12.0
     assert history.rates({}) == {"passed": 0.0, "flaky": 0.0, "infra": 0.0}
 
 
@@ -307,9 +307,9 @@ def test_what_passed_at_a_second_attempt_is_the_hosts_flake(tmp_path: Path) -> N
     history.add(path, [a_run(tmp_path, 1, by_host)])
     by_test = result(verdict="flaky", tries=[{"verdict": "product"}, {"verdict": "passed"}])
     history.add(path, [a_run(tmp_path, 2, by_test)])
-    (found,) = history.stories(history.read(path))
-    assert found.counts == {"flaky-infra": 2, "flaky": 1}
-    assert history.rates(found.counts) == {"passed": 0.0, "flaky": 33.3, "infra": 66.7}
+    (only,) = history.stories(history.read(path))
+    assert only.counts == {"flaky-infra": 2, "flaky": 1}
+    assert history.rates(only.counts) == {"passed": 0.0, "flaky": 33.3, "infra": 66.7}
 
 
 def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -324,8 +324,8 @@ def test_what_is_kept(tmp_path: Path) -> None:
     said: list[str] = []
     assert pod.keep(evidence(tmp_path / "evidence"), kept, said.append) == 2
     assert said == []
-    found = sorted(str(path.relative_to(kept)) for path in kept.rglob("*") if not path.is_dir())
-    assert found == ["20261129-1/results.json", "20261129-1/test_a/console.log"]
+    files = sorted(str(path.relative_to(kept)) for path in kept.rglob("*") if not path.is_dir())
+    assert files == ["20261129-1/results.json", "20261129-1/test_a/console.log"]
 
 
 def test_the_results_are_kept_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,8 +432,8 @@ def test_all_results_are_collected(stand: Stand, file: Path) -> None:
     stand.leave("skiff-x86-64-2", 2)
     results = stand.root / "results"
     assert cli.main(["job", str(file), "--collect", str(results)]) == 0
-    found = sorted(str(path.relative_to(results)) for path in results.rglob("results.json"))
-    assert found == [
+    files = sorted(str(path.relative_to(results)) for path in results.rglob("results.json"))
+    assert files == [
         "skiff-x86-64-1/attempt-1/run/results.json",
         "skiff-x86-64-2/attempt-1/run/results.json",
         "skiff-x86-64-2/attempt-2/run/results.json",
@@ -520,11 +520,11 @@ def test_no_kubectl(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def archive(*members: tuple[str, bytes, bytes]) -> bytes:
     data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w") as made:
+    with tarfile.open(fileobj=data, mode="w") as tar:
         for name, kind, content in members:
             member = tarfile.TarInfo(name)
             member.type, member.size, member.linkname = kind, len(content), "/etc/passwd"
-            made.addfile(member, io.BytesIO(content))
+            tar.addfile(member, io.BytesIO(content))
     return data.getvalue()
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from fixtures.project import Finished, Project
-from harness.gate import judge, plan
+from harness.gate import judge
+from harness.gate import plan as plans
 from harness.gate.collect import collect
 from harness.gate.judge import Judgement
 from tests.gate_plans import a_job, a_plan, sealed
@@ -41,13 +42,13 @@ MICRO = {"image": "micro", "arch": "x86_64", "tier": "gate"}
 JOB = "micro-x86-64-1"
 
 
-def planned(project: Project, *tests: str, text: str = TESTS, **facts: Any) -> plan.Plan:
+def planned(project: Project, *tests: str, text: str = TESTS, **facts: Any) -> plans.Plan:
     """Write a plan of one job, and the tests."""
     project.write("tests/test_it.py", text)
-    made = dataclasses.replace(a_plan(a_job(JOB, *tests, **MICRO)), **({"commit": ""} | facts))
-    made = sealed(made)
-    plan.write(made, project.folder / "plan.json")
-    return made
+    plan = dataclasses.replace(a_plan(a_job(JOB, *tests, **MICRO)), **({"commit": ""} | facts))
+    plan = sealed(plan)
+    plans.write(plan, project.folder / "plan.json")
+    return plan
 
 
 def run(project: Project, *arguments: str) -> Finished:
@@ -62,22 +63,22 @@ def results(project: Project) -> dict[str, Any]:
     return content
 
 
-def judged(project: Project, made: plan.Plan) -> Judgement:
-    return judge.judge(made, collect(project.folder / ".harness", made))
+def judged(project: Project, plan: plans.Plan) -> Judgement:
+    return judge.judge(plan, collect(project.folder / ".harness", plan))
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "workers"])
 def test_a_job_runs_its_tests_alone_and_says_whose_they_are(
     project: Project, workers: tuple[str, ...]
 ) -> None:
-    made = planned(project, ONE, TWO)
-    done = run(project, "--job", JOB, *workers)
-    assert done.status == 0, done.text
+    plan = planned(project, ONE, TWO)
+    result = run(project, "--job", JOB, *workers)
+    assert result.status == 0, result.text
     content = results(project)
     assert sorted(test["id"] for test in content["tests"]) == [ONE, TWO]
-    assert content["plan"] == {"id": made.id, "job": JOB, "attempt": 1, "commit": ""}
+    assert content["plan"] == {"id": plan.id, "job": JOB, "attempt": 1, "commit": ""}
     assert content["image"]["name"] == "micro"
-    assert judged(project, made).verdict == "passed"
+    assert judged(project, plan).verdict == "passed"
 
 
 def test_the_attempt_is_that_of_the_plan_or_of_the_option(project: Project) -> None:
@@ -89,33 +90,33 @@ def test_the_attempt_is_that_of_the_plan_or_of_the_option(project: Project) -> N
 
 
 def test_a_test_that_is_not_there_is_missed_by_the_judge(project: Project) -> None:
-    made = planned(project, ONE, "tests/test_it.py::test_gone")
-    done = run(project, "--job", JOB)
-    assert done.status == 0, done.text
-    found = judged(project, made)
-    assert found.verdict == "infra"
-    assert [test.id for test in found.jobs[0].tests] == ["tests/test_it.py::test_gone"]
+    plan = planned(project, ONE, "tests/test_it.py::test_gone")
+    result = run(project, "--job", JOB)
+    assert result.status == 0, result.text
+    judgement = judged(project, plan)
+    assert judgement.verdict == "infra"
+    assert [test.id for test in judgement.jobs[0].tests] == ["tests/test_it.py::test_gone"]
 
 
 def test_the_results_are_there_before_anything_is_collected(project: Project) -> None:
     look = (
         "import glob, shutil\nshutil.copy(*glob.glob('.harness/runs/2*/results.json'), 'early')\n"
     )
-    made = planned(project, ONE, text=look + TESTS)
+    plan = planned(project, ONE, text=look + TESTS)
     assert run(project, "--job", JOB).status == 0
     early = json.loads((project.folder / "early").read_text())
     assert (early["status"], early["tests"]) == (None, [])
-    assert early["plan"] == {"id": made.id, "job": JOB, "attempt": 1, "commit": ""}
+    assert early["plan"] == {"id": plan.id, "job": JOB, "attempt": 1, "commit": ""}
 
 
 def test_a_file_that_cannot_be_collected_is_in_the_results(project: Project) -> None:
-    made = planned(project, ONE, text="import nothing_of_this_name\n")
+    plan = planned(project, ONE, text="import nothing_of_this_name\n")
     assert run(project, "--job", JOB).status == 2
     (error,) = results(project)["errors"]
     assert error["id"] == "tests/test_it.py"
     assert "No module named 'nothing_of_this_name'" in error["reason"]
-    found = judged(project, made)
-    assert (found.verdict, found.status) == ("test", 10)
+    judgement = judged(project, plan)
+    assert (judgement.verdict, judgement.status) == ("test", 10)
 
 
 WAITS = """
@@ -169,28 +170,28 @@ WAITING = (
 
 def test_a_job_that_is_killed_leaves_what_it_knew(project: Project) -> None:
     """The kernel kills a process that takes too much memory, without a warning."""
-    made = planned(project, *WAITING, text=WAITS)
+    plan = planned(project, *WAITING, text=WAITS)
     assert ended_by(project, signal.SIGKILL, parent=False) == 11
     content = results(project)
     assert content["status"] is None
     outcomes = [(test["id"], test["outcome"]) for test in content["tests"]]
     assert outcomes == [(WAITING[0], "passed"), (WAITING[1], "interrupted")]
-    found = judged(project, made)
-    assert (found.verdict, found.status) == ("infra", 11)
-    assert found.jobs[0].reason.endswith(
+    judgement = judged(project, plan)
+    assert (judgement.verdict, judgement.status) == ("infra", 11)
+    assert judgement.jobs[0].reason.endswith(
         f"before it wrote its last results, while {WAITING[1]} ran; 2 of 3 tests not proven"
     )
 
 
 def test_a_job_that_sigterm_ends_leaves_its_results_and_the_reason(project: Project) -> None:
-    made = planned(project, *WAITING, text=WAITS)
+    plan = planned(project, *WAITING, text=WAITS)
     assert ended_by(project, signal.SIGTERM, parent=True) == 2
     content = results(project)
     assert content["status"] == 2
-    assert content["plan"]["id"] == made.id
-    found = judged(project, made)
-    assert found.verdict == "infra"
-    assert found.jobs[0].reason.startswith("SIGTERM ended the run; 2 of 3 tests not proven")
+    assert content["plan"]["id"] == plan.id
+    judgement = judged(project, plan)
+    assert judgement.verdict == "infra"
+    assert judgement.jobs[0].reason.startswith("SIGTERM ended the run; 2 of 3 tests not proven")
 
 
 @pytest.mark.parametrize(
@@ -207,9 +208,9 @@ def test_a_wrong_option_is_a_usage_error(
     project: Project, arguments: tuple[str, ...], words: str
 ) -> None:
     planned(project, ONE)
-    done = run(project, *arguments)
-    assert done.status == 4
-    assert words in done.text
+    result = run(project, *arguments)
+    assert result.status == 4
+    assert words in result.text
     assert not (project.folder / ".harness").exists()
 
 
@@ -218,9 +219,9 @@ def test_a_plan_of_another_commit_is_refused(project: Project, tmp_path: Path) -
     git = ("git", "-c", "user.name=x", "-c", "user.email=x@example", "-C", str(project.folder))
     project.run(*git, "init", "-q")
     project.run(*git, "commit", "-q", "--allow-empty", "-m", "x")
-    done = run(project, "--job", JOB)
-    assert done.status == 4
-    assert "the plan is of commit bbbbbbbbbbbb, and this checkout is at" in done.text
-    planned(project, ONE, commit=plan.commit_of(project.folder))
+    result = run(project, "--job", JOB)
+    assert result.status == 4
+    assert "the plan is of commit bbbbbbbbbbbb, and this checkout is at" in result.text
+    planned(project, ONE, commit=plans.commit_of(project.folder))
     assert run(project, "--job", JOB).status == 0
-    assert results(project)["plan"]["commit"] == plan.commit_of(project.folder)
+    assert results(project)["plan"]["commit"] == plans.commit_of(project.folder)

@@ -77,17 +77,17 @@ PLAN = a_plan(a_job("skiff-x86_64-1", ONE, TWO))
 
 
 def test_a_job_whose_tests_all_passed_is_green(tmp_path: Path) -> None:
-    found = judged(tmp_path, PLAN, left(PLAN, passed(ONE), skipped(TWO)))
-    assert (found.verdict, found.status) == ("passed", 0)
-    assert found.jobs[0].counts == {"skipped": 1, "passed": 1}
-    assert not found.notes
+    judgement = judged(tmp_path, PLAN, left(PLAN, passed(ONE), skipped(TWO)))
+    assert (judgement.verdict, judgement.status) == ("passed", 0)
+    assert judgement.jobs[0].counts == {"skipped": 1, "passed": 1}
+    assert not judgement.notes
 
 
 @pytest.mark.parametrize("verdict", ["product", "test", "timeout", "infra"])
 def test_a_failure_is_the_verdict_and_the_status(tmp_path: Path, verdict: str) -> None:
-    found = judged(tmp_path, PLAN, left(PLAN, passed(ONE), failed(verdict, TWO)))
-    assert (found.verdict, found.status) == (verdict, STATUS[verdict])
-    assert f"because of {verdict}" in found.jobs[0].reason
+    judgement = judged(tmp_path, PLAN, left(PLAN, passed(ONE), failed(verdict, TWO)))
+    assert (judgement.verdict, judgement.status) == (verdict, STATUS[verdict])
+    assert f"because of {verdict}" in judgement.jobs[0].reason
 
 
 def test_the_weightiest_verdict_counts(tmp_path: Path) -> None:
@@ -97,61 +97,61 @@ def test_the_weightiest_verdict_counts(tmp_path: Path) -> None:
         left(plan, failed(verdict) if verdict != "passed" else passed(), job=job.id)
         for verdict, job in zip(verdicts, plan.jobs, strict=True)
     ]
-    found = judged(tmp_path, plan, *contents)
-    assert (found.verdict, found.status) == ("test", 10)
-    assert [each.verdict for each in found.jobs] == ["test", "timeout", "infra", "passed"]
-    assert found.counts == {"test": 1, "timeout": 1, "infra": 1, "passed": 1}
+    judgement = judged(tmp_path, plan, *contents)
+    assert (judgement.verdict, judgement.status) == ("test", 10)
+    assert [each.verdict for each in judgement.jobs] == ["test", "timeout", "infra", "passed"]
+    assert judgement.counts == {"test": 1, "timeout": 1, "infra": 1, "passed": 1}
 
 
 @pytest.mark.parametrize("verdict", ["flaky", "known"])
 def test_flaky_and_known_failures_are_green_and_counted(tmp_path: Path, verdict: str) -> None:
     outcome = {"flaky": "passed", "known": "xfailed"}[verdict]
     test = failed(verdict, TWO, outcome=outcome, known={"tracker": "https://tracker/1"})
-    found = judged(tmp_path, PLAN, left(PLAN, passed(ONE), test))
-    assert (found.verdict, found.status) == ("passed", 0)
-    assert found.counts == {verdict: 1}
-    assert found.tests == {verdict: 1, "passed": 1}
-    assert found.jobs[0].tests[0].tracker == "https://tracker/1"
+    judgement = judged(tmp_path, PLAN, left(PLAN, passed(ONE), test))
+    assert (judgement.verdict, judgement.status) == ("passed", 0)
+    assert judgement.counts == {verdict: 1}
+    assert judgement.tests == {verdict: 1, "passed": 1}
+    assert judgement.jobs[0].tests[0].tracker == "https://tracker/1"
 
 
 def test_a_job_without_results_is_infra(tmp_path: Path) -> None:
     """Skipped, cancelled, evicted, killed for its memory, lost with its runner: all leave nothing."""
     plan = a_plan(a_job("skiff-x86_64-1", ONE), a_job("skiff-x86_64-2", TWO))
-    found = judged(tmp_path, plan, left(plan, passed(ONE)))
-    assert (found.verdict, found.status) == ("infra", 11)
-    assert found.jobs[0].job.id == "skiff-x86_64-2"
-    assert "left no results" in found.jobs[0].reason
+    judgement = judged(tmp_path, plan, left(plan, passed(ONE)))
+    assert (judgement.verdict, judgement.status) == ("infra", 11)
+    assert judgement.jobs[0].job.id == "skiff-x86_64-2"
+    assert "left no results" in judgement.jobs[0].reason
 
 
 def test_a_folder_that_nobody_made_holds_nothing(tmp_path: Path) -> None:
-    found = judge.judge(PLAN, collect(tmp_path / "none", PLAN))
-    assert (found.verdict, found.status) == ("infra", 11)
-    assert "there is no such folder" in found.notes[0]
+    judgement = judge.judge(PLAN, collect(tmp_path / "none", PLAN))
+    assert (judgement.verdict, judgement.status) == ("infra", 11)
+    assert "there is no such folder" in judgement.notes[0]
 
 
 def test_a_planned_test_that_the_results_do_not_have_is_infra(tmp_path: Path) -> None:
-    found = judged(tmp_path, PLAN, left(PLAN, passed(ONE)))
-    assert (found.verdict, found.status) == ("infra", 11)
-    assert [each.id for each in found.jobs[0].tests] == [TWO]
-    assert "1 of 2 tests not proven" in found.jobs[0].reason
+    judgement = judged(tmp_path, PLAN, left(PLAN, passed(ONE)))
+    assert (judgement.verdict, judgement.status) == ("infra", 11)
+    assert [each.id for each in judgement.jobs[0].tests] == [TWO]
+    assert "1 of 2 tests not proven" in judgement.jobs[0].reason
 
 
 def test_a_job_that_was_killed_is_infra_though_all_its_tests_had_passed(tmp_path: Path) -> None:
-    found = judged(tmp_path, PLAN, left(PLAN, passed(ONE), passed(TWO), status=None))
-    assert found.verdict == "infra"
-    assert "ended before it wrote its last results" in found.jobs[0].reason
+    judgement = judged(tmp_path, PLAN, left(PLAN, passed(ONE), passed(TWO), status=None))
+    assert judgement.verdict == "infra"
+    assert "ended before it wrote its last results" in judgement.jobs[0].reason
 
 
 def test_a_job_that_was_killed_after_a_failure_by_the_image_is_product(tmp_path: Path) -> None:
-    found = judged(tmp_path, PLAN, left(PLAN, failed("product"), status=None))
-    assert (found.verdict, found.status) == ("product", 1)
+    judgement = judged(tmp_path, PLAN, left(PLAN, failed("product"), status=None))
+    assert (judgement.verdict, judgement.status) == ("product", 1)
 
 
 @pytest.mark.parametrize("verdict", ["", "infra"], ids=["Ctrl-C", "SIGTERM"])
 def test_an_interrupted_job_is_infra(tmp_path: Path, verdict: str) -> None:
-    found = judged(tmp_path, PLAN, left(PLAN, passed(ONE), interrupted(TWO, verdict), status=2))
-    assert found.verdict == "infra"
-    assert "SIGTERM" in found.jobs[0].reason
+    judgement = judged(tmp_path, PLAN, left(PLAN, passed(ONE), interrupted(TWO, verdict), status=2))
+    assert judgement.verdict == "infra"
+    assert "SIGTERM" in judgement.jobs[0].reason
 
 
 @pytest.mark.parametrize(
@@ -159,38 +159,38 @@ def test_an_interrupted_job_is_infra(tmp_path: Path, verdict: str) -> None:
     [(2, "infra"), (3, "infra"), (4, "test"), (5, "infra"), (1, "product"), (99, "infra")],
 )
 def test_a_status_that_no_test_explains_counts(tmp_path: Path, status: int, verdict: str) -> None:
-    found = judged(tmp_path, PLAN, left(PLAN, passed(ONE), passed(TWO), status=status))
-    assert found.verdict == verdict
+    judgement = judged(tmp_path, PLAN, left(PLAN, passed(ONE), passed(TWO), status=status))
+    assert judgement.verdict == verdict
 
 
 def test_a_file_that_cannot_be_collected_is_a_fault_of_the_test(tmp_path: Path) -> None:
     errors = [{"id": "suites/boot/test_live.py", "reason": "SyntaxError: invalid syntax"}]
-    found = judged(tmp_path, PLAN, left(PLAN, status=2, errors=errors))
-    assert (found.verdict, found.status) == ("test", 10)
-    assert "SyntaxError" in found.jobs[0].reason
+    judgement = judged(tmp_path, PLAN, left(PLAN, status=2, errors=errors))
+    assert (judgement.verdict, judgement.status) == ("test", 10)
+    assert "SyntaxError" in judgement.jobs[0].reason
 
 
 def test_a_failed_test_that_was_not_planned_counts(tmp_path: Path) -> None:
     further = failed("product", "suites/boot/test_live.py::test_three")
-    found = judged(tmp_path, PLAN, left(PLAN, passed(ONE), passed(TWO), further))
-    assert found.verdict == "product"
+    judgement = judged(tmp_path, PLAN, left(PLAN, passed(ONE), passed(TWO), further))
+    assert judgement.verdict == "product"
 
 
 def test_a_passed_test_that_was_not_planned_proves_nothing(tmp_path: Path) -> None:
-    found = judged(tmp_path, PLAN, left(PLAN, passed(ONE), passed("test_three")))
-    assert found.verdict == "infra"
+    judgement = judged(tmp_path, PLAN, left(PLAN, passed(ONE), passed("test_three")))
+    assert judgement.verdict == "infra"
 
 
 def test_a_test_that_was_not_planned_takes_no_proof_away(tmp_path: Path) -> None:
     further = failed("infra", "suites/boot/test_live.py::test_three")
-    found = judged(tmp_path, PLAN, left(PLAN, passed(ONE), passed(TWO), further))
-    assert (found.verdict, found.tests) == ("passed", {"passed": 2})
+    judgement = judged(tmp_path, PLAN, left(PLAN, passed(ONE), passed(TWO), further))
+    assert (judgement.verdict, judgement.tests) == ("passed", {"passed": 2})
 
 
 def test_a_job_that_skipped_everything_says_so(tmp_path: Path) -> None:
-    found = judged(tmp_path, PLAN, left(PLAN, skipped(ONE), skipped(TWO)))
-    assert found.verdict == "passed"
-    assert "all its tests were skipped: the image lacks it" in found.notes[0]
+    judgement = judged(tmp_path, PLAN, left(PLAN, skipped(ONE), skipped(TWO)))
+    assert judgement.verdict == "passed"
+    assert "all its tests were skipped: the image lacks it" in judgement.notes[0]
 
 
 # --- what cannot be used ----------------------------------------------------------------------
@@ -217,10 +217,10 @@ def test_a_job_that_skipped_everything_says_so(tmp_path: Path) -> None:
 )
 def test_a_file_that_cannot_be_read_is_infra(tmp_path: Path, content: bytes) -> None:
     put(tmp_path, "results-skiff-x86_64-1-attempt-1", content)
-    found = judge.judge(PLAN, collect(tmp_path, PLAN))
-    assert (found.verdict, found.status) == ("infra", 11)
-    assert "cannot be read" in found.jobs[0].reason
-    assert "results-skiff-x86_64-1-attempt-1/results.json" in found.notes[0]
+    judgement = judge.judge(PLAN, collect(tmp_path, PLAN))
+    assert (judgement.verdict, judgement.status) == ("infra", 11)
+    assert "cannot be read" in judgement.jobs[0].reason
+    assert "results-skiff-x86_64-1-attempt-1/results.json" in judgement.notes[0]
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
@@ -257,9 +257,9 @@ OTHERS = {
 def test_results_of_something_else_count_for_nothing_and_are_named(
     tmp_path: Path, why: str
 ) -> None:
-    found = judged(tmp_path, PLAN, left(PLAN, passed(ONE), passed(TWO), plan=OTHERS[why]))
-    assert found.verdict == "infra"
-    assert why in found.notes[0]
+    judgement = judged(tmp_path, PLAN, left(PLAN, passed(ONE), passed(TWO), plan=OTHERS[why]))
+    assert judgement.verdict == "infra"
+    assert why in judgement.notes[0]
     proven = judged(tmp_path, PLAN, left(PLAN, passed(ONE), passed(TWO)))
     assert proven.verdict == "passed"
     # A failure elsewhere is no failure of this plan.
@@ -271,9 +271,9 @@ def test_results_of_something_else_count_for_nothing_and_are_named(
 def test_results_of_no_plan_are_left_out(tmp_path: Path) -> None:
     content = left(PLAN, passed(ONE), passed(TWO))
     del content["plan"]
-    found = judged(tmp_path, PLAN, content)
-    assert found.verdict == "infra"
-    assert "of no plan" in found.notes[0]
+    judgement = judged(tmp_path, PLAN, content)
+    assert judgement.verdict == "infra"
+    assert "of no plan" in judgement.notes[0]
 
 
 def test_a_job_that_did_not_know_its_commit_counts(tmp_path: Path) -> None:
@@ -286,16 +286,16 @@ def test_a_job_that_did_not_know_its_commit_counts(tmp_path: Path) -> None:
 
 def test_a_pass_at_the_second_attempt_is_green_and_counted(tmp_path: Path) -> None:
     first = left(PLAN, passed(ONE), status=None)
-    found = judged(tmp_path, PLAN, first, left(PLAN, passed(ONE), passed(TWO), attempt=2))
-    assert (found.verdict, found.status) == ("passed", 0)
-    assert found.counts == {"flaky-infra": 1}
-    assert found.jobs[0].attempts == (1, 2)
-    assert found.jobs[0].reason.startswith("attempt 1: the job was ended")
+    judgement = judged(tmp_path, PLAN, first, left(PLAN, passed(ONE), passed(TWO), attempt=2))
+    assert (judgement.verdict, judgement.status) == ("passed", 0)
+    assert judgement.counts == {"flaky-infra": 1}
+    assert judgement.jobs[0].attempts == (1, 2)
+    assert judgement.jobs[0].reason.startswith("attempt 1: the job was ended")
 
 
 def test_a_second_attempt_alone_is_flaky_infra(tmp_path: Path) -> None:
-    found = judged(tmp_path, PLAN, left(PLAN, passed(ONE), passed(TWO), attempt=2))
-    assert found.counts == {"flaky-infra": 1}
+    judgement = judged(tmp_path, PLAN, left(PLAN, passed(ONE), passed(TWO), attempt=2))
+    assert judgement.counts == {"flaky-infra": 1}
 
 
 @pytest.mark.parametrize("verdict", ["product", "test", "timeout"])
@@ -303,8 +303,8 @@ def test_a_second_attempt_alone_is_flaky_infra(tmp_path: Path) -> None:
 def test_no_attempt_turns_a_failure_green(tmp_path: Path, verdict: str, attempt: int) -> None:
     red = left(PLAN, failed(verdict, ONE), passed(TWO), attempt=attempt)
     green = left(PLAN, passed(ONE), passed(TWO), attempt=3 - attempt)
-    found = judged(tmp_path, PLAN, red, green)
-    assert (found.verdict, found.status) == (verdict, STATUS[verdict])
+    judgement = judged(tmp_path, PLAN, red, green)
+    assert (judgement.verdict, judgement.status) == (verdict, STATUS[verdict])
 
 
 def test_two_attempts_may_prove_a_job_together(tmp_path: Path) -> None:
@@ -356,24 +356,24 @@ def test_results_of_an_attempt_that_differ_count_as_attempts_do_and_a_note_says_
 ) -> None:
     good = left(PLAN, passed(ONE), passed(TWO))
     bad = left(PLAN, passed(ONE), failed(other, TWO))
-    found = judged(tmp_path, PLAN, good, bad)
-    assert found.jobs[0].verdict == verdict
-    assert "attempt 1 left 2 results that differ" in found.notes[0]
+    judgement = judged(tmp_path, PLAN, good, bad)
+    assert judgement.jobs[0].verdict == verdict
+    assert "attempt 1 left 2 results that differ" in judgement.notes[0]
 
 
 # --- no job -----------------------------------------------------------------------------------
 
 
 def test_an_empty_plan_with_a_reason_is_green_and_says_it(tmp_path: Path) -> None:
-    found = judged(tmp_path, a_plan(empty="only documentation changed"))
-    assert (found.verdict, found.status) == ("passed", 0)
-    assert found.reason == "nothing to do: only documentation changed"
-    assert "only documentation changed" in summary.table(found)[-1]
+    judgement = judged(tmp_path, a_plan(empty="only documentation changed"))
+    assert (judgement.verdict, judgement.status) == ("passed", 0)
+    assert judgement.reason == "nothing to do: only documentation changed"
+    assert "only documentation changed" in summary.table(judgement)[-1]
 
 
 def test_an_empty_plan_without_a_reason_is_red(tmp_path: Path) -> None:
-    found = judged(tmp_path, a_plan(empty=""))
-    assert (found.verdict, found.status) == ("infra", 11)
+    judgement = judged(tmp_path, a_plan(empty=""))
+    assert (judgement.verdict, judgement.status) == ("infra", 11)
 
 
 def test_a_job_without_tests_is_not_proven(tmp_path: Path) -> None:
@@ -432,7 +432,7 @@ def test_a_gate_is_green_only_if_each_planned_test_is_proven(tmp_path: Path, see
     rng = random.Random(1000 + seed)
     plan = a_plan(*(a_job(name, ONE, TWO) for name in JOBS))
     contents = [any_results(plan, rng) for _ in range(rng.randint(3, 12))]
-    found = judged(tmp_path, plan, *contents)
+    judgement = judged(tmp_path, plan, *contents)
     mine = [
         each for each in contents if isinstance(each, dict) and each["plan"] not in OTHERS.values()
     ]
@@ -441,14 +441,14 @@ def test_a_gate_is_green_only_if_each_planned_test_is_proven(tmp_path: Path, see
         for each in mine
         for test in each["tests"]
     }
-    if found.status == 0:
+    if judgement.status == 0:
         for job, test in itertools.product(JOBS, (ONE, TWO)):
             assert any(
                 (job, test, label) in said for label in ("passed", "skipped", "flaky", "known")
             )
         assert not any(label in ("product", "test", "timeout") for _, _, label in said)
     if any(label == "product" for _, _, label in said):
-        assert found.verdict == "product"
+        assert judgement.verdict == "product"
 
 
 def _without_places(judgement: Judgement) -> object:
@@ -471,12 +471,12 @@ def test_any_content_is_judged(tmp_path: Path, seed: int) -> None:
     content = left(PLAN, passed(ONE), failed("product", TWO, known={"tracker": "x"}))
     for number in range(10):
         put(tmp_path, f"{number}", _forged(content, rng))
-    found = judge.judge(PLAN, collect(tmp_path, PLAN))
-    assert found.verdict in judge.WORST
-    summary.table(found)
-    summary.markdown(found)
-    summary.commands(found)
-    json.dumps(found.dump())
+    judgement = judge.judge(PLAN, collect(tmp_path, PLAN))
+    assert judgement.verdict in judge.WORST
+    summary.table(judgement)
+    summary.markdown(judgement)
+    summary.commands(judgement)
+    json.dumps(judgement.dump())
 
 
 def _forged(value: Any, rng: random.Random) -> Any:

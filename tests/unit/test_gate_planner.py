@@ -249,10 +249,10 @@ def in_plan(*changed: str, gate: Gate | None = None) -> dict[str, set[str]]:
     images = (an_image("kite"), an_image("tiny"))
     tests = [a_test(1), a_test(2, INSTALL), a_test(3, INSTALL, tier="smoke", other_arch="smoke")]
     plan = planned(a_project(*images, tests=tests, gate=gate, changed=changed))
-    found: dict[str, set[str]] = {}
+    by_image: dict[str, set[str]] = {}
     for job in plan.jobs:
-        found.setdefault(job.image, set()).update(job.tests)
-    return found
+        by_image.setdefault(job.image, set()).update(job.tests)
+    return by_image
 
 
 BOTH = {f"{LIVE}::test_1", f"{INSTALL}::test_2", f"{INSTALL}::test_3"}

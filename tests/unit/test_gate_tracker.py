@@ -89,16 +89,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append(f"{self.command} {self.path}")
         self.server.authorizations.add(self.headers.get("Authorization", ""))
         path = urlsplit(self.path)
-        found = self.routes.fullmatch(path.path)
+        match = self.routes.fullmatch(path.path)
         fault = self.server.faults.pop(0) if self.server.faults else None
         if fault is not None and fault(self, False):
             return
-        if found is None:
+        if match is None:
             self.answer(404, {"message": "Not Found"})
         elif not writes:
-            self._list(parse_qs(path.query), found[1])
+            self._list(parse_qs(path.query), match[1])
         else:
-            answer = self._write(json.loads(body), found[1])
+            answer = self._write(json.loads(body), match[1])
             if fault is None or not fault(self, True):
                 self.answer(201, answer)
 
@@ -124,9 +124,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _write(self, content: dict[str, Any], number: str | None) -> dict[str, Any]:
         if number is not None:
-            made = {"body": content["body"], "created_at": "2026-11-29T05:00:00Z"}
-            self.server.comments.setdefault(int(number), []).append(made)
-            return made
+            comment = {"body": content["body"], "created_at": "2026-11-29T05:00:00Z"}
+            self.server.comments.setdefault(int(number), []).append(comment)
+            return comment
         names = [] if self.server.drops_labels else content["labels"]
         labels = [{"name": name} for name in names]
         return self.server.file(content["body"], title=content["title"], labels=labels)
@@ -162,16 +162,16 @@ class Client:
         self.waits: list[float] = []
         self.github = GitHub("acme/os", TOKEN, api=api.url, wait=self.waits.append, **options)
 
-    def track(self, found: list[Failures], **options: Any) -> list[str]:
-        done = track(found, self.github, night=NIGHT, **options)
-        return [f"{each.action} {each.number}" for each in done]
+    def track(self, groups: list[Failures], **options: Any) -> list[str]:
+        actions = track(groups, self.github, night=NIGHT, **options)
+        return [f"{each.action} {each.number}" for each in actions]
 
 
 @pytest.fixture
 def client(api: Api) -> Iterator[Client]:
-    made = Client(api)
-    with made.github:
-        yield made
+    client = Client(api)
+    with client.github:
+        yield client
 
 
 def group(number: int = 1, reason: str = "unit foo.service failed on skiff") -> Failures:
@@ -256,8 +256,8 @@ def test_the_storm_guard_holds_for_comments(api: Api, client: Client) -> None:
     for number in range(1, 6):
         api.file(f"Signature: {number:016x}")
         api.close(number)
-    done = client.track([group(number) for number in range(1, 6)], storm=3)
-    assert done == ["comment 1", "comment 2", "comment 3", "left 4", "left 5"]
+    actions = client.track([group(number) for number in range(1, 6)], storm=3)
+    assert actions == ["comment 1", "comment 2", "comment 3", "left 4", "left 5"]
     assert len(api.comments) == 3
 
 
@@ -273,11 +273,11 @@ def test_a_dry_run_reads_and_writes_nothing(api: Api, client: Client) -> None:
 
 
 def refused(status: int, message: str, **headers: str) -> Callable[[_Handler, bool], bool]:
-    def fault(handler: _Handler, done: bool) -> bool:
-        if not done:
+    def fault(handler: _Handler, written: bool) -> bool:
+        if not written:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             handler.answer(status, {"message": message}, named)
-        return not done
+        return not written
 
     return fault
 
@@ -349,17 +349,17 @@ def test_a_server_that_fails_is_asked_again(api: Api, client: Client) -> None:
 
 
 def test_a_write_of_unknown_outcome_is_looked_for(api: Api, client: Client) -> None:
-    def fails_afterwards(handler: _Handler, done: bool) -> bool:
-        if done:
+    def fails_afterwards(handler: _Handler, written: bool) -> bool:
+        if written:
             handler.answer(502, {"message": "Bad Gateway"})
-        return done
+        return written
 
-    def breaks_afterwards(handler: _Handler, done: bool) -> bool:
-        if done:
+    def breaks_afterwards(handler: _Handler, written: bool) -> bool:
+        if written:
             handler.close_connection = True
             with suppress(OSError):
                 handler.connection.shutdown(2)
-        return done
+        return written
 
     def none(*_: Any) -> bool:
         return False
@@ -382,7 +382,7 @@ def test_a_token_that_may_not_label_is_found_out_at_once(api: Api, client: Clien
 
 
 def test_the_token_goes_to_no_other_host(api: Api, client: Client) -> None:
-    def elsewhere(handler: _Handler, done: bool) -> bool:
+    def elsewhere(handler: _Handler, written: bool) -> bool:
         handler.answer(200, [], {"Link": '<http://127.0.0.2:9/issues?page=2>; rel="next"'})
         return True
 
@@ -462,13 +462,13 @@ def test_which_failures_count() -> None:
             test("i", "", outcome="skipped"),
         ],
     }
-    found, known = failures([run, run])
+    groups, known = failures([run, run])
     assert known == 2
-    assert [(each.signature, each.tests) for each in found] == [
+    assert [(each.signature, each.tests) for each in groups] == [
         ("5478720c38114f98", [("a", "skiff/core:1", "x86_64"), ("b", "skiff/core:1", "x86_64")]),
         ("00000000000000cc", [("c", "", "")]),
     ]
-    assert found[1].reason == "c"
+    assert groups[1].reason == "c"
 
 
 def results(folder: Path) -> Path:

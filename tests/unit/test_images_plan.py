@@ -42,8 +42,8 @@ def a_plan(path: Path, *images: tuple[str, str]) -> str:
         a_job(f"job-{number}", f"t.py::t{number}", image=image, arch=arch)
         for number, (image, arch) in enumerate(images)
     ]
-    made = gate_plans.a_plan(*jobs, commit="", empty="" if jobs else "only docs/ changed")
-    write(sealed(made), path)
+    plan = gate_plans.a_plan(*jobs, commit="", empty="" if jobs else "only docs/ changed")
+    write(sealed(plan), path)
     return str(path)
 
 

@@ -36,8 +36,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_tree_keeps_the_layers(tree: Path) -> None:
-    done = imports(tree)
-    assert done.returncode == 0, done.stdout
+    process = imports(tree)
+    assert process.returncode == 0, process.stdout
 
 
 @pytest.mark.parametrize(
@@ -65,19 +65,19 @@ def test_a_violation_of_the_layers_is_noticed(
     text = path.read_text() if path.exists() else None
     try:
         path.write_text(f"{text or ''}\n{line}\n")
-        done = imports(tree)
+        process = imports(tree)
     finally:
         if text is None:
             path.unlink()
         else:
             path.write_text(text)
-    assert done.returncode == 1, done.stdout
-    assert f"{contract} BROKEN" in done.stdout
+    assert process.returncode == 1, process.stdout
+    assert f"{contract} BROKEN" in process.stdout
 
 
 def banned(path: str, code: str) -> bool:
     """Return whether ruff finds a banned name in the code of a file."""
-    done = subprocess.run(
+    process = subprocess.run(
         [TOOLS / "ruff", "check", "--select=TID251", f"--stdin-filename={path}", "-"],
         input=code,
         cwd=ROOT,
@@ -85,8 +85,8 @@ def banned(path: str, code: str) -> bool:
         text=True,
         check=False,
     )
-    assert done.returncode in (0, 1), done.stderr
-    return "TID251" in done.stdout
+    assert process.returncode in (0, 1), process.stderr
+    return "TID251" in process.stdout
 
 
 @pytest.mark.parametrize("path", ["harness/console/x.py", "fixtures/x.py", "suites/boot/test_x.py"])

@@ -217,13 +217,13 @@ def test_a_machine_that_answers_is_asked(machine: Make) -> None:
 def test_the_disk_is_read_if_the_machine_does_not_answer_after_all(
     tmp_path: Path, machine: Make
 ) -> None:
-    done = []
+    commands = []
 
     def refuse(command: str, limit: object) -> Result:
         raise CommandError("no")
 
     def execute(command: str, **more: object) -> dict[str, str]:
-        done.append(command)
+        commands.append(command)
         return {"status": "running"}
 
     leaf = machine(
@@ -237,7 +237,7 @@ def test_the_disk_is_read_if_the_machine_does_not_answer_after_all(
     journal.collect([leaf])
     assert "the last words" in words(leaf)
     # It stood still while its disk was read, and goes on.
-    assert done == ["query-status", "stop", "cont"]
+    assert commands == ["query-status", "stop", "cont"]
 
 
 def test_an_image_without_systemd_is_left_alone(machine: Make) -> None:

@@ -169,9 +169,9 @@ def test_no_pattern_hangs_the_run(tmp_path: Path) -> None:
 def test_an_entry_that_holds_is_preferred_to_one_that_has_expired(tmp_path: Path) -> None:
     old = {"added": "2026-04-01", "expires": "2026-06-14"}
     known = loaded(tmp_path, {**old, "pattern": "panic"}, {"expires": "2026-06-15"})
-    found = known.match(failure())
-    assert found is not None
-    assert found.where.endswith("known.yaml:8")
+    match = known.match(failure())
+    assert match is not None
+    assert match.where.endswith("known.yaml:8")
     assert [entry.where for entry in known.expired] == [f"{known.path}:2"]
 
 

@@ -87,11 +87,11 @@ def test_a_known_failure_makes_no_run_fail(
     project: Project, text: str, workers: tuple[str, ...]
 ) -> None:
     known_yaml(project)
-    done = run(project, text, *workers)
-    assert done.status == 0, done.text
-    assert "1 known" in done.text
-    assert f"known    {SAME}\n" in done.text
-    assert "https://tracker.example/7 (kernel team, known.yaml:2)" in done.text
+    result = run(project, text, *workers)
+    assert result.status == 0, result.text
+    assert "1 known" in result.text
+    assert f"known    {SAME}\n" in result.text
+    assert "https://tracker.example/7 (kernel team, known.yaml:2)" in result.text
     test = only_test(project)
     assert (test["outcome"], test["verdict"]) == ("xfailed", "known")
     assert "not syncing: VFS" in test["reason"]
@@ -129,47 +129,47 @@ def test_another_failure_of_the_same_test_is_red(
     project: Project, text: str, verdict: str, status: int
 ) -> None:
     known_yaml(project)
-    done = run(project, text, "--no-retry")
-    assert done.status == status, done.text
+    result = run(project, text, "--no-retry")
+    assert result.status == status, result.text
     test = only_test(project)
     assert (test["outcome"], test["verdict"], test["known"]) == ("failed", verdict, None)
     assert properties(project)["verdict"] == verdict
-    assert f"{verdict:8} {SAME}" in done.text
-    assert f"known    {SAME}" not in done.text
+    assert f"{verdict:8} {SAME}" in result.text
+    assert f"known    {SAME}" not in result.text
 
 
 def test_a_red_test_stays_red_when_its_teardown_fails_as_known(project: Project) -> None:
     known_yaml(project, pattern="the teardown fails")
-    done = run(project, "def test_it(lab, ends_badly):\n    panics()\n", "--no-retry")
-    assert done.status == 1, done.text
+    result = run(project, "def test_it(lab, ends_badly):\n    panics()\n", "--no-retry")
+    assert result.status == 1, result.text
     assert only_test(project)["verdict"] == "product"
-    assert "1 failed, 1 error" in done.text
-    assert " known" not in done.text.splitlines()[-1]
+    assert "1 failed, 1 error" in result.text
+    assert " known" not in result.text.splitlines()[-1]
 
 
 def test_an_entry_that_has_expired_excuses_nothing(project: Project) -> None:
     known_yaml(project, added="2026-01-01", expires="2026-02-01")
-    done = run(project, PANICS)
-    assert done.status == 1, done.text
+    result = run(project, PANICS)
+    assert result.status == 1, result.text
     test = only_test(project)
     assert (test["outcome"], test["verdict"]) == ("failed", "product")
     assert test["known"]["expired"] is True
-    assert "known until 2026-02-01: https://tracker.example/7" in done.text
-    assert "expired  test_it.py::*\n" in done.text
+    assert "known until 2026-02-01: https://tracker.example/7" in result.text
+    assert "expired  test_it.py::*\n" in result.text
     assert properties(project)["tracker"] == "https://tracker.example/7"
 
 
 def test_an_expired_entry_is_reported_although_nothing_fails(project: Project) -> None:
     known_yaml(project, added="2026-01-01", expires="2026-02-01")
-    done = run(project, "def test_it(lab):\n    pass\n")
-    assert done.status == 0, done.text
-    assert "expired  test_it.py::*\n" in done.text
+    result = run(project, "def test_it(lab):\n    pass\n")
+    assert result.status == 0, result.text
+    assert "expired  test_it.py::*\n" in result.text
 
 
 def test_a_known_failure_of_the_host_is_not_tried_again(project: Project) -> None:
     known_yaml(project, pattern="QEMU has bug 7")
-    done = run(project, "def test_it(lab):\n    raise QemuExitedError('QEMU has bug 7')\n")
-    assert done.status == 0, done.text
+    result = run(project, "def test_it(lab):\n    raise QemuExitedError('QEMU has bug 7')\n")
+    assert result.status == 0, result.text
     test = only_test(project)
     assert (test["verdict"], test["tries"]) == ("known", [])
 
@@ -180,8 +180,8 @@ def test_it(lab):
     if lab.folder.name != "try-2":
         raise QemuExitedError("QEMU died at 0x77")
 """
-    done = run(project, text)
-    assert done.status == 0, done.text
+    result = run(project, text)
+    assert result.status == 0, result.text
     test = only_test(project)
     first, second = test["tries"]
     reason = "harness.errors.QemuExitedError: QEMU died at 0x1"
@@ -200,12 +200,12 @@ def test_a_crash_of_a_worker_has_a_signature(project: Project) -> None:
 
 def test_a_wrong_file_is_a_usage_error_before_anything_runs(project: Project) -> None:
     known_yaml(project, owner="")
-    done = run(project, PANICS)
-    assert done.status == 4, done.text
-    assert "known.yaml:5: known.0.owner" in done.text
-    done = run(project, PANICS, "--known", "none.yaml")
-    assert done.status == 4, done.text
-    assert "none.yaml:1: cannot be read" in done.text
+    result = run(project, PANICS)
+    assert result.status == 4, result.text
+    assert "known.yaml:5: known.0.owner" in result.text
+    result = run(project, PANICS, "--known", "none.yaml")
+    assert result.status == 4, result.text
+    assert "none.yaml:1: cannot be read" in result.text
 
 
 def test_another_file_may_be_named(project: Project) -> None:
@@ -217,5 +217,5 @@ def test_another_file_may_be_named(project: Project) -> None:
 
 def test_a_run_with_nothing_known_imports_none_of_it(project: Project) -> None:
     text = "def test_it(lab):\n    import sys\n    assert 're2' not in sys.modules\n"
-    done = run(project, text)
-    assert done.status == 0, done.text
+    result = run(project, text)
+    assert result.status == 0, result.text

@@ -45,8 +45,8 @@ def switching() -> Iterator[None]:
 @pytest.mark.parametrize("round_", range(10))
 def test_threads_share_the_folder_the_timeline_and_the_key(tmp_path: Path, round_: int) -> None:
     with Lab("micro", evidence=tmp_path / str(round_)) as lab:
-        made = at_once(lambda: (lab.folder, id(lab.timeline), lab.key.public))
-        assert len(set(made)) == 1
+        views = at_once(lambda: (lab.folder, id(lab.timeline), lab.key.public))
+        assert len(set(views)) == 1
 
 
 def test_a_child_without_a_folder_writes_to_its_labs_timeline(tmp_path: Path) -> None:

@@ -521,9 +521,9 @@ def test_the_order_of_turns_outlives_a_machine_that_takes_one_at_a_time(bench: B
 
     class Once(Machine):
         def put(self, frame: bytes) -> bool:
-            taken = super().put(frame)
+            accepted = super().put(frame)
             self.takes = False
-            return taken
+            return accepted
 
     once = bench.switch.ports["b"].outlet = Once()
     for _ in range(6):

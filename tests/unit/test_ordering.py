@@ -23,15 +23,15 @@ def ends(jobs: list[Job], order: list[int], workers: int) -> list[float]:
     else:
         held = [[left.pop(0), left.pop(0)] for _ in range(workers)]
     # A worker gets the next job when it has finished one.
-    done = [jobs[queue[0]].cost if queue else 0 for queue in held]
+    times = [jobs[queue[0]].cost if queue else 0 for queue in held]
     while any(held):
-        worker = min((n for n in range(workers) if held[n]), key=lambda n: done[n])
+        worker = min((n for n in range(workers) if held[n]), key=lambda n: times[n])
         held[worker].pop(0)
         if left:
             held[worker].append(left.pop(0))
         if held[worker]:
-            done[worker] += jobs[held[worker][0]].cost
-    return done
+            times[worker] += jobs[held[worker][0]].cost
+    return times
 
 
 @pytest.mark.parametrize("workers", [2, 3, 8])
@@ -115,11 +115,11 @@ def order(
     for path in project.folder.glob("order-*"):
         path.unlink()
     project.write("test_suite.py", NOTE + suite)
-    done = project.run(
+    result = project.run(
         *(project.python, "-m", "pytest", "-p", cache, "-p", "no:labgrid", "--image", "micro"),
         *("--acceptance", "test_suite.py", *options),
     )
-    assert done.status == 0, done.text
+    assert result.status == 0, result.text
     return sorted(path.read_text().split() for path in project.folder.glob("order-*"))
 
 
@@ -154,9 +154,9 @@ def test_tests_are_dealt_one_at_a_time_where_an_image_is_judged(
         "def pytest_terminal_summary(terminalreporter, config):\n"
         "    terminalreporter.write_line(f'chunk {config.option.maxschedchunk}')\n",
     )
-    done = project.pytest("--image", "micro", "-n", "2", *options)
-    assert done.status == 0, done.text
-    assert f"chunk {chunk}\n" in done.text
+    result = project.pytest("--image", "micro", "-n", "2", *options)
+    assert result.status == 0, result.text
+    assert f"chunk {chunk}\n" in result.text
 
 
 def test_the_order_of_another_plugin_stays(project: Project) -> None:

@@ -30,15 +30,15 @@ def test_it(): ...
 )
 def test_an_unknown_capability_is_refused(project: Project, needed: str, message: str) -> None:
     project.write("test_suite.py", NEEDS.format(needed))
-    done = project.pytest("--collect-only", "-q")
-    assert done.status == pytest.ExitCode.USAGE_ERROR
-    assert message in done.text
+    result = project.pytest("--collect-only", "-q")
+    assert result.status == pytest.ExitCode.USAGE_ERROR
+    assert message in result.text
 
 
 def test_a_project_may_have_capabilities_of_its_own(project: Project) -> None:
     project.write("test_suite.py", NEEDS.format("x-omaha"))
-    done = project.pytest("--collect-only", "-q", "--image", "micro")
-    assert done.status == 0, done.text
+    result = project.pytest("--collect-only", "-q", "--image", "micro")
+    assert result.status == 0, result.text
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_auto_means_as_many_workers_as_the_host_carries_machines(
 
 def test_auto_is_pytest_xdists_own_in_a_project_without_images(project: Project) -> None:
     project.write("test_plain.py", "def test_it(): ...\n")
-    done = project.pytest("-q", "-n", "auto", "-v", PYTEST_XDIST_AUTO_NUM_WORKERS="5")
-    assert done.status == 0, done.text
-    assert "5 workers" in done.text
+    result = project.pytest("-q", "-n", "auto", "-v", PYTEST_XDIST_AUTO_NUM_WORKERS="5")
+    assert result.status == 0, result.text
+    assert "5 workers" in result.text
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_results_json_has_each_test_with_its_verdict(project: Project) -> None:
     import json
 
     project.write("test_suite.py", OUTCOMES)
-    done = project.pytest("-q", "--acceptance", "--image", "micro", "test_suite.py", "-n", "2")
-    assert done.status == 1, done.text
+    result = project.pytest("-q", "--acceptance", "--image", "micro", "test_suite.py", "-n", "2")
+    assert result.status == 1, result.text
     (path,) = project.folder.glob(".harness/runs/2*/results.json")
     results = json.loads(path.read_text())
     tests = {each["id"].split("::")[1]: each for each in results["tests"]}
@@ -141,21 +141,21 @@ def test_results_json_has_each_test_with_its_verdict(project: Project) -> None:
 
 def test_plain_pytest_keeps_pytests_exit_status(project: Project) -> None:
     project.write("test_suite.py", OUTCOMES)
-    done = project.pytest("-q", "--image", "micro", "-k", "timeout")
-    assert done.status == 1, done.text
-    done = project.pytest(
+    result = project.pytest("-q", "--image", "micro", "-k", "timeout")
+    assert result.status == 1, result.text
+    result = project.pytest(
         "-q", "--image", "micro", "-k", "timeout", "--acceptance", "test_suite.py"
     )
-    assert done.status == 12, done.text
+    assert result.status == 12, result.text
 
 
 def test_a_failure_inside_the_library_shows_the_tests_frames_only(project: Project) -> None:
     project.write("test_suite.py", "def test_it(lab):\n    lab.select('nothing-like-it')\n")
-    done = project.pytest("-q", "--image", "micro")
-    assert done.status == 1, done.text
-    assert "lab.select('nothing-like-it')" in done.text
-    assert "unknown image 'nothing-like-it'" in done.text
-    assert "harness/lab/lab.py" not in done.text
+    result = project.pytest("-q", "--image", "micro")
+    assert result.status == 1, result.text
+    assert "lab.select('nothing-like-it')" in result.text
+    assert "unknown image 'nothing-like-it'" in result.text
+    assert "harness/lab/lab.py" not in result.text
     whole = project.pytest("-q", "--image", "micro", "--full-trace")
     assert "harness/lab/lab.py" in whole.text
 
@@ -166,10 +166,10 @@ def test_a_failure_below_a_module_of_python_shows_the_tests_frames_only(project:
         "from harness import Lab\n\ndef test_it():\n    Lab(images=['elsewhere']).catalog\n",
     )
     project.write("elsewhere/torn/image.yaml", "name: torn\n")
-    done = project.pytest("-q", "--image", "micro")
-    assert done.status == 1, done.text
-    assert "image.yaml:1" in done.text
-    assert "functools.py" not in done.text
+    result = project.pytest("-q", "--image", "micro")
+    assert result.status == 1, result.text
+    assert "image.yaml:1" in result.text
+    assert "functools.py" not in result.text
 
 
 @pytest.mark.parametrize(("workers", "status"), [("0", 4), ("2", 2)])
@@ -178,10 +178,10 @@ def test_a_wrong_image_is_refused_once_and_with_its_fault(
 ) -> None:
     project.write("test_suite.py", "def test_a(lab): ...\n\ndef test_b(lab): ...\n")
     project.write("images/torn/image.yaml", "name: torn\n")
-    done = project.pytest("-q", "-n", workers)
-    assert done.status == status, done.text
-    assert done.text.count("image.yaml:1: the key 'summary' is missing") == 1
-    assert "INTERNALERROR" not in done.text
+    result = project.pytest("-q", "-n", workers)
+    assert result.status == status, result.text
+    assert result.text.count("image.yaml:1: the key 'summary' is missing") == 1
+    assert "INTERNALERROR" not in result.text
 
 
 def test_a_scenario_runs_with_each_seed(project: Project) -> None:
@@ -189,15 +189,17 @@ def test_a_scenario_runs_with_each_seed(project: Project) -> None:
         "test_suite.py",
         "def test_it(fault_seed): print('seed is', fault_seed)\n\n\ndef test_other(): pass\n",
     )
-    done = project.pytest("-q", "-s")
-    assert (done.status, done.text.count("seed is 1")) == (0, 1), done.text
-    done = project.pytest("-s", "-v", "--seeds", "3")
-    assert "4 passed" in done.text
-    assert [f"test_it[seed {seed}] seed is {seed}" in done.text for seed in (1, 2, 3)] == [True] * 3
-    done = project.pytest("-q", "-s", "--seed", "7")
-    assert "2 passed" in done.text
-    assert "seed is 7" in done.text
-    done = project.pytest("-q", "--seeds", "0")
-    assert (done.status, "--seeds must be at least 1" in done.text) == (4, True)
-    done = project.pytest("-q", "--seeds", "2", "--seed", "7")
-    assert (done.status, "exclude each other" in done.text) == (4, True)
+    result = project.pytest("-q", "-s")
+    assert (result.status, result.text.count("seed is 1")) == (0, 1), result.text
+    result = project.pytest("-s", "-v", "--seeds", "3")
+    assert "4 passed" in result.text
+    assert [f"test_it[seed {seed}] seed is {seed}" in result.text for seed in (1, 2, 3)] == [
+        True
+    ] * 3
+    result = project.pytest("-q", "-s", "--seed", "7")
+    assert "2 passed" in result.text
+    assert "seed is 7" in result.text
+    result = project.pytest("-q", "--seeds", "0")
+    assert (result.status, "--seeds must be at least 1" in result.text) == (4, True)
+    result = project.pytest("-q", "--seeds", "2", "--seed", "7")
+    assert (result.status, "exclude each other" in result.text) == (4, True)

@@ -33,9 +33,9 @@ def test_the_first_three_signatures_of_a_run_have_their_machines(tmp_path: Path)
 )
 def test_a_wrong_option_is_a_usage_error(project: Project, option: str, why: str) -> None:
     project.write("test_it.py", "def test_it(): pass\n")
-    done = project.pytest("-q", option)
-    assert done.status == 4
-    assert why in done.text
+    result = project.pytest("-q", option)
+    assert result.status == 4
+    assert why in result.text
 
 
 def test_the_terminal_says_that_old_bundles_have_gone(project: Project) -> None:
@@ -50,25 +50,25 @@ def test_the_terminal_says_that_old_bundles_have_gone(project: Project) -> None:
     kept = project.pytest(*arguments)
     assert "removed" not in kept.text
     assert old.exists()
-    done = project.pytest(*arguments, "--bundle-budget=2KiB", "-k", "test_it")
-    assert "of earlier runs removed, the oldest first" in done.text
-    assert "all may take 2.0 KiB (--bundle-budget)" in done.text
+    result = project.pytest(*arguments, "--bundle-budget=2KiB", "-k", "test_it")
+    assert "of earlier runs removed, the oldest first" in result.text
+    assert "all may take 2.0 KiB (--bundle-budget)" in result.text
     assert not old.exists()
     assert len(list((project.folder / ".harness/runs/latest").glob("*/bundle.tar.zst"))) == 1
 
 
 def test_a_failure_without_a_lab_has_no_bundle(project: Project) -> None:
     project.write("test_it.py", "def test_it(): assert False\n")
-    done = project.pytest("-q", "--acceptance", "--image=micro", "test_it.py")
-    assert done.status in (1, 10), done.text
-    assert "= bundles =" not in done.text
+    result = project.pytest("-q", "--acceptance", "--image=micro", "test_it.py")
+    assert result.status in (1, 10), result.text
+    assert "= bundles =" not in result.text
 
 
 def test_a_short_secret_is_refused(project: Project) -> None:
     project.write("test_it.py", "def test_it(declare_secret): declare_secret('pin', '1234')\n")
-    done = project.pytest("-q", "test_it.py")
-    assert done.status == 1
-    assert "a secret has at least 6 characters" in done.text
+    result = project.pytest("-q", "test_it.py")
+    assert result.status == 1
+    assert "a secret has at least 6 characters" in result.text
 
 
 @pytest.mark.parametrize("command", ["repro", "resurrect"])
@@ -76,7 +76,7 @@ def test_what_is_no_bundle_is_wrong_usage(project: Project, command: str) -> Non
     path = project.write("file", "hello\n" * 100)
     words = (sys.executable, "-m", "harness.cli", command)
     for each, why in ((path, "another kind of file"), (Path("absent"), "cannot be read")):
-        done = project.run(*words, str(each))
-        assert done.status == 2, done.text
-        assert why in done.text
-        assert "Traceback" not in done.text
+        result = project.run(*words, str(each))
+        assert result.status == 2, result.text
+        assert why in result.text
+        assert "Traceback" not in result.text

@@ -51,17 +51,17 @@ def spec(chosen: Selection, *disks: Disk) -> MachineSpec:
     return Cloud.spec(chosen, {"live": Path("/live.raw")}, name="kite", disks=disks)
 
 
-def seed_of(made: MachineSpec) -> Path:
-    (disk,) = (disk for disk in made.disks if disk.name == "seed")
+def seed_of(machine: MachineSpec) -> Path:
+    (disk,) = (disk for disk in machine.disks if disk.name == "seed")
     assert disk.readonly
     assert disk.base is not None
     return disk.base
 
 
 def test_a_machine_gets_a_seed(cache: Path) -> None:
-    made = spec(selection())
-    assert [disk.name for disk in made.disks] == ["live", "seed"]
-    path = seed_of(made)
+    machine = spec(selection())
+    assert [disk.name for disk in machine.disks] == ["live", "seed"]
+    path = seed_of(machine)
     assert path.parent == cache / "seeds"
     iso = pycdlib.PyCdlib()
     iso.open(str(path))

@@ -30,26 +30,26 @@ def silent() -> Iterator[int]:
 
 def answer(host: str, port: int, seconds: float = 60.0) -> reach.Answer:
     with reach.Attempts([reach.Endpoint("it", host, port, "do this")], seconds) as attempts:
-        [found] = attempts.answers()
-    return found
+        [only] = attempts.answers()
+    return only
 
 
 def test_a_neighbour_that_listens_answers(listener: socket.socket) -> None:
-    found = answer("127.0.0.1", listener.getsockname()[1])
-    assert found.connected
-    assert found.how == "it accepts connections"
+    reply = answer("127.0.0.1", listener.getsockname()[1])
+    assert reply.connected
+    assert reply.how == "it accepts connections"
 
 
 def test_a_port_that_refuses_does_not_answer() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        found = answer("127.0.0.1", bound.getsockname()[1])
-    assert (found.connected, found.how) == (False, "connection refused")
+        reply = answer("127.0.0.1", bound.getsockname()[1])
+    assert (reply.connected, reply.how) == (False, "connection refused")
 
 
 def test_silence_ends_at_the_deadline(silent: int) -> None:
-    found = answer("127.0.0.1", silent, 0.05)
-    assert (found.connected, found.how) == (False, "no answer within 0.05 s")
+    reply = answer("127.0.0.1", silent, 0.05)
+    assert (reply.connected, reply.how) == (False, "no answer within 0.05 s")
 
 
 def test_the_answers_come_in_the_order_of_the_endpoints(
@@ -58,8 +58,8 @@ def test_the_answers_come_in_the_order_of_the_endpoints(
     ports = [silent, listener.getsockname()[1], silent]
     endpoints = [reach.Endpoint(str(n), "127.0.0.1", port, "") for n, port in enumerate(ports)]
     with reach.Attempts(endpoints, 0.2) as attempts:
-        found = attempts.answers()
-    assert [(each.endpoint.name, each.connected) for each in found] == [
+        answers = attempts.answers()
+    assert [(each.endpoint.name, each.connected) for each in answers] == [
         ("0", False),
         ("1", True),
         ("2", False),
@@ -78,8 +78,8 @@ def test_no_connection_stays_open(listener: socket.socket, silent: int) -> None:
     [("10.0.0.7:8080", "10.0.0.7", 8080), ("[fd00::7]:80", "fd00::7", 80)],
 )
 def test_an_address_has_an_ip_and_a_port(address: str, host: str, port: int) -> None:
-    found = reach.endpoint("neighbour", address, "")
-    assert (found.host, found.port, str(found)) == (host, port, address)
+    endpoint = reach.endpoint("neighbour", address, "")
+    assert (endpoint.host, endpoint.port, str(endpoint)) == (host, port, address)
 
 
 @pytest.mark.parametrize(

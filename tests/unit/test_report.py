@@ -94,8 +94,8 @@ def failed(name: str = "test_it", reason: str = "the words", **facts: Any) -> di
 def only(record: dict[str, Any]) -> dict[str, Any]:
     ((test,),) = ([run["tests"] for run in record["runs"]],)
     assert len(test) == 1
-    found: dict[str, Any] = test[0]
-    return found
+    result: dict[str, Any] = test[0]
+    return result
 
 
 # --- what a report is made of -----------------------------------------------------------------
@@ -606,18 +606,18 @@ def test_the_player_is_the_one_that_its_record_names() -> None:
 
 def test_a_run_that_kept_evidence_ends_with_its_report(project: Project) -> None:
     project.write("test_it.py", "def test_it(lab):\n    lab.folder\n    assert not lab\n")
-    done = project.pytest("-q", "--image", "micro", "--acceptance", "test_it.py")
+    result = project.pytest("-q", "--image", "micro", "--acceptance", "test_it.py")
     written = project.folder.resolve() / ".harness/runs/latest" / page.FILE
-    assert f"report: {written.resolve()}\n" in done.text
+    assert f"report: {written.resolve()}\n" in result.text
     assert only(page.read(written))["verdict"] == "product"
 
 
 def test_a_report_that_fails_changes_no_result(project: Project) -> None:
     broken = "from harness.evidence.report import page\npage.SCRIPTS = ('none.js',)\n"
     project.write("test_it.py", f"{broken}def test_it(lab):\n    lab.folder\n    assert not lab\n")
-    done = project.pytest("-q", "--image", "micro", "--acceptance", "test_it.py")
-    assert done.status == 1, done.text
-    assert "report: none, because of StoreError" in done.text
+    result = project.pytest("-q", "--image", "micro", "--acceptance", "test_it.py")
+    assert result.status == 1, result.text
+    assert "report: none, because of StoreError" in result.text
 
 
 def test_a_folder_of_runs_is_all_of_them(

@@ -44,9 +44,9 @@ def test_the_next_folder_is_tried_and_a_failure_is_the_status(
     monkeypatch.setattr(_reseed, "program", lambda arch: script)
     good = tmp_path / "good"
     good.mkdir()
-    done = run("sh", "aarch64", f"{good} {tmp_path / 'missing'} {good}")
-    assert (done.returncode == 0) == works
-    assert done.stdout.decode().split() == ["5eed", str(good / ".harness-reseed")] * (2 - works)
+    process = run("sh", "aarch64", f"{good} {tmp_path / 'missing'} {good}")
+    assert (process.returncode == 0) == works
+    assert process.stdout.decode().split() == ["5eed", str(good / ".harness-reseed")] * (2 - works)
 
 
 @pytest.mark.parametrize("arch", NEEDED)

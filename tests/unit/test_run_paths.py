@@ -17,15 +17,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def collected(*command: str) -> set[str]:
     """Return the folders of the tests that a command collects."""
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "--collect-only", "-q", "-n0"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    ids = [line for line in done.stdout.splitlines() if "::" in line]
+    assert process.returncode == 0, process.stdout + process.stderr
+    ids = [line for line in process.stdout.splitlines() if "::" in line]
     return {"/".join(name.split("::")[0].split("/")[:-1]) for name in ids}
 
 
@@ -46,11 +46,11 @@ def test_pytest_takes_no_options_value_for_a_path(tmp_path: Path, exists: bool) 
 
 def refused(*command: str, folder: Path, **environment: str) -> str:
     """Return what a command prints that ends as a usage error."""
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    assert process.returncode == pytest.ExitCode.USAGE_ERROR, process.stdout + process.stderr
+    return process.stdout + process.stderr
 
 
 def test_a_missing_folder_of_images_is_named(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_user_without_a_home_is_asked_for_a_cache_before_anything_starts(tmp_p
     assert "no folder for the cache: user 54321 has no HOME and no passwd entry" in text
     assert "set HARNESS_CACHE to a folder that this user can write to" in text
     environment["HARNESS_CACHE"] = str(tmp_path / "cache")
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "suites/boot", "--collect-only", "-q"],
         cwd=tmp_path,
         env=environment,
@@ -83,7 +83,7 @@ def test_a_user_without_a_home_is_asked_for_a_cache_before_anything_starts(tmp_p
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 def test_the_command_line_joins_options_and_their_folders() -> None:

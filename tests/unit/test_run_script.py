@@ -116,16 +116,16 @@ def host(tmp_path: Path) -> Host:
 
 
 def test_without_a_command_it_prints_its_usage_and_does_nothing(host: Host) -> None:
-    done = host.run()
-    assert done.returncode == 0
-    assert done.stdout.startswith("usage: ./run COMMAND")
+    process = host.run()
+    assert process.returncode == 0
+    assert process.stdout.startswith("usage: ./run COMMAND")
     assert not (host.checkout / ".venv").exists()
 
 
 def test_an_unknown_command_is_a_usage_error(host: Host) -> None:
-    done = host.run("tset")
-    assert done.returncode == 2
-    assert "unknown command tset" in done.stdout
+    process = host.run("tset")
+    assert process.returncode == 2
+    assert "unknown command tset" in process.stdout
     assert not (host.checkout / ".venv").exists()
 
 
@@ -163,10 +163,10 @@ def test_a_setup_that_failed_starts_over(host: Host) -> None:
 
 def test_without_apt_it_names_the_packages_and_stops(host: Host) -> None:
     host.remove("swtpm", "xz")
-    done = host.run("setup")
-    assert done.returncode == 1
-    assert "missing, by Debian's names: swtpm xz-utils" in done.stdout
-    assert "try: install them" in done.stdout
+    process = host.run("setup")
+    assert process.returncode == 1
+    assert "missing, by Debian's names: swtpm xz-utils" in process.stdout
+    assert "try: install them" in process.stdout
     assert not (host.checkout / ".venv").exists()
 
 
@@ -182,29 +182,29 @@ def test_a_missing_program_is_named_by_its_package(host: Host, tool: str) -> Non
 )
 def test_an_old_qemu_counts_as_missing(host: Host, version: str, enough: bool) -> None:
     host.stub("qemu-system-x86_64", f"echo QEMU emulator version {version}")
-    done = host.run("setup")
-    assert ("by Debian's names: qemu-system-x86\n" in done.stdout) is not enough
+    process = host.run("setup")
+    assert ("by Debian's names: qemu-system-x86\n" in process.stdout) is not enough
 
 
 def test_an_old_python_is_refused(host: Host) -> None:
-    done = host.run("setup", OLD_PYTHON="1")
-    assert done.returncode == 1
-    assert "no Python 3.11 or newer" in done.stdout
+    process = host.run("setup", OLD_PYTHON="1")
+    assert process.returncode == 1
+    assert "no Python 3.11 or newer" in process.stdout
 
 
 def test_a_shim_that_does_not_run_is_skipped(host: Host) -> None:
     host.stub("python3.13", PYTHON)
     host.stub("python3", "echo pyenv: not found >&2; exit 127")
     (host.bin / "python3.12").symlink_to("/nowhere")
-    done = host.run("setup")
-    assert f"at {host.bin}/python3.13\n" in done.stdout
+    process = host.run("setup")
+    assert f"at {host.bin}/python3.13\n" in process.stdout
 
 
 def test_another_system_is_refused(host: Host) -> None:
     host.stub("uname", "echo Darwin")
-    done = host.run("setup")
-    assert done.returncode == 1
-    assert "Harness runs on Linux, this is Darwin" in done.stdout
+    process = host.run("setup")
+    assert process.returncode == 1
+    assert "Harness runs on Linux, this is Darwin" in process.stdout
 
 
 def wait_for(process: subprocess.Popen[str], words: str, never: str = "\0") -> None:
@@ -256,8 +256,8 @@ def test_two_runs_at_once_set_up_once(host: Host, tmp_path: Path, program: str) 
 
 
 def test_the_command_line_gets_its_arguments_unchanged(host: Host) -> None:
-    done = host.run("harness", "shell", "a b", "--x=*")
-    assert done.stdout.splitlines()[-1] == "harness shell a b --x=*"
+    process = host.run("harness", "shell", "a b", "--x=*")
+    assert process.stdout.splitlines()[-1] == "harness shell a b --x=*"
 
 
 # --- Python alone -------------------------------------------------------------------------------
@@ -291,17 +291,17 @@ def bare(tmp_path: Path) -> Host:
 
 @pytest.mark.parametrize("command", PYTHON_ONLY)
 def test_these_commands_need_python_alone(bare: Host, command: str) -> None:
-    done = bare.run(command)
-    assert done.returncode == 0, done.stdout
+    process = bare.run(command)
+    assert process.returncode == 0, process.stdout
     assert "apt-get" not in bare.log.read_text()
-    assert done.stdout.splitlines()[-len(PYTHON_ONLY[command]) :] == PYTHON_ONLY[command]
+    assert process.stdout.splitlines()[-len(PYTHON_ONLY[command]) :] == PYTHON_ONLY[command]
 
 
 def test_the_manual_needs_python_alone(bare: Host) -> None:
-    done = bare.run("docs")
-    assert done.returncode == 0, done.stdout
+    process = bare.run("docs")
+    assert process.returncode == 0, process.stdout
     assert "apt-get" not in bare.log.read_text()
-    assert "sphinx-build --fail-on-warning" in done.stdout
+    assert "sphinx-build --fail-on-warning" in process.stdout
 
 
 @pytest.mark.parametrize(
@@ -309,17 +309,17 @@ def test_the_manual_needs_python_alone(bare: Host) -> None:
 )
 def test_the_others_look_for_the_programs_of_the_host(host: Host, command: str) -> None:
     host.remove("swtpm")
-    done = host.run(command)
-    assert done.returncode == 1
-    assert "missing, by Debian's names: swtpm" in done.stdout
+    process = host.run(command)
+    assert process.returncode == 1
+    assert "missing, by Debian's names: swtpm" in process.stdout
 
 
 def test_without_python_the_message_names_the_packages(bare: Host) -> None:
     bare.remove("python3")
-    done = bare.run("unit")
-    assert done.returncode == 1
-    assert "no Python 3.11 or newer" in done.stdout
-    assert "python3-venv" in done.stdout
+    process = bare.run("unit")
+    assert process.returncode == 1
+    assert "no Python 3.11 or newer" in process.stdout
+    assert "python3-venv" in process.stdout
     assert "apt-get" not in bare.log.read_text()
 
 
@@ -405,8 +405,8 @@ def test_to_judge_needs_python_alone_and_to_run_a_gate_needs_the_programs(
     ]
     assert called == " ".join(["harness gate", *words])
     host.remove("swtpm")
-    done = host.run("gate", *arguments, folder=tmp_path)
-    assert done.returncode == (0 if judges else 1), done.stdout
+    process = host.run("gate", *arguments, folder=tmp_path)
+    assert process.returncode == (0 if judges else 1), process.stdout
 
 
 OPTIONS = (
@@ -457,17 +457,17 @@ def test_pytest_gets_its_arguments_unchanged(host: Host) -> None:
 
 
 def test_all_phases_run_in_order_and_pytest_has_the_last_word(host: Host) -> None:
-    done = host.run("test")
-    assert done.returncode == 0
+    process = host.run("test")
+    assert process.returncode == 0
     beginnings = ("== ", "pytest", "harness")
-    lines = [line for line in done.stdout.splitlines() if line.startswith(beginnings)]
+    lines = [line for line in process.stdout.splitlines() if line.startswith(beginnings)]
     names = [line.removeprefix(f"{PYTEST} -o testpaths=").removeprefix("== ") for line in lines]
     assert [line.split()[0].rstrip(";") for line in names] == [
         *("lint", "type", "unit", "tests/unit"),
         *("integration", "tests/integration", "smoke", "harness"),
     ]
     assert "passed: lint" in lines[-2]
-    assert done.stdout.splitlines()[-1] == "harness acceptance --tier smoke --arch all -n auto"
+    assert process.stdout.splitlines()[-1] == "harness acceptance --tier smoke --arch all -n auto"
 
 
 @pytest.mark.parametrize(("fails", "after"), [("ruff", "type"), ("mypy", "unit")])
@@ -475,21 +475,21 @@ def test_the_first_failure_ends_the_run_with_a_summary(host: Host, fails: str, a
     host.run("setup")
     tool = host.checkout / ".venv" / "bin" / fails
     tool.write_text("#!/bin/sh\nexit 3\n")
-    done = host.run("test")
-    assert done.returncode == 3
-    assert f"== {after}" not in done.stdout
-    assert "failed" in done.stdout.splitlines()[-1]
-    assert f"not run: {after}" in done.stdout.splitlines()[-1]
+    process = host.run("test")
+    assert process.returncode == 3
+    assert f"== {after}" not in process.stdout
+    assert "failed" in process.stdout.splitlines()[-1]
+    assert f"not run: {after}" in process.stdout.splitlines()[-1]
 
 
 def test_a_failure_of_pytest_has_the_last_word(host: Host) -> None:
     host.run("setup")
     python = host.checkout / ".venv" / "bin" / "python"
     python.write_text('#!/bin/sh\n[ "$2" != pytest ] || { echo 1 failed; exit 1; }\n')
-    done = host.run("test")
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == "1 failed"
-    assert "== integration" not in done.stdout
+    process = host.run("test")
+    assert process.returncode == 1
+    assert process.stdout.splitlines()[-1] == "1 failed"
+    assert "== integration" not in process.stdout
 
 
 # --- apt ----------------------------------------------------------------------------------------
@@ -536,8 +536,8 @@ def debian(host: Host) -> Host:
 @needs_debian
 def test_apt_installs_the_missing_packages_alone(debian: Host) -> None:
     debian.remove("swtpm")
-    done = debian.run("setup", BIN=str(debian.bin))
-    assert done.returncode == 0, done.stdout
+    process = debian.run("setup", BIN=str(debian.bin))
+    assert process.returncode == 0, process.stdout
     calls = [line for line in debian.log.read_text().splitlines() if "install -y" in line]
     assert [call.split("--no-install-recommends ")[1] for call in calls] == ["swtpm"]
     assert "sudo" not in debian.log.read_text().split()
@@ -555,19 +555,19 @@ def test_apt_runs_through_sudo_unless_root_calls(debian: Host) -> None:
 def test_without_root_and_sudo_the_message_says_what_to_do(debian: Host) -> None:
     debian.stub("id", "echo 1000")
     debian.remove("swtpm", "sudo")
-    done = debian.run("setup", BIN=str(debian.bin))
-    assert done.returncode == 1
-    assert "neither root nor sudo" in done.stdout
+    process = debian.run("setup", BIN=str(debian.bin))
+    assert process.returncode == 1
+    assert "neither root nor sudo" in process.stdout
 
 
 @needs_debian
 def test_a_failed_installation_is_reported(debian: Host) -> None:
     debian.stub("apt-get", 'case "$*" in *install*) echo E: broken; exit 100 ;; esac')
     debian.remove("swtpm")
-    done = debian.run("setup", BIN=str(debian.bin))
-    assert done.returncode == 1
-    assert "E: broken" in done.stdout
-    assert "apt-get could not install: swtpm" in done.stdout
+    process = debian.run("setup", BIN=str(debian.bin))
+    assert process.returncode == 1
+    assert "E: broken" in process.stdout
+    assert "apt-get could not install: swtpm" in process.stdout
 
 
 @needs_debian
@@ -587,8 +587,8 @@ def test_an_old_qemu_comes_from_backports_of_the_hosts_own_site(
         ' *) echo "Candidate: 1:7.2" ;; esac',
     )
     debian.stub("qemu-system-x86_64", "echo QEMU emulator version 7.2.1")
-    done = debian.run("setup", BIN=str(debian.bin))
-    assert done.returncode == 0, done.stdout
+    process = debian.run("setup", BIN=str(debian.bin))
+    assert process.returncode == 0, process.stdout
     line = source.read_text()
     assert line.startswith("deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ")
     assert " http://archive.invalid/debian " in line
@@ -612,10 +612,10 @@ def test_the_scripts_are_posix_sh_and_executable(name: str) -> None:
 @needs("shellcheck")
 @pytest.mark.parametrize("name", ["run", ".ci/run"])
 def test_shellcheck_finds_nothing(name: str) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         ["shellcheck", "-s", "sh", str(ROOT / name)], capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout) == (0, "")
+    assert (process.returncode, process.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["dev", "bench"])

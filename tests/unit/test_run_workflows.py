@@ -23,14 +23,14 @@ def host(tmp_path: Path) -> Host:
 @pytest.mark.parametrize("command", ["plan", "history", "known", "report"])
 def test_what_only_reads_needs_python_alone(host: Host, command: str) -> None:
     host.remove("swtpm", "qemu-system-x86_64")
-    done = host.run("harness", command, "--json")
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.endswith(f"harness {command} --json\n")
+    process = host.run("harness", command, "--json")
+    assert process.returncode == 0, process.stdout
+    assert process.stdout.endswith(f"harness {command} --json\n")
 
 
 def test_a_machine_without_kvm_is_left_alone(host: Host) -> None:
-    done = host.run("kvm")
-    assert (done.returncode, done.stdout) == (
+    process = host.run("kvm")
+    assert (process.returncode, process.stdout) == (
         0,
         f"run: this machine has no {host.bin.parent}/kvm: guests are emulated\n",
     )
@@ -39,9 +39,9 @@ def test_a_machine_without_kvm_is_left_alone(host: Host) -> None:
 def test_a_user_who_can_use_kvm_is_left_alone(host: Host, tmp_path: Path) -> None:
     (tmp_path / "kvm").touch()
     host.stub("sudo", 'echo "sudo $*" >>"$LOG"')
-    done = host.run("kvm")
-    assert done.returncode == 0
-    assert "this user can use" in done.stdout
+    process = host.run("kvm")
+    assert process.returncode == 0
+    assert "this user can use" in process.stdout
     assert host.log.read_text() == ""
 
 
@@ -58,9 +58,9 @@ def closed(host: Host, tmp_path: Path) -> None:
 def test_a_closed_device_gets_a_rule(host: Host, tmp_path: Path) -> None:
     closed(host, tmp_path)
     host.stub("sudo", 'echo "sudo $*" >>"$LOG"')
-    done = host.run("kvm")
-    assert done.returncode == 0, done.stdout
-    assert "every user of this machine" in done.stdout
+    process = host.run("kvm")
+    assert process.returncode == 0, process.stdout
+    assert "every user of this machine" in process.stdout
     log = host.log.read_text()
     assert 'KERNEL=="kvm", GROUP="kvm", MODE="0666"' in log
     assert "udevadm trigger" in log
@@ -73,10 +73,10 @@ def test_a_device_that_stays_closed_is_an_error(
     closed(host, tmp_path)
     if sudo:
         host.stub("sudo", sudo)
-    done = host.run("kvm")
-    assert done.returncode == 1
-    assert "could not be given it" in done.stdout
-    assert "try: add the user" in done.stdout
+    process = host.run("kvm")
+    assert process.returncode == 1
+    assert "could not be given it" in process.stdout
+    assert "try: add the user" in process.stdout
 
 
 def test_images_of_another_host_are_taken(host: Host, tmp_path: Path) -> None:
@@ -86,9 +86,11 @@ def test_images_of_another_host_are_taken(host: Host, tmp_path: Path) -> None:
     kept = tmp_path / "cache" / "entries" / "micro-default-1"
     kept.mkdir(parents=True)
     (kept / "manifest.json").write_text("old")
-    done = host.run("take-images", str(tmp_path / "images"), HARNESS_CACHE=str(tmp_path / "cache"))
-    assert done.returncode == 0, done.stdout
-    assert "micro-default-1: is here already" in done.stdout
+    process = host.run(
+        "take-images", str(tmp_path / "images"), HARNESS_CACHE=str(tmp_path / "cache")
+    )
+    assert process.returncode == 0, process.stdout
+    assert "micro-default-1: is here already" in process.stdout
     assert (kept / "manifest.json").read_text() == "old"
     assert (kept.with_name("skiff-core-1") / "manifest.json").read_text() == "new"
     assert sorted(path.name for path in kept.parent.iterdir()) == [
@@ -99,9 +101,11 @@ def test_images_of_another_host_are_taken(host: Host, tmp_path: Path) -> None:
 
 def test_a_folder_without_images_is_an_error(host: Host, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    done = host.run("take-images", str(tmp_path / "images"), HARNESS_CACHE=str(tmp_path / "cache"))
-    assert done.returncode == 1
-    assert "there is no image in" in done.stdout
+    process = host.run(
+        "take-images", str(tmp_path / "images"), HARNESS_CACHE=str(tmp_path / "cache")
+    )
+    assert process.returncode == 1
+    assert "there is no image in" in process.stdout
 
 
 # --- the runner image ---------------------------------------------------------------------------
@@ -129,8 +133,8 @@ def registry(host: Host) -> Host:
 
 
 def test_an_image_is_pushed_and_its_digest_printed(registry: Host) -> None:
-    done = registry.run(*PUSH, folder=None, **ACCOUNT)
-    assert (done.returncode, done.stdout) == (
+    process = registry.run(*PUSH, folder=None, **ACCOUNT)
+    assert (process.returncode, process.stdout) == (
         0,
         "registry.example/kite/runner@sha256:0123 runner-amd64\n",
     )
@@ -148,9 +152,9 @@ def test_an_image_is_pushed_and_its_digest_printed(registry: Host) -> None:
 @pytest.mark.parametrize("name", ACCOUNT)
 def test_an_account_that_is_empty_is_named(registry: Host, name: str) -> None:
     """An unset variable of GitHub is an empty string."""
-    done = registry.run(*PUSH, folder=None, **(ACCOUNT | {name: ""}))
-    assert done.returncode == 1
-    assert f"error: {name} is not set, or empty" in done.stdout
+    process = registry.run(*PUSH, folder=None, **(ACCOUNT | {name: ""}))
+    assert process.returncode == 1
+    assert f"error: {name} is not set, or empty" in process.stdout
     assert registry.log.read_text() == ""
 
 
@@ -158,17 +162,17 @@ def test_an_account_that_is_empty_is_named(registry: Host, name: str) -> None:
     ("fault", "message"), [("DENIED", "could not log in"), ("BROKEN", "could not be pushed")]
 )
 def test_a_push_that_fails_prints_no_digest(registry: Host, fault: str, message: str) -> None:
-    done = registry.run(*PUSH, folder=None, **ACCOUNT, **{fault: "1"})
-    assert done.returncode == 1
-    assert message in done.stdout
-    assert "sha256" not in done.stdout
+    process = registry.run(*PUSH, folder=None, **ACCOUNT, **{fault: "1"})
+    assert process.returncode == 1
+    assert message in process.stdout
+    assert "sha256" not in process.stdout
 
 
 def test_an_image_that_is_missing_is_named(registry: Host) -> None:
     (registry.checkout / "cache" / "runner-amd64.oci.tar").unlink()
-    done = registry.run(*PUSH, folder=None, **ACCOUNT)
-    assert done.returncode == 1
-    assert "there is no cache/runner-amd64.oci.tar" in done.stdout
+    process = registry.run(*PUSH, folder=None, **ACCOUNT)
+    assert process.returncode == 1
+    assert "there is no cache/runner-amd64.oci.tar" in process.stdout
 
 
 def test_tox_has_each_phase_that_needs_no_guest() -> None:

@@ -130,11 +130,11 @@ def test_the_image_has_what_harness_runs() -> None:
 
 
 def test_a_stage_that_the_list_lacks_is_an_error() -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         ["sh", RUNNERS / "install", "nothing"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1
-    assert "names no package of the stage nothing" in done.stderr
+    assert process.returncode == 1
+    assert "names no package of the stage nothing" in process.stderr
 
 
 # --- the lock ---------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_of_the_hosts_apt_only_how_it_fetches_is_taken(
 
 
 @pytest.mark.parametrize(
-    ("line", "taken"),
+    ("line", "written"),
     [
         ("global.index-url='https://i.test/simple'", "index-url = https://i.test/simple"),
         (":env:.proxy='http://p.test'", "proxy = http://p.test"),
@@ -240,9 +240,9 @@ def test_of_the_hosts_apt_only_how_it_fetches_is_taken(
     ],
 )
 def test_of_the_hosts_pip_only_where_packages_are_is_taken(
-    script: ModuleType, line: str, taken: str
+    script: ModuleType, line: str, written: str
 ) -> None:
-    assert script.pip_line(line) == taken
+    assert script.pip_line(line) == written
 
 
 # --- ./run in the image -----------------------------------------------------------------------
@@ -277,9 +277,9 @@ def run(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_in_the_image_run_sets_nothing_up_and_runs_this_checkouts_code(image: Path) -> None:
-    done = run(image, "harness", "doctor", "--gate")
-    assert done.stdout == f"harness {image} doctor --gate\n", done.stderr
-    assert done.stderr == ""
+    process = run(image, "harness", "doctor", "--gate")
+    assert process.stdout == f"harness {image} doctor --gate\n", process.stderr
+    assert process.stderr == ""
     assert run(image, "acceptance", "suites").stdout == f"harness {image} acceptance suites\n"
     assert run(image, "pytest", "x").stdout.startswith(f"python {image} -m pytest")
     assert not (image / ".venv").exists()
@@ -290,24 +290,24 @@ def test_in_the_image_run_sets_nothing_up_and_runs_this_checkouts_code(image: Pa
 )
 def test_in_the_image_what_only_reads_runs(image: Path, words: tuple[str, ...]) -> None:
     """Elsewhere these make the environment of a developer, which the image has not."""
-    done = run(image, *words)
-    assert done.returncode == 0, done.stderr
+    process = run(image, *words)
+    assert process.returncode == 0, process.stderr
     expected = words[1:] if words[0] == "harness" else words
-    assert done.stdout == f"harness {image} {' '.join(expected)}\n"
+    assert process.stdout == f"harness {image} {' '.join(expected)}\n"
 
 
 def test_in_the_image_other_dependencies_are_infra(image: Path) -> None:
     (image / "requirements" / "run.lock").write_text("others\n")
-    done = run(image, "acceptance")
-    assert done.returncode == 11
-    assert "not those of this runner image" in done.stderr
-    assert "try: build the image" in done.stderr
+    process = run(image, "acceptance")
+    assert process.returncode == 11
+    assert "not those of this runner image" in process.stderr
+    assert "try: build the image" in process.stderr
 
 
 def test_in_the_image_there_are_no_tools_of_a_developer(image: Path) -> None:
-    done = run(image, "lint")
-    assert done.returncode == 1
-    assert "no tools of a developer" in done.stderr
+    process = run(image, "lint")
+    assert process.returncode == 1
+    assert "no tools of a developer" in process.stderr
 
 
 def test_profiles_are_imported_by_a_python_that_asks_their_class_early() -> None:
@@ -318,5 +318,7 @@ def test_profiles_are_imported_by_a_python_that_asks_their_class_early() -> None
         "type(typing.Protocol).__init__ = ask\n"
         "import harness.profiles.base\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr

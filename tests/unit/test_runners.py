@@ -90,22 +90,22 @@ def test_the_copy_of_an_empty_cache(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     script = COPY_CACHE.replace("/warm", str(tmp_path / "warm"))
     script = script.replace("/var/cache/harness", str(tmp_path / "own"))
-    done = subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True)
-    assert done.stderr == ""
+    process = subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True)
+    assert process.stderr == ""
 
 
 @pytest.mark.parametrize("name", ["cluster", "crds", "controllers", "monitoring"])
 def test_the_renderer_agrees_with_kustomize(name: str) -> None:
     need("kubectl")
     folder = fleet.TREE / name
-    done = subprocess.run(
+    process = subprocess.run(
         ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True
     )
 
     def key(item: Object) -> str:
         return json.dumps(item, sort_keys=True)
 
-    theirs = sorted((each for each in yaml.safe_load_all(done.stdout)), key=key)
+    theirs = sorted((each for each in yaml.safe_load_all(process.stdout)), key=key)
     assert theirs == sorted(fleet.build(folder), key=key)
 
 

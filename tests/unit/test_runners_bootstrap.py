@@ -97,10 +97,10 @@ class Stand:
 
 @pytest.fixture
 def stand(tmp_path: Path) -> Stand:
-    made = Stand(tmp_path)
-    shutil.copytree(fleet.TREE, made.folder)
-    (made.folder / "secrets/github-app.sops.yaml").unlink(missing_ok=True)
-    (made.folder / ".context").unlink(missing_ok=True)
+    stand = Stand(tmp_path)
+    shutil.copytree(fleet.TREE, stand.folder)
+    (stand.folder / "secrets/github-app.sops.yaml").unlink(missing_ok=True)
+    (stand.folder / ".context").unlink(missing_ok=True)
     (tmp_path / "bin").mkdir()
     kubectl = (Path(__file__).parent / "recording_kubectl.py").read_text()
     programs = {
@@ -113,14 +113,14 @@ def stand(tmp_path: Path) -> Stand:
         (tmp_path / "bin" / name).chmod(0o755)
     (tmp_path / "app.pem").write_text("-----BEGIN RSA PRIVATE KEY-----\nx\n")
     (tmp_path / "flux.yaml").write_text(FLUX)
-    made.set(**fleet.SETTINGS | {"FLUX_SHA256": hashlib.sha256(FLUX.encode()).hexdigest()})
-    return made
+    stand.set(**fleet.SETTINGS | {"FLUX_SHA256": hashlib.sha256(FLUX.encode()).hexdigest()})
+    return stand
 
 
 def all_three(stand: Stand) -> list[subprocess.CompletedProcess[str]]:
-    done = [stand.cluster(), stand.secrets(), stand.up()]
-    assert [each.returncode for each in done] == [0, 0, 0], [each.stderr for each in done]
-    return done
+    processes = [stand.cluster(), stand.secrets(), stand.up()]
+    assert [each.returncode for each in processes] == [0, 0, 0], [each.stderr for each in processes]
+    return processes
 
 
 def test_three_commands(stand: Stand) -> None:
@@ -171,9 +171,9 @@ def test_each_missing_setting_is_named(name: str, stand: Stand) -> None:
     stand.cluster()
     stand.secrets()
     stand.set(**{name: ""})
-    done = stand.up()
-    assert done.returncode == 2
-    assert f"{name} is empty" in done.stderr.replace("is empty, and", "is empty and")
+    process = stand.up()
+    assert process.returncode == 2
+    assert f"{name} is empty" in process.stderr.replace("is empty, and", "is empty and")
     assert not (stand.root / "objects.json").exists()
 
 
@@ -186,12 +186,12 @@ def test_each_missing_setting_is_named(name: str, stand: Stand) -> None:
     ],
 )
 def test_each_missing_or_empty_secret_is_named(option: str, name: str, stand: Stand) -> None:
-    given = {
+    options = {
         "--app-id": "1",
         "--installation-id": "2",
         "--private-key": str(stand.root / "app.pem"),
     }
-    rest = [word for each, value in given.items() if each != option for word in (each, value)]
+    rest = [word for each, value in options.items() if each != option for word in (each, value)]
     missing = stand.run("secrets", "--age-key", str(stand.key), *rest)
     assert missing.returncode == 2
     assert missing.stderr.splitlines()[0] == f"bootstrap: error: {name}: missing: give {option}"
@@ -212,9 +212,9 @@ def test_up_names_a_secret_that_is_missing_empty_or_plain(name: str, stand: Stan
         if value is not None:
             content["stringData"][name] = value
         path.write_text(yaml.safe_dump(content))
-        done = stand.up()
-        assert done.returncode == 2
-        assert f"secret {name}: {said}" in done.stderr
+        process = stand.up()
+        assert process.returncode == 2
+        assert f"secret {name}: {said}" in process.stderr
     path.unlink()
     assert f"secret {name}: {path} is missing" in stand.up().stderr
 
@@ -223,18 +223,18 @@ def test_a_missing_age_key_is_named(stand: Stand) -> None:
     stand.cluster()
     stand.secrets()
     stand.key.unlink()
-    done = stand.up()
-    assert done.returncode == 2
-    assert f"secret sops-age: {stand.key} is missing" in done.stderr
+    process = stand.up()
+    assert process.returncode == 2
+    assert f"secret sops-age: {stand.key} is missing" in process.stderr
 
 
 def test_a_missing_secret_of_the_repository_is_named(stand: Stand) -> None:
     stand.cluster()
     stand.secrets()
     stand.set(GIT_SECRET="deploy-key")
-    done = stand.up()
-    assert done.returncode == 2
-    assert "secret deploy-key in flux-system: missing (GIT_SECRET)" in done.stderr
+    process = stand.up()
+    assert process.returncode == 2
+    assert "secret deploy-key in flux-system: missing (GIT_SECRET)" in process.stderr
 
 
 @pytest.mark.parametrize("program", ["age-keygen", "sops", "kubectl"])
@@ -242,7 +242,7 @@ def test_a_missing_program_is_named(program: str, stand: Stand) -> None:
     (stand.root / "bin" / program).unlink()
     bare = stand.root / "bin"
     (bare / "env").symlink_to("/usr/bin/env")
-    done = subprocess.run(
+    process = subprocess.run(
         [
             *(sys.executable, str(stand.folder / "bootstrap")),
             *(["cluster", "--context", "x"] if program == "kubectl" else ["secrets"]),
@@ -252,17 +252,17 @@ def test_a_missing_program_is_named(program: str, stand: Stand) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 2
-    assert f"there is no {program}" in done.stderr
+    assert process.returncode == 2
+    assert f"there is no {program}" in process.stderr
 
 
 def test_another_flux_is_refused(stand: Stand) -> None:
     stand.cluster()
     stand.secrets()
     (stand.root / "flux.yaml").write_text(FLUX + "# changed\n")
-    done = stand.up()
-    assert done.returncode == 2
-    assert hashlib.sha256((FLUX + "# changed\n").encode()).hexdigest() in done.stderr
+    process = stand.up()
+    assert process.returncode == 2
+    assert hashlib.sha256((FLUX + "# changed\n").encode()).hexdigest() in process.stderr
 
 
 @pytest.mark.parametrize(
@@ -284,26 +284,26 @@ def test_a_wrong_setting_is_named(settings: dict[str, str], said: str, stand: St
     stand.cluster()
     stand.secrets()
     stand.set(**settings)
-    done = stand.up()
-    assert done.returncode == 2
-    assert said in done.stderr
+    process = stand.up()
+    assert process.returncode == 2
+    assert said in process.stderr
 
 
 def test_what_flux_says_of_a_failure_is_shown(stand: Stand) -> None:
     stand.cluster()
     stand.secrets()
     (stand.root / "not-ready").write_text("kustomization/harness-sets")
-    done = stand.up()
-    assert done.returncode == 1
-    assert "Kustomization harness-controllers: ready" in done.stdout
-    assert "Kustomization harness-sets is not ready after 5 s" in done.stderr
+    process = stand.up()
+    assert process.returncode == 1
+    assert "Kustomization harness-controllers: ready" in process.stdout
+    assert "Kustomization harness-sets is not ready after 5 s" in process.stderr
 
 
 def test_no_cluster(stand: Stand) -> None:
     stand.secrets()
-    done = stand.run("cluster")
-    assert done.returncode == 2
-    assert "kubectl knows laptop, cluster-a" in done.stderr
+    process = stand.run("cluster")
+    assert process.returncode == 2
+    assert "kubectl knows laptop, cluster-a" in process.stderr
     assert "no cluster is named" in stand.up().stderr
 
 
@@ -333,17 +333,17 @@ def test_the_pod_that_writes_the_warm_cache(stand: Stand) -> None:
 
 
 def test_no_entries_to_warm(stand: Stand) -> None:
-    done = stand.run("warm", str(stand.root))
-    assert done.returncode == 2
-    assert "has no entries of a cache" in done.stderr
+    process = stand.run("warm", str(stand.root))
+    assert process.returncode == 2
+    assert "has no entries of a cache" in process.stderr
 
 
 def test_the_plain_secret_is_never_on_the_disk(stand: Stand) -> None:
     (stand.root / "app.pem").write_text("-----BEGIN PRIVATE KEY-----\nsecret words\n")
     all_three(stand)
-    found = [
+    holders = [
         path
         for path in stand.root.rglob("*")
         if path.is_file() and path.name != "app.pem" and b"secret words" in path.read_bytes()
     ]
-    assert found == []
+    assert holders == []

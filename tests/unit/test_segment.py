@@ -747,14 +747,14 @@ def tshark(path: Path, *fields: str) -> list[list[str]]:
     """Return fields of all frames of a capture."""
     need("tshark")
     words = [word for field in fields for word in ("-e", field)]
-    done = subprocess.run(
+    process = subprocess.run(
         ["tshark", "-r", str(path), "-T", "fields", *words],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return [line.split("\t") for line in done.stdout.splitlines()]
+    assert process.returncode == 0, process.stderr
+    return [line.split("\t") for line in process.stdout.splitlines()]
 
 
 def test_tshark_reads_a_capture(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ def unescaped(text: str) -> bytes:
 @pytest.mark.parametrize("arch", MACHINES)
 def test_the_magic_matches_programs_of_the_architecture_alone(tmp_path: Path, arch: str) -> None:
     (tmp_path / "register").touch()
-    done = bash(tmp_path, f"register_emulator {arch} /usr/bin/emulator build-1")
-    assert done.returncode == 0, done.stderr
+    process = bash(tmp_path, f"register_emulator {arch} /usr/bin/emulator build-1")
+    assert process.returncode == 0, process.stderr
     line = (tmp_path / "register").read_text()
     _, name, kind, offset, magic, mask, interpreter, flags = line.split(":")
     assert (name, kind, offset, interpreter) == ("build-1", "M", "", "/usr/bin/emulator")
@@ -66,19 +66,19 @@ def test_the_magic_matches_programs_of_the_architecture_alone(tmp_path: Path, ar
 def test_the_entry_of_the_build_is_removed_at_its_end(tmp_path: Path) -> None:
     (tmp_path / "register").touch()
     entry = tmp_path / "build-1"
-    done = bash(
+    process = bash(
         tmp_path,
         f"register_emulator aarch64 /usr/bin/emulator build-1; echo enabled > {entry}; cat {entry}",
     )
-    assert done.stdout == "enabled\n"
+    assert process.stdout == "enabled\n"
     assert entry.read_text() == "-1\n"
 
 
 def test_what_a_killed_build_has_left_goes_before_the_next(tmp_path: Path) -> None:
     (tmp_path / "register").touch()
     (tmp_path / "build-1").write_text("enabled\n")
-    done = bash(tmp_path, f"check_binfmt aarch64 build-1; cat {tmp_path}/build-1")
-    assert done.stdout == "-1\n"
+    process = bash(tmp_path, f"check_binfmt aarch64 build-1; cat {tmp_path}/build-1")
+    assert process.stdout == "-1\n"
     # The kernel was asked for an entry, and for none that matches a program.
     line = (tmp_path / "register").read_text()
     assert unescaped(line.split(":")[4])[18:] == b"\xff\xff"
@@ -93,22 +93,22 @@ def test_a_host_that_runs_such_programs_in_any_root_needs_no_entry(
         f"enabled\ninterpreter /usr/libexec/qemu-binfmt/aarch64-binfmt-P\nflags: {flags}\noffset 0\n"
         f"magic {elf(183).hex()}\nmask ffffffffffffff00fffffffffffffffffeffffff\n"
     )
-    done = bash(tmp_path, "register_emulator aarch64 /usr/bin/emulator build-1")
-    assert done.returncode == 0, done.stderr
+    process = bash(tmp_path, "register_emulator aarch64 /usr/bin/emulator build-1")
+    assert process.returncode == 0, process.stderr
     assert (tmp_path / "register").read_text().startswith(line)
     assert bool((tmp_path / "register").read_text()) == bool(line)
 
 
 def test_a_host_without_binfmt_misc_is_told_the_other_ways(tmp_path: Path) -> None:
-    done = bash(tmp_path, "check_binfmt aarch64 build-1")
-    assert done.returncode == 1
-    assert "binfmt_misc cannot be mounted here, so programs of aarch64 cannot run" in done.stderr
+    process = bash(tmp_path, "check_binfmt aarch64 build-1")
+    assert process.returncode == 1
+    assert "binfmt_misc cannot be mounted here, so programs of aarch64 cannot run" in process.stderr
     for way in ("qemu-user-binfmt", "host\n       of aarch64", "the url and sha256"):
-        assert way in done.stderr
+        assert way in process.stderr
 
 
 def test_a_kernel_that_takes_no_entry_is_told_the_other_ways(tmp_path: Path) -> None:
     (tmp_path / "register").mkdir()  # Nobody can write to it.
-    done = bash(tmp_path, "check_binfmt aarch64 build-1")
-    assert done.returncode == 1
-    assert "binfmt_misc takes no new interpreter here" in done.stderr
+    process = bash(tmp_path, "check_binfmt aarch64 build-1")
+    assert process.returncode == 1
+    assert "binfmt_misc takes no new interpreter here" in process.stderr

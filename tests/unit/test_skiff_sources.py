@@ -69,12 +69,12 @@ def test_the_first_manifest_for_the_platform_is_taken(
 )
 def test_an_index_is_told_from_a_manifest(tmp_path: Path, content: str, answer: bool) -> None:
     (tmp_path / "manifest.json").write_text(content)
-    done = source('is_index "$1"', tmp_path / "manifest.json")
-    assert (done.returncode == 0) == answer
+    process = source('is_index "$1"', tmp_path / "manifest.json")
+    assert (process.returncode == 0) == answer
 
 
 @pytest.mark.parametrize("arch", arches.ARCHES)
 def test_the_guest_and_harness_name_an_architecture_alike(arch: str) -> None:
     row = arches.of(arch)
-    done = source(f"uname() {{ echo {row.name}; }}; arch_names")
-    assert done.stdout.split() == [row.systemd, row.oci]
+    process = source(f"uname() {{ echo {row.name}; }}; arch_names")
+    assert process.stdout.split() == [row.systemd, row.oci]

@@ -102,13 +102,13 @@ class Guest(paramiko.ServerInterface):
             if command == b"hang":
                 channel.sendall(b"so far\n")
                 return
-            done = subprocess.run(
+            process = subprocess.run(
                 ["/bin/sh", "-c", command], input=stdin, capture_output=True, check=False
             )
-            channel.sendall(done.stdout)
-            channel.sendall_stderr(done.stderr)
-            if done.returncode >= 0:  # RFC 4254, section 6.10: a signal has none
-                channel.send_exit_status(done.returncode)
+            channel.sendall(process.stdout)
+            channel.sendall_stderr(process.stderr)
+            if process.returncode >= 0:  # RFC 4254, section 6.10: a signal has none
+                channel.send_exit_status(process.returncode)
             channel.close()
 
 

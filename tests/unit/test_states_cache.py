@@ -429,11 +429,11 @@ def output_on(kind: str, folder: Path, program: str) -> str:
             f"no {kind.partition(' ')[0]} of our own here: allow user namespaces"
             " (sysctl kernel.unprivileged_userns_clone, user.max_user_namespaces)"
         )
-    done = subprocess.run(
+    process = subprocess.run(
         [*inside, mount, program], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def test_a_full_disk_is_explained_and_loses_no_state(tmp_path: Path) -> None:

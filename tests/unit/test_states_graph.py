@@ -289,10 +289,10 @@ def test_helpers_are_followed_through_the_front_door() -> None:
         "names = ['boot_installed', 'points', 'os']\n"
         "print([name for name, _ in _reached('test.harness', harness, names, set())])\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == [
+    assert process.stdout.split() == [
         "['test.harness',",
         "'harness.points',",
         "'harness.points.boot_installed']",

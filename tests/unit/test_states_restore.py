@@ -106,14 +106,14 @@ def test_a_refused_mac_address_is_named(tmp_path: Path, shell: str, refused: boo
         (tmp_path / nic.name / "address").write_text(f"{before.mac(nic)}\n")
     command = differences(before, after)["MAC addresses"].replace("/sys/class/net", str(tmp_path))
     fake = f"ip() {{ echo $*; [ $4 != {'a' if refused else 'c'} ]; }};"
-    done = subprocess.run(
+    process = subprocess.run(
         [*shell.split(), "-c", fake + script({"MAC addresses": command})],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
     changes = [f"link set dev {nic.name} address {after.mac(nic)}" for nic in after.nics]
-    assert done.stdout.splitlines() == [*changes, *(["MAC addresses"] if refused else [])]
+    assert process.stdout.splitlines() == [*changes, *(["MAC addresses"] if refused else [])]
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def answers(lan: Segment, *questions: bytes) -> Path:
 def tshark(path: Path, *fields: str) -> list[list[str]]:
     """Return fields of what the station sent."""
     need("tshark")
-    done = subprocess.run(
+    process = subprocess.run(
         [
             *("tshark", "-r", str(path), "-T", "fields"),
             *(word for layer in ("ip", "udp") for word in ("-o", f"{layer}.check_checksum:TRUE")),
@@ -83,7 +83,7 @@ def tshark(path: Path, *fields: str) -> list[list[str]]:
         text=True,
         check=True,
     )
-    return [line.split("\t") for line in done.stdout.splitlines()]
+    return [line.split("\t") for line in process.stdout.splitlines()]
 
 
 def test_a_machine_gets_its_address_by_dhcp(lan: Segment) -> None:
@@ -200,8 +200,8 @@ def test_addresses_hold_across_a_fork(lan: Segment, tmp_path: Path) -> None:
 def test_addresses_depend_on_names_alone_and_do_not_clash() -> None:
     assert str(ADDRESSES.of("node-1")) == str(Addresses().of("node-1"))
     small = Addresses(network="192.0.2.0/29", prefix=None)
-    taken = {small.of(f"node-{number}").ip for number in range(200)}
-    assert taken == {IPv4Address(f"192.0.2.{number}") for number in range(2, 7)}
+    ips = {small.of(f"node-{number}").ip for number in range(200)}
+    assert ips == {IPv4Address(f"192.0.2.{number}") for number in range(2, 7)}
     clash = next(name for name in map(str, range(99)) if small.of(name) == small.of("a"))
     with pytest.raises(UsageError, match="have the same address"):
         small.check("a", ["a", clash])

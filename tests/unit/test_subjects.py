@@ -61,9 +61,9 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_the_hook_refuses_a_long_subject(tmp_path: Path) -> None:
     message = tmp_path / "message"
     message.write_text(f"{LONG}\n")
-    done = run("--message", str(message), folder=tmp_path)
-    assert done.returncode == 1
-    assert "72 are allowed" in done.stderr
+    process = run("--message", str(message), folder=tmp_path)
+    assert process.returncode == 1
+    assert "72 are allowed" in process.stderr
     message.write_text("Short\n")
     assert run("--message", str(message), folder=tmp_path).returncode == 0
 

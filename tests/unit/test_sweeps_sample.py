@@ -31,18 +31,18 @@ def collect(project: Project, mark: str, *options: str) -> Finished:
 def test_a_sweep_has_a_test_for_each_point_of_its_sample(
     project: Project, mark: str, options: list[str], last: str
 ) -> None:
-    done = collect(project, mark, *options)
-    assert done.status == 0, done.text
-    tests = [line for line in done.text.splitlines() if "::" in line]
+    result = collect(project, mark, *options)
+    assert result.status == 0, result.text
+    tests = [line for line in result.text.splitlines() if "::" in line]
     assert tests[-1].endswith(f"test_it[{last}]")
     assert len(tests) == (1 if "-" in last else int(last.split("of", maxsplit=1)[0]))
 
 
 @pytest.mark.parametrize("arguments", ["0", "'2'", "", "2, 3"])
 def test_a_marker_without_a_positive_number_is_refused(project: Project, arguments: str) -> None:
-    done = collect(project, f"pytestmark = pytest.mark.cuts({arguments})")
-    assert done.status != 0
-    assert "cuts takes a number of at least 1" in done.text
+    result = collect(project, f"pytestmark = pytest.mark.cuts({arguments})")
+    assert result.status != 0
+    assert "cuts takes a number of at least 1" in result.text
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ def run(project: Project, suite: str, *options: str) -> Finished:
     return project.pytest("--image", "micro", *options)
 
 
-def collected(done: Finished) -> list[str]:
-    assert done.status == 0, done.text
-    return [line.split("::")[1] for line in done.text.splitlines() if "::" in line]
+def collected(result: Finished) -> list[str]:
+    assert result.status == 0, result.text
+    return [line.split("::")[1] for line in result.text.splitlines() if "::" in line]
 
 
 @pytest.mark.parametrize(
@@ -58,30 +58,32 @@ def collected(done: Finished) -> list[str]:
 def test_each_tier_has_the_tests_of_those_before_it(
     project: Project, options: list[str], names: list[str]
 ) -> None:
-    done = run(project, SUITE, "--collect-only", "-q", "--strict-markers", *options)
-    assert collected(done) == names
+    result = run(project, SUITE, "--collect-only", "-q", "--strict-markers", *options)
+    assert collected(result) == names
 
 
 def test_an_unknown_tier_is_a_usage_error(project: Project) -> None:
-    done = run(project, SUITE, "--tier", "fumes")
-    assert done.status == pytest.ExitCode.USAGE_ERROR
-    assert "argument --tier: invalid choice: 'fumes'" in done.text
+    result = run(project, SUITE, "--tier", "fumes")
+    assert result.status == pytest.ExitCode.USAGE_ERROR
+    assert "argument --tier: invalid choice: 'fumes'" in result.text
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_run_says_how_many_tests_it_left_out(project: Project, workers: str) -> None:
-    done = run(project, SUITE, "-n", workers)
-    assert done.status == 0, done.text
-    assert "tier gate: left out 2 of tier nightly; --tier nightly runs them as well" in done.text
-    done = run(project, SUITE, "-n", workers, "--tier", "smoke")
-    assert "tier smoke: left out 1 of tier gate and 2 of tier nightly; --tier nightly" in done.text
+    result = run(project, SUITE, "-n", workers)
+    assert result.status == 0, result.text
+    assert "tier gate: left out 2 of tier nightly; --tier nightly runs them as well" in result.text
+    result = run(project, SUITE, "-n", workers, "--tier", "smoke")
+    assert (
+        "tier smoke: left out 1 of tier gate and 2 of tier nightly; --tier nightly" in result.text
+    )
     assert "left out" not in run(project, SUITE, "-n", workers, "--tier", "nightly").text
 
 
 def test_tests_that_are_not_selected_are_not_left_out(project: Project) -> None:
-    done = run(project, SUITE, "-k", "first")
-    assert done.status == 0, done.text
-    assert "left out" not in done.text
+    result = run(project, SUITE, "-k", "first")
+    assert result.status == 0, result.text
+    assert "left out" not in result.text
 
 
 def test_the_hint_names_the_smallest_tier_that_runs_them() -> None:
@@ -104,16 +106,16 @@ def test_the_hint_names_the_smallest_tier_that_runs_them() -> None:
 )
 def test_a_malformed_mark_is_a_usage_error(project: Project, mark: str, reason: str) -> None:
     suite = f"import pytest\n\n@pytest.mark.tier({mark})\ndef test_it(): ...\n"
-    done = run(project, suite)
-    assert done.status == pytest.ExitCode.USAGE_ERROR
-    assert f"test_suite.py::test_it: wrong marker tier: {reason}" in done.text
+    result = run(project, suite)
+    assert result.status == pytest.ExitCode.USAGE_ERROR
+    assert f"test_suite.py::test_it: wrong marker tier: {reason}" in result.text
 
 
 def test_a_project_without_images_may_mean_something_else_by_the_marker(project: Project) -> None:
     project.write("test_suite.py", "import pytest\n\n@pytest.mark.tier(1)\ndef test_it(): ...\n")
-    done = project.pytest("-q")
-    assert done.status == 0, done.text
-    assert "1 passed" in done.text
+    result = project.pytest("-q")
+    assert result.status == 0, result.text
+    assert "1 passed" in result.text
 
 
 # --- the suites ---------------------------------------------------------------------------------
@@ -140,7 +142,7 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> list[Scenario]:
 
     folder = tmp_path_factory.mktemp("listing")
     (folder / "listing.py").write_text(LISTING)
-    done = subprocess.run(
+    process = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:labgrid"),
             *("-p", "listing", "-o", f"pythonpath={folder}", "--tier", "nightly", "--cuts", "1"),
@@ -151,9 +153,11 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> list[Scenario]:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
     lines = [
-        line.split(" ", 1)[1] for line in done.stdout.splitlines() if line.startswith("scenario ")
+        line.split(" ", 1)[1]
+        for line in process.stdout.splitlines()
+        if line.startswith("scenario ")
     ]
     return [tuple(json.loads(line)) for line in lines]
 

@@ -93,10 +93,10 @@ def test_it(lab):
 
 @pytest.mark.parametrize("options", [(), ("-n", "2"), ("-x",)], ids=["alone", "workers", "x"])
 def test_a_failure_by_infra_is_tried_once_more(project: Project, options: tuple[str, ...]) -> None:
-    done = run(project, FIRST + "\ndef test_good(): ...\n", *options)
-    assert done.status == 0, done.text
-    assert "1 passed, 1 retried, 1 flaky" in done.text
-    assert "try 1: infra: harness.errors.QemuExitedError: QEMU died" in done.text
+    result = run(project, FIRST + "\ndef test_good(): ...\n", *options)
+    assert result.status == 0, result.text
+    assert "1 passed, 1 retried, 1 flaky" in result.text
+    assert "try 1: infra: harness.errors.QemuExitedError: QEMU died" in result.text
     test = results(project)["test_it"]
     assert (test["outcome"], test["verdict"]) == ("passed", "flaky")
     assert [each["verdict"] for each in test["tries"]] == ["infra", "passed"]
@@ -116,20 +116,20 @@ def test_a_failure_by_infra_is_tried_once_more(project: Project, options: tuple[
 
 
 def test_no_retry_counts_the_first_failure(project: Project) -> None:
-    done = run(project, FIRST, "--no-retry")
-    assert done.status == 11, done.text
+    result = run(project, FIRST, "--no-retry")
+    assert result.status == 11, result.text
     test = results(project)["test_it"]
     assert (test["verdict"], test["tries"]) == ("infra", [])
 
 
 def test_a_second_failure_by_infra_names_both_evidences(project: Project) -> None:
-    done = run(project, "\ndef test_it(lab):\n    died()\n")
-    assert done.status == 11, done.text
-    assert "1 failed, 1 retried" in done.text
+    result = run(project, "\ndef test_it(lab):\n    died()\n")
+    assert result.status == 11, result.text
+    assert "1 failed, 1 retried" in result.text
     test = results(project)["test_it"]
     assert [each["verdict"] for each in test["tries"]] == ["infra", "infra"]
     for each in test["tries"]:
-        assert f"{latest(project).resolve() / each['evidence']}\n" in done.text
+        assert f"{latest(project).resolve() / each['evidence']}\n" in result.text
     assert len(properties(project, "test_it")) == 1
 
 
@@ -174,9 +174,9 @@ def test_c(ends_badly, lab): ...
 
 
 def test_setup_and_teardown_count_and_shared_fixtures_begin_anew(project: Project) -> None:
-    done = run(project, SHARED)
-    assert done.status == 0, done.text
-    assert "3 retried, 3 flaky" in done.text
+    result = run(project, SHARED)
+    assert result.status == 0, result.text
+    assert "3 retried, 3 flaky" in result.text
     assert {each["verdict"] for each in results(project).values()} == {"flaky"}
     shared = [path for path in latest(project).glob("test_it.py-*")]
     assert len(shared) == 1, "the evidence of the shared machine of a try that failed is kept"
@@ -184,9 +184,9 @@ def test_setup_and_teardown_count_and_shared_fixtures_begin_anew(project: Projec
 
 
 def test_under_pdb_the_first_failure_stays(project: Project) -> None:
-    done = run(project, FIRST, "--pdb")
-    assert (project.folder / "it").read_text() == "x", done.text
-    assert "retried" not in done.text
+    result = run(project, FIRST, "--pdb")
+    assert (project.folder / "it").read_text() == "x", result.text
+    assert "retried" not in result.text
 
 
 def test_hooks_around_a_test_run_for_each_try(project: Project) -> None:
@@ -213,8 +213,8 @@ def test_it(lab):
     (lab.folder / "log").write_text("")
     assert number("it") == 3
 """
-    done = run(project, text)
-    assert done.status == 0, done.text
+    result = run(project, text)
+    assert result.status == 0, result.text
     test = results(project)["test_it"]
     assert test["verdict"] == "flaky"
     assert [each["verdict"] for each in test["tries"]] == ["product", "product", "passed"]
@@ -228,8 +228,8 @@ def test_it(lab):
 
 def test_a_failure_by_infra_is_left_to_a_plugin_that_tries_again(project: Project) -> None:
     project.write("conftest.py", RERUNS)
-    done = run(project, "\ndef test_it(lab):\n    number('it')\n    died()\n")
-    assert done.status == 11, done.text
+    result = run(project, "\ndef test_it(lab):\n    number('it')\n    died()\n")
+    assert result.status == 11, result.text
     assert (project.folder / "it").read_text() == "xxx"
 
 
@@ -245,8 +245,8 @@ def test_it(lab):
 
 @pytest.mark.parametrize("dist", ["load", "loadscope"])
 def test_a_crash_of_a_worker_is_infra_and_tried_once_more(project: Project, dist: str) -> None:
-    done = run(project, CRASH.replace("TIMES", "1"), "-n", "1", "--dist", dist)
-    assert done.status == 0, done.text
+    result = run(project, CRASH.replace("TIMES", "1"), "-n", "1", "--dist", dist)
+    assert result.status == 0, result.text
     test = results(project)["test_it"]
     assert test["verdict"] == "flaky"
     assert test["tries"][0]["reason"] == "worker 'gw0' crashed while running 'test_it.py::test_it'"
@@ -263,13 +263,13 @@ def test_a_crash_of_a_worker_is_infra_and_tried_once_more(project: Project, dist
 def test_a_worker_that_crashes_always_is_infra_with_its_folder(
     project: Project, options: tuple[str, ...], tries: int
 ) -> None:
-    done = run(project, CRASH.replace("TIMES", "9"), "-n", "1", *options)
-    assert done.status == 11, done.text
+    result = run(project, CRASH.replace("TIMES", "9"), "-n", "1", *options)
+    assert result.status == 11, result.text
     test = results(project)["test_it"]
     assert (test["verdict"], len(test["tries"])) == ("infra", tries)
     folder = latest(project) / test["evidence"]
     assert (folder / "log").exists()
-    assert f"{folder.parents[0].resolve() / folder.name}\n" in done.text
+    assert f"{folder.parents[0].resolve() / folder.name}\n" in result.text
     (entry,) = properties(project, "test_it")
     assert entry["verdict"] == "infra"
     assert Path(entry["evidence"]).is_dir()
@@ -279,8 +279,8 @@ def test_each_worker_has_its_own_evidence_where_all_run_each_test(project: Proje
     text = (
         "\ndef test_it(lab, shared_lab):\n    (lab.folder / 'log').write_text('')\n    assert 0\n"
     )
-    done = run(project, text, "--dist", "each", "--tx", "2*popen")
-    assert done.status == 1, done.text
+    result = run(project, text, "--dist", "each", "--tx", "2*popen")
+    assert result.status == 1, result.text
     content = json.loads((latest(project) / "results.json").read_text())
     assert len({each["evidence"] for each in content["tests"]}) == 2
     assert [each["tries"] for each in content["tests"]] == [[], []]
@@ -288,8 +288,8 @@ def test_each_worker_has_its_own_evidence_where_all_run_each_test(project: Proje
 
 def test_the_limit_of_pytest_timeout_is_a_timeout(project: Project) -> None:
     text = "\ndef test_it(lab):\n    pytest.fail('Timeout (>2.0s) from pytest-timeout.')\n"
-    done = run(project, text)
-    assert done.status == 12, done.text
+    result = run(project, text)
+    assert result.status == 12, result.text
     test = results(project)["test_it"]
     assert test["verdict"] == "timeout"
     assert (latest(project) / test["evidence"]).is_dir()

@@ -100,8 +100,8 @@ def names(text: str) -> str:
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
 def test_each_verdict_is_the_same_everywhere(project: Project, workers: tuple[str, ...]) -> None:
     (project.folder / "tried").unlink(missing_ok=True)
-    done = project.pytest("-v", "--image=micro", "--acceptance", *workers, "test_it.py")
-    assert done.status == 1, done.text  # the image's fault is the weightiest
+    result = project.pytest("-v", "--image=micro", "--acceptance", *workers, "test_it.py")
+    assert result.status == 1, result.text  # the image's fault is the weightiest
     run = project.folder / ".harness/runs/latest"
     expected = {name: VERDICT.get(name, name) for name in STATUS}
 
@@ -114,10 +114,10 @@ def test_each_verdict_is_the_same_everywhere(project: Project, workers: tuple[st
 
     junit = {}
     for case in ET.parse(run / "junit.xml").getroot().iter("testcase"):
-        found = [p.get("value") for p in case.iter("property") if p.get("name") == "verdict"]
+        verdicts = [p.get("value") for p in case.iter("property") if p.get("name") == "verdict"]
         bad = case.find("failure") is not None or case.find("error") is not None
         assert bad == (STATUS[names("::" + case.get("name", ""))] != 0)
-        junit[names("::" + case.get("name", ""))] = found
+        junit[names("::" + case.get("name", ""))] = verdicts
     assert junit == {
         name: [] if name in ("passed", "skipped") else [verdict]
         for name, verdict in expected.items()
@@ -144,8 +144,8 @@ def test_each_verdict_is_the_same_everywhere(project: Project, workers: tuple[st
 
     for name, verdict in expected.items():
         if name not in ("passed", "skipped"):
-            assert f"\n{verdict:8} test_it.py::test_{name}\n" in done.text, done.text
-    assert "5 failed, 1 passed, 1 skipped" in done.text
+            assert f"\n{verdict:8} test_it.py::test_{name}\n" in result.text, result.text
+    assert "5 failed, 1 passed, 1 skipped" in result.text
 
 
 ALONE = [name for name in STATUS if name not in ("passed", "skipped", "product_by_assertion")]
@@ -154,9 +154,9 @@ ALONE = [name for name in STATUS if name not in ("passed", "skipped", "product_b
 @pytest.mark.parametrize("name", ALONE)
 def test_a_run_of_one_verdict_has_its_status(project: Project, name: str) -> None:
     (project.folder / "tried").unlink(missing_ok=True)
-    done = project.pytest("-q", "--image=micro", "--acceptance", f"test_it.py::test_{name}")
-    assert done.status == STATUS[name], done.text
+    result = project.pytest("-q", "--image=micro", "--acceptance", f"test_it.py::test_{name}")
+    assert result.status == STATUS[name], result.text
     content = json.loads((project.folder / ".harness/runs/latest/results.json").read_text())
     assert content["status"] == STATUS[name]
-    letter = done.text.strip()[:2]
+    letter = result.text.strip()[:2]
     assert LETTER.get(name, "F") in letter

@@ -235,8 +235,8 @@ def test_a_workflow_more_is_under_the_policy(tmp_path: Path) -> None:
     (tmp_path / "label.yaml").write_text(
         "on: pull_request_target\njobs: {a: {runs-on: self-hosted, steps: [{run: make}]}}\n"
     )
-    found = [each for each in findings(tmp_path) if each.startswith("label: ")]
-    assert len(found) > 5
+    faults = [each for each in findings(tmp_path) if each.startswith("label: ")]
+    assert len(faults) > 5
 
 
 # --- the commands of the steps ------------------------------------------------------------------
@@ -344,8 +344,8 @@ JUDGED = result("success", judged="success")
 def test_needs_that_are_not_proven(
     needs: dict[str, object], finding: str, complaints: Callable[..., list[str]]
 ) -> None:
-    found = complaints(needs, ["checks", "hosted|own:judged"])
-    assert any(finding in each for each in found), found
+    faults = complaints(needs, ["checks", "hosted|own:judged"])
+    assert any(finding in each for each in faults), faults
 
 
 @pytest.mark.parametrize("runs", ["hosted", "own"])

@@ -17,16 +17,16 @@ from pathlib import Path
 STORE = Path(os.environ["ARTIFACTS"])
 
 
-def upload(given: dict[str, str]) -> None:
-    name, source = given["name"], Path(given["path"])
+def upload(inputs: dict[str, str]) -> None:
+    name, source = inputs["name"], Path(inputs["path"])
     if fnmatch.fnmatch(name, os.environ.get("LOST", "") or "-"):
         sys.exit("the runner has lost communication with the server")
-    hidden = given["hidden"] != "true" and any(part.startswith(".") for part in source.parts)
+    hidden = inputs["hidden"] != "true" and any(part.startswith(".") for part in source.parts)
     files = [] if hidden else [path for path in source.rglob("*") if path.is_file()]
     if source.is_file() and not hidden:
         files = [source]
     if not files:
-        if given["missing"] == "error":
+        if inputs["missing"] == "error":
             sys.exit(f"No files were found with the provided path: {source}")
         print(f"no files: {source}")
         return
@@ -40,32 +40,32 @@ def upload(given: dict[str, str]) -> None:
         stream.write(f"artifact-id={name}\n")
 
 
-def download(given: dict[str, str]) -> None:
-    target = Path(given["path"])
-    one = given["name"] or given["ids"]
+def download(inputs: dict[str, str]) -> None:
+    target = Path(inputs["path"])
+    one = inputs["name"] or inputs["ids"]
     names = sorted(path.name for path in STORE.iterdir()) if STORE.is_dir() else []
     if one and one not in names:
         sys.exit(f"Artifact not found for name: {one}")
-    for name in [one] if one else fnmatch.filter(names, given["pattern"] or "*"):
-        to = target if one or given["merge"] == "true" else target / name
+    for name in [one] if one else fnmatch.filter(names, inputs["pattern"] or "*"):
+        to = target if one or inputs["merge"] == "true" else target / name
         shutil.copytree(STORE / name, to, dirs_exist_ok=True)
 
 
-def save(given: dict[str, str]) -> None:
-    place = STORE.with_name("caches") / given["key"]
+def save(inputs: dict[str, str]) -> None:
+    place = STORE.with_name("caches") / inputs["key"]
     place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(given["path"], place)
+    shutil.copyfile(inputs["path"], place)
 
 
-def restore(given: dict[str, str]) -> None:
+def restore(inputs: dict[str, str]) -> None:
     """Take the newest entry whose key begins so, if there is one."""
     folder = STORE.with_name("caches")
-    found = sorted(folder.glob(f"{given['restore']}*"), key=lambda path: path.stat().st_mtime_ns)
-    if found:
-        Path(given["path"]).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(found[-1], given["path"])
+    entries = sorted(folder.glob(f"{inputs['restore']}*"), key=lambda path: path.stat().st_mtime_ns)
+    if entries:
+        Path(inputs["path"]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(entries[-1], inputs["path"])
 
 
 if __name__ == "__main__":
     verbs = {"upload": upload, "download": download, "save": save, "restore": restore}
-    verbs[sys.argv[1]](json.loads(os.environ["GIVEN"]))
+    verbs[sys.argv[1]](json.loads(os.environ["INPUTS"]))
