@@ -472,6 +472,12 @@ def verdict_of(error: BaseException | None) -> Verdict:
     return Verdict.TEST
 
 
+def first_line_of(error: Exception) -> str:
+    """Return the first line of what happened, without the evidence and the hint of an error."""
+    text = error.what if isinstance(error, HarnessError) else str(error)
+    return text.splitlines()[0] if text else repr(error)
+
+
 _LASTING: Final = (
     *(FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError),
     PermissionError,

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.deadline import UNSCALED, Deadline
-from harness.errors import HarnessError, HostError, WaitTimeoutError
+from harness.errors import HarnessError, HostError, WaitTimeoutError, first_line_of
 from harness.machine import Machine
 from harness.powercut.partitions import partitions
 from harness.qemu.argv import DiskFile
@@ -87,7 +87,7 @@ def collect(machines: Sequence[Machine[Any]], limit: Deadline | None = None) -> 
             try:
                 step.data["from"] = _collect(machine, limit)
             except (HarnessError, OSError, ValueError) as error:
-                step.data["why"] = why = _first_line(error)
+                step.data["why"] = why = first_line_of(error)
                 with contextlib.suppress(OSError):
                     _write(machine.evidence / JOURNAL, f"could not be read: {why}")
 
@@ -103,11 +103,6 @@ def _collect(machine: Machine[Any], limit: Deadline) -> str:
         tempfile.TemporaryDirectory(dir=machine.evidence, prefix=".disk-") as at,
     ):
         return _read(machine, Path(at), limit)
-
-
-def _first_line(error: Exception) -> str:
-    text = error.what if isinstance(error, HarnessError) else str(error)
-    return text.splitlines()[0] if text else repr(error)
 
 
 def _write(path: Path, head: str, text: str = "") -> None:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from harness import jsonfile
 from harness.artifacts.entry import Manifest as EntryManifest
 from harness.deadline import UNSCALED, Deadline
-from harness.errors import HarnessError
+from harness.errors import HarnessError, first_line_of
 from harness.evidence import bundle, bundle_archive, bundle_delta
 from harness.evidence.bundle import Artifact, Manifest, SavedDisk, SavedMachine, Withheld
 from harness.evidence.bundle_archive import Member, TooLargeError
@@ -115,14 +115,14 @@ def salvage(
             try:
                 powers[name] = _pause(machine, ending)
             except HarnessError as error:
-                moments.withheld.append(Withheld(f"machine {name}", _first_line(error)))
+                moments.withheld.append(Withheld(f"machine {name}", first_line_of(error)))
         for name, segment in segments.items():
             place = folder / bundle.SEGMENTS / name
             try:
                 place.mkdir(parents=True)
                 segment.save().write(place)
             except (HarnessError, OSError) as error:
-                moments.withheld.append(Withheld(f"segment {name}", _first_line(error)))
+                moments.withheld.append(Withheld(f"segment {name}", first_line_of(error)))
                 continue
             moments.segments[name] = place
         for name, machine in last.items():
@@ -134,17 +134,12 @@ def salvage(
                 firmware = _firmware(machine)
             except (HarnessError, OSError) as error:
                 shutil.rmtree(place, ignore_errors=True)
-                moments.withheld.append(Withheld(f"machine {name}", _first_line(error)))
+                moments.withheld.append(Withheld(f"machine {name}", first_line_of(error)))
                 continue
             moments.machines[name] = Moment(
                 saved, powers[name], machine.provenance, machine.evidence.name, firmware
             )
     return moments
-
-
-def _first_line(error: Exception) -> str:
-    text = error.what if isinstance(error, HarnessError) else str(error)
-    return text.splitlines()[0] if text else repr(error)
 
 
 def _stop_segments(

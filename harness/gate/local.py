@@ -16,15 +16,13 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, Self, TextIO
+from typing import Final, Self, TextIO
 
 from harness.gate.plan import Job, Plan
-
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+from harness.gate.signals import handling_end
 
 _MINUTE: Final = 60.0
 
@@ -57,17 +55,15 @@ class Jobs:
         self._output = output
         self._say = say
         self._process: subprocess.Popen[bytes] | None = None
-        self._before: dict[int, Any] = {}
+        self._signals = handling_end(self._interrupt)
         self.interruption = ""
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._interrupt) for number in _SIGNALS}
+        self._signals.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._signals.__exit__(None, None, None)
 
     def run(self, plan: Plan, path: Path) -> None:
         """Run each job of a plan; returns early if a signal ends the gate.

@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from harness.errors import HostError, UsageError
 from harness.evidence.results import FILE
 from harness.gate.plan import Job, Plan
+from harness.gate.signals import END, handling_end
 
 INFRA: Final = 11
 """The exit status of a job that the host made fail, as of ``harness acceptance``."""
@@ -29,8 +29,6 @@ SECONDS_TO_END: Final = 60
 """How long a job that ran out of time may take to end its machines and write its results."""
 
 _HARNESS: Final = (sys.executable, "-m", "harness.cli")
-
-_END: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def job_of(plan: Plan, index: int, failures: int) -> tuple[Job, int]:
@@ -81,7 +79,10 @@ def run(check: Sequence[str], tests: Sequence[str], seconds: float) -> int:
 
 
 def _run(command: Sequence[str], end: float) -> int:
-    with subprocess.Popen(command) as process, _passed_on(process):
+    with (
+        subprocess.Popen(command) as process,
+        handling_end(lambda number, _: process.send_signal(number)),
+    ):
         try:
             status = process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -97,34 +98,14 @@ def _run(command: Sequence[str], end: float) -> int:
     return status
 
 
-class _passed_on:  # noqa: N801 # a context manager, named as a verb
-    """Passes SIGTERM and SIGINT of this process on to a child."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self._before: dict[signal.Signals, object] = {}
-
-    def __enter__(self) -> None:
-        for number in _END:
-            self._before[number] = signal.signal(number, self._pass)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _pass(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self._process.send_signal(number)
-
-
 def wait_for_end() -> None:
     """Return when this process is asked to end: the pod's other containers have ended by then.
 
     Kubernetes ends sidecars after the containers that they serve
     (https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/).
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _END)
-    signal.sigwait(_END)
+    signal.pthread_sigmask(signal.SIG_BLOCK, END)
+    signal.sigwait(END)
 
 
 def keep(evidence: Path, folder: Path, say: Callable[[str], None]) -> int:
