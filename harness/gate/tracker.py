@@ -140,9 +140,8 @@ def track(
         dry: Whether to write nothing.
 
     Raises:
-        HostError: GitHub refuses, or asks to wait too long. What was filed before stays filed, and is
-        found
-            by the next call.
+        HostError: GitHub refuses, or asks to wait too long. What was filed before stays filed, and the
+            next call finds it.
     """
     issues = github.issues(LABEL) if github is not None else []
     actions: list[Action] = []
