@@ -201,24 +201,26 @@ class _Register:
 
     def from_nowhere(self) -> Violation | None:
         """Return the first read of a value that was not written before the read ended."""
-        found: list[tuple[Operation, str]] = []
+        unexplained: list[tuple[Operation, str]] = []
         for read in self.reads:
             if read.value is None:
                 continue
             write = self.writes.get(read.value)
             if write is None:
-                found.append((read, "no client wrote it"))
+                unexplained.append((read, "no client wrote it"))
             elif write.outcome is Outcome.FAILED:
-                found.append((read, f"{short_name(write.client)}'s write of it was refused"))
+                unexplained.append((read, f"{short_name(write.client)}'s write of it was refused"))
             elif read.before(write):
                 when = seconds(write.start)
-                found.append((read, f"{short_name(write.client)} began to write it at {when}"))
-        if not found:
+                unexplained.append(
+                    (read, f"{short_name(write.client)} began to write it at {when}")
+                )
+        if not unexplained:
             return None
-        read, why = found[0]
+        read, why = unexplained[0]
         proof = [op for op in (self.writes.get(read.value), read) if op is not None]
         account = [_had_read(read), why]
-        return self._violation(Fault.NOWHERE, proof, account, len(found))
+        return self._violation(Fault.NOWHERE, proof, account, len(unexplained))
 
     def outdated(self) -> Violation | None:
         """Return the first read of a value that a newer one had replaced before the read began."""
@@ -229,17 +231,17 @@ class _Register:
             if value.write is not None and value.write.acknowledged
         )
         present = _Index(values.values())
-        found = []
+        stale = []
         for read in self.reads:
             older = values[read.value]
             for index in (acknowledged, present):
                 newer = index.newest(read.start)
                 if newer is not None and newer.begins > older.present_by:
-                    found.append((read, older, newer))
+                    stale.append((read, older, newer))
                     break
-        if not found:
+        if not stale:
             return None
-        read, older, newer = found[0]
+        read, older, newer = stale[0]
         write = newer.write
         assert write is not None, "the value before all writes is newer than none"
         proof = [*older.proof(newer.begins), *newer.proof(read.start), read]
@@ -247,17 +249,19 @@ class _Register:
         later = f"then {short_name(read.client)} read {what} at {seconds(read.start)}"
         if not write.before(read):
             account = [_had_read(newer.proof(read.start)[-1]), later]
-            return self._violation(Fault.BACKWARDS, proof, account, len(found))
+            return self._violation(Fault.BACKWARDS, proof, account, len(stale))
         value = short(write.value)
-        done = f"{short_name(write.client)} wrote {value}, acknowledged at {seconds(write.done_by)}"
+        written = (
+            f"{short_name(write.client)} wrote {value}, acknowledged at {seconds(write.done_by)}"
+        )
         again = next(
             (op for op in self.reads if op.value == write.value and op.start > read.start), None
         )
         if again is None:
-            account = [done, later, f"no later read returned {value}"]
-            return self._violation(Fault.LOST, proof, account, len(found))
-        account = [done, later, f"{_had_read(again)} again"]
-        return self._violation(Fault.STALE, [*proof, again], account, len(found))
+            account = [written, later, f"no later read returned {value}"]
+            return self._violation(Fault.LOST, proof, account, len(stale))
+        account = [written, later, f"{_had_read(again)} again"]
+        return self._violation(Fault.STALE, [*proof, again], account, len(stale))
 
     def contradiction(self) -> Violation:
         """Return the few operations because of which the history is not linearizable."""

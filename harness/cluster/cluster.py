@@ -183,9 +183,9 @@ class Cluster:
     def new(self, count: int = 1) -> list[Machine[Any]]:
         """Return further machines on the segment, prepared, that are no members yet."""
         with self._lock:
-            taken = set(self._machines)
+            used = set(self._machines)
             free = (f"{_PREFIX}{number}" for number in itertools.count(1))
-            names = list(itertools.islice((name for name in free if name not in taken), count))
+            names = list(itertools.islice((name for name in free if name not in used), count))
         machines = self._nodes.fork(names)
         with self._lock:
             self._machines.update((machine.name, machine) for machine in machines)
@@ -305,18 +305,18 @@ class Cluster:
         Raises:
             WaitTimeoutError: There is none.
         """
-        found: list[Machine[Any]] = []
+        leaders: list[Machine[Any]] = []
 
         def look() -> bool:
             for machine in [self._named(via)] if via is not None else self.healthy():
                 name = self.provider.leader(machine)
                 if name is not None and name in self.machines and self[name].running:
-                    found.append(self[name])
+                    leaders.append(self[name])
                     return True
             return False
 
         self._wait(look, self._scale.limit(deadline, 60.0), lambda: f"{self.name} to have a leader")
-        return found[0]
+        return leaders[0]
 
     def followers(self) -> list[Machine[Any]]:
         """Return the machines that run and are not the leader's."""
@@ -338,18 +338,18 @@ class Cluster:
         Raises:
             WaitTimeoutError: None has it.
         """
-        found: list[Machine[Any]] = []
+        holders: list[Machine[Any]] = []
 
         def look() -> bool:
             chosen = [self._named(machine) for machine in machines] or self.running
             answers = in_parallel(self.provider.holds, chosen)
-            found[:] = [machine for machine, holds in zip(chosen, answers, strict=True) if holds]
-            return bool(found)
+            holders[:] = [machine for machine, holds in zip(chosen, answers, strict=True) if holds]
+            return bool(holders)
 
         what = f"a machine of {self.name} to have the virtual address"
         with self._timeline.step(f"wait for {what}"):
             self._wait(look, self._scale.limit(deadline, 30.0), lambda: what)
-        return found[0]
+        return holders[0]
 
     @contextlib.contextmanager
     def watching_address(self) -> Iterator[AddressWatch]:
@@ -360,14 +360,14 @@ class Cluster:
 
     def _via(self, *, without: Machine[Any] | None = None) -> Machine[Any]:
         """Return a member that serves; waits for one."""
-        found: list[Machine[Any]] = []
+        serving: list[Machine[Any]] = []
 
         def look() -> bool:
-            found.extend(machine for machine in self.healthy() if machine is not without)
-            return bool(found)
+            serving.extend(machine for machine in self.healthy() if machine is not without)
+            return bool(serving)
 
         self._wait(look, self._scale.after(60.0), lambda: f"a member of {self.name} to serve")
-        return found[0]
+        return serving[0]
 
     def _wait(self, look: Callable[[], bool], limit: Deadline, what: Callable[[], str]) -> None:
         """Look until it is so; a failure of the scope ends the wait at once."""
@@ -461,7 +461,7 @@ class Cluster:
             RollingUpgradeError: A member did not come to the version; names it, and those that did.
         """
         leader = self.leader()
-        done: list[str] = []
+        upgraded: list[str] = []
         for machine in [*self.others(leader), leader]:
             limit = self._scale.limit(deadline, 400.0)
             with self._timeline.step(f"upgrade to {version}", machine=machine.name):
@@ -471,19 +471,19 @@ class Cluster:
                     )
                     machine.reboot(limit)
                     machine.os.wait_good(limit)
-                    found = machine.os.version()
-                    if found != version:
+                    running = machine.os.version()
+                    if running != version:
                         raise RollingUpgradeError(
-                            f"{machine.name} runs version {found} after its upgrade to {version}"
+                            f"{machine.name} runs version {running} after its upgrade to {version}"
                         )
                     self.wait_healthy(deadline=limit)
                 except HarnessError as error:
                     raise RollingUpgradeError(
                         f"the rolling upgrade of {self.name} stopped at {machine.name}: {error.what}",
-                        evidence=f"upgraded before: {', '.join(done) or 'none'}",
+                        evidence=f"upgraded before: {', '.join(upgraded) or 'none'}",
                         hint=error.hint,
                     ) from error
-            done.append(machine.name)
+            upgraded.append(machine.name)
 
 
 class AddressWatch:

@@ -160,19 +160,19 @@ def _next(event: _Event, index: int, effective: int) -> list[tuple[int, int, int
     """
     entry, reads = event.entry, event.reads or {}
     effective |= event.unread
-    found = [
+    steps = [
         (index, effective | bit | reads.get(value, 0), value)
         for bit, value in event.writes
         if not effective & bit and value != entry.value
     ]
-    found += [
+    steps += [
         (index, effective | bit | reads.get(value, 0), value)
         for bit, value in event.writes
         if not effective & bit and value == entry.value
     ]
     if entry.write and entry.value == _UNREAD:
-        found.append((index, effective, _UNREAD))
-    return found
+        steps.append((index, effective, _UNREAD))
+    return steps
 
 
 def _entries(

@@ -55,7 +55,7 @@ def _only(path: Path) -> type[Provider]:
     """Return the provider that a file defines: the one class with all words of the protocol."""
     module = load_file(path, "provider")
     words = {word for word in vars(Provider) if not word.startswith("_")} | {"name", "ports"}
-    found = [
+    providers = [
         value
         for value in vars(module).values()
         if inspect.isclass(value)
@@ -63,10 +63,10 @@ def _only(path: Path) -> type[Provider]:
         and not value.__name__.startswith("_")
         and words <= set(dir(value))
     ]
-    if len(found) != 1:
-        listed = ", ".join(provider.__name__ for provider in found) or "none"
+    if len(providers) != 1:
+        listed = ", ".join(provider.__name__ for provider in providers) or "none"
         raise UsageError(
             f"{path} must define exactly one provider; it defines: {listed}",
             hint=f"a class with all words of harness.cluster.Provider: {', '.join(sorted(words))}",
         )
-    return cast(type[Provider], found[0])
+    return cast(type[Provider], providers[0])

@@ -35,13 +35,13 @@ def slot(name: str, status: str) -> Slot:
         name: The slot's name.
         status: ``VERSION STATE TRIES_LEFT TRIES_DONE``; ``-`` where there is none.
     """
-    version, state, left, done = status.split(" ")
+    version, state, tries_left, tries_done = status.split(" ")
     return Slot(
         name,
         "" if version == "-" else version,
         cast(SlotState, state),
-        _number(left),
-        _number(done),
+        _number(tries_left),
+        _number(tries_done),
     )
 
 

@@ -12,9 +12,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = (".ci", "bench", "fixtures", "harness", "images", "runners", "suites", "tests")
 
-# Their text is in the keys of states: a rename builds all of them again.
-LEFT_OUT = ("harness/cluster", "harness/profiles")
-
 VAGUE = re.compile(r"_*(?:(?:found|given|made|taken|told)(?:_.*)?|done)")
 EVENT = "threading.Event"  # "done" says what an event means
 
@@ -58,7 +55,6 @@ def test_names_say_what_the_values_are() -> None:
     faults = [
         f"{path.relative_to(ROOT)}:{each}"
         for path in programs()
-        if not path.relative_to(ROOT).as_posix().startswith(LEFT_OUT)
         for each in vague(path.read_text(encoding="utf-8"))
     ]
     assert not faults, "name what the value is (match, paths, process):\n" + "\n".join(faults)
