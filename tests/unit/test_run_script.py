@@ -452,6 +452,57 @@ def test_a_test_is_the_checkouts_or_the_callers(host: Host, tmp_path: Path) -> N
     assert called("-k", "own/test_x.py").endswith(" -k own/test_x.py")
 
 
+@pytest.fixture
+def kite(host: Host, tmp_path: Path) -> Path:
+    """Return a project that has the checkout as its submodule."""
+    folder = tmp_path / "kite"
+    (folder / "tools").mkdir(parents=True)
+    (folder / "tools" / "harness").symlink_to(host.checkout)
+    shutil.copy(ROOT / "runners" / "run", folder / "run")
+    return folder
+
+
+def kites(host: Host, kite: Path, *words: str, folder: Path | None = None) -> str:
+    """Return the last line of a command of the project's own script."""
+    process = subprocess.run(
+        [host.bin / "sh", kite / "run", *words],
+        cwd=folder or kite,
+        env={"PATH": str(host.bin), "LOG": str(host.log)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    return process.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["acceptance", "gate", "pytest"])
+def test_a_project_with_harness_as_a_submodule_runs_its_own_tests(
+    host: Host, kite: Path, tmp_path: Path, command: str
+) -> None:
+    host.run("setup")
+    for name in ("harness", "python"):
+        program = host.checkout / ".venv/bin" / name
+        program.write_text('#!/bin/sh\n[ "$1" = -c ] || echo "$PWD: $*"\n')
+    (kite / "suites").mkdir()
+    (kite / "suites" / "test_x.py").touch()
+    tests = () if command == "gate" else ("suites/test_x.py",)
+    called = kites(host, kite, command, "--plan", "plan.json", *tests)
+    assert called.startswith(f"{kite}: ")
+    assert called.endswith(" ".join(["--plan plan.json", *tests]))
+    # From another folder: its paths, but the project's tests.
+    called = kites(host, kite, command, "--plan", "plan.json", *tests, folder=tmp_path)
+    assert called.startswith(f"{kite}: ")
+    assert called.endswith(" ".join([f"--plan {tmp_path}/plan.json", *tests]))
+
+
+def test_a_project_s_own_checks_are_its_own(host: Host, kite: Path) -> None:
+    for name in ("lint", "type", "unit", "integration"):
+        assert kites(host, kite, name) == f"run: this project has no {name} yet"
+    assert not host.log.read_text()
+
+
 def test_pytest_gets_its_arguments_unchanged(host: Host) -> None:
     assert host.run("pytest", "-k", "x").stdout.splitlines()[-1] == f"{PYTEST} -k x"
 
