@@ -30,11 +30,10 @@ INSTRUCTIONS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    """Return runners/image as a module."""
-    loader = SourceFileLoader("runner_image", str(RUNNERS / "image"))
-    spec = importlib.util.spec_from_loader("runner_image", loader)
+def program(name: str) -> ModuleType:
+    """Return a program of runners/ as a module."""
+    loader = SourceFileLoader(f"runner_{name}", str(RUNNERS / name))
+    spec = importlib.util.spec_from_loader(f"runner_{name}", loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     # Its byte code would lie beside the script.
@@ -44,6 +43,12 @@ def script() -> ModuleType:
     finally:
         sys.dont_write_bytecode = before
     return module
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    """Return runners/image as a module."""
+    return program("image")
 
 
 def listed(stage: str) -> list[str]:
@@ -322,3 +327,17 @@ def test_profiles_are_imported_by_a_python_that_asks_their_class_early() -> None
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stderr
+
+
+def test_folders_of_a_pod_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """runc takes relative paths from its bundle, and not from the folder of the caller."""
+    pod = program("pod")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "argv", ["pod", "--root", "root", "--work", ".", "--cache", "cache", "--", "true"]
+    )
+    container = pod.specification(pod.parse(), "name", tmp_path / "scratch")
+    sources = {mount["destination"]: mount["source"] for mount in container["mounts"]}
+    assert container["root"]["path"] == str(tmp_path / "root")
+    assert sources["/work"] == str(tmp_path)
+    assert sources["/var/cache/harness"] == str(tmp_path / "cache")
