@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -99,6 +100,8 @@ class Timeline:
         self._lock = threading.Lock()
         self._depth = threading.local()
         self._open: list[Step] = []
+        self._ended: dict[int, str] = {}
+        """The JSON of each step that has ended, by its place among the steps: it changes no more."""
         self._zero = time.monotonic()
         self._began = time.time()
 
@@ -122,9 +125,11 @@ class Timeline:
         finally:
             self._depth.value = depth
             self._close(step)
-            step.seconds = round(self._now() - step.start, 4)
+            seconds = round(self._now() - step.start, 4)
             if self._host is not None and (note := self._host(self._zero + step.start)):
                 step.data["host"] = note
+            # Last: from here on the step is complete, and another thread may write it down.
+            step.seconds = seconds
             self._changed(step)
 
     @contextlib.contextmanager
@@ -220,16 +225,40 @@ class Timeline:
     def _write(self) -> None:
         if self.path is not None:
             with self._lock:
-                record = {
-                    "title": self.title,
-                    "began": self._began,
-                    "steps": [asdict(step) for step in self.steps],
-                    "findings": [asdict(finding) for finding in self.findings],
-                }
+                content = self._json().encode("utf-8", "surrogateescape")
                 # Write, then rename: neither a reader nor a killed run leaves half a file.
-                part = self.path.with_suffix(".part")
+                part = os.fspath(self.path.with_suffix(".part"))
                 # A full disk must not replace the error of the step itself. The console's log, which
                 # is the important evidence, reports a full disk.
                 with contextlib.suppress(OSError):
-                    part.write_text(json.dumps(record, indent=1, default=str))
-                    part.replace(self.path)
+                    with open(part, "wb", buffering=0) as file:
+                        file.write(content)
+                    os.replace(part, self.path)
+
+    def _json(self) -> str:
+        """Return the whole record; the lock is held.
+
+        It is written twice for each step, so a step that has ended is encoded only once.
+        """
+        texts = []
+        for place, step in enumerate(self.steps):
+            if (text := self._ended.get(place)) is None:
+                text = _indented(asdict(step))
+                if step.seconds is not None:
+                    self._ended[place] = text
+            texts.append(text)
+        findings = [_indented(asdict(finding)) for finding in self.findings]
+        title, began = json.dumps(self.title), json.dumps(self._began)
+        return (
+            f'{{\n "title": {title},\n "began": {began},\n'
+            f' "steps": {_array(texts)},\n "findings": {_array(findings)}\n}}'
+        )
+
+
+def _indented(content: dict[str, Any]) -> str:
+    """Return the JSON of an element of an array of the record."""
+    return json.dumps(content, indent=1, default=str).replace("\n", "\n  ")
+
+
+def _array(texts: list[str]) -> str:
+    return "[\n  " + ",\n  ".join(texts) + "\n ]" if texts else "[]"

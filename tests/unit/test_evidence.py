@@ -40,6 +40,41 @@ def test_a_step_is_on_the_timeline_while_it_runs(tmp_path: Path) -> None:
     assert timeline.running() is None
 
 
+class Counted:
+    """Counts how often it is written."""
+
+    def __init__(self, times: list[str]) -> None:
+        self.times = times
+
+    def __deepcopy__(self, memo: object) -> Counted:
+        return self
+
+    def __str__(self) -> str:
+        self.times.append("counted")
+        return "counted"
+
+
+def test_a_step_that_has_ended_is_not_encoded_again(tmp_path: Path) -> None:
+    timeline = Timeline(tmp_path / "timeline.json", "a test")
+    counted = Counted([])
+    with timeline.step("outer", machine="m") as outer:
+        with timeline.step("inner", counted=counted):
+            pass
+        for number in range(50):
+            timeline.note(f"step {number}", text="two\nlines", nothing=[])
+        outer.data["late"] = "said at the end"
+    timeline.find("rcu-stall", "RCU stall", "m", "[ 1.0] rcu: stall")
+    # When it began, and when it ended.
+    assert len(counted.times) == 2
+    text = (tmp_path / "timeline.json").read_text()
+    content = json.loads(text)
+    assert text == json.dumps(content, indent=1)
+    assert [step["name"] for step in content["steps"]] == [step.name for step in timeline.steps]
+    assert content["steps"][0]["data"] == {"late": "said at the end"}
+    assert content["steps"][1]["data"] == {"counted": "counted"}
+    assert content["findings"][0]["kind"] == "rcu-stall"
+
+
 def test_a_slug_is_readable_and_the_same_in_each_run() -> None:
     name = slug("suites/boot/test_boot.py::test_login[x-y]")
     assert name.startswith("boot-test_boot-test_login-x-y-")
