@@ -134,6 +134,19 @@ def test_an_image_is_built_once(store: Store, toy: Toy, tmp_path: Path) -> None:
     assert runs(tmp_path) == 1
 
 
+def test_an_entry_that_was_copied_into_an_empty_cache_is_lent(
+    store: Store, toy: Toy, tmp_path: Path
+) -> None:
+    """As 'harness resurrect' advises where an image builds into other files."""
+    image = toy()
+    store.artifacts(image).close()
+    folder = store.where(image)
+    elsewhere = Store(tmp_path / "elsewhere")
+    shutil.copytree(folder, elsewhere.root / "entries" / folder.name)
+    with elsewhere.lend(folder.name) as artifacts:
+        assert artifacts["live"].read_text() == "content\n"
+
+
 def test_progress_names_the_build_and_its_log(store: Store, toy: Toy) -> None:
     lines: list[str] = []
     store.artifacts(toy("echo hello; echo x >$out/toy.raw"), say=lines.append).close()
