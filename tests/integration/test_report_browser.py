@@ -314,6 +314,34 @@ def test_failed_units_are_open_and_come_before_the_journal(
     assert files[1][0].startswith("alpha/journal.txt")
 
 
+def test_a_long_name_does_not_widen_a_narrow_page(tmp_path: Path, browser: Browser) -> None:
+    record = a_run(tmp_path, "run")
+    for test in record["runs"][0]["tests"]:
+        test["id"] += "_and_a_name_that_goes_on" * 10
+    page.write(record, tmp_path / "report.html")
+    browser(
+        "Emulation.setDeviceMetricsOverride",
+        width=420,
+        height=900,
+        deviceScaleFactor=1,
+        mobile=False,
+    )
+    browser.show(tmp_path / "report.html")
+    assert "goes_on" in browser.text
+    width, shown = browser.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
+    assert width == shown
+
+
+def test_what_is_not_known_is_left_out(report: Path, browser: Browser) -> None:
+    browser.show(report, f"#test={quote(TEST)}")
+    browser.until("document.querySelector('.log .text')")
+    assert "Versions and digests" in browser.text
+    for word in ("undefined", "null", "NaN", "0 MiB", "Host:"):
+        assert word not in browser.text
+
+
 def test_a_duration_has_at_most_59_seconds(tmp_path: Path, browser: Browser) -> None:
     record = a_run(tmp_path, "run")
     record["runs"][0]["seconds"] = 119.6

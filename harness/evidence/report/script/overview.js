@@ -122,7 +122,7 @@ function suiteBody(report, suite, entries, state, draw, filtered) {
   return h("tbody", {},
     h("tr.suite", {}, h("th", { scope: "rowgroup" }, suite, " ", toggle), report.columns.map(column => {
       const counts = countsOf(entries.filter(entry => entry.column === column));
-      return h("td", {}, Object.entries(counts).flatMap(([name, count]) => [verdict(name, count), "  "]));
+      return h("td", {}, Object.entries(counts).flatMap(([name, count]) => [verdict(name, count), " "]));
     })),
     (open ? all : loud).map(([name, list]) => h("tr", {}, h("th.mono", { scope: "row" }, name),
       report.columns.map(column => h("td.cell", {},

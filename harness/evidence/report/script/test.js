@@ -35,7 +35,8 @@ function rowsOf(detail) {
     for (const line of lines) rows.push(line);
   }
   for (const step of detail.steps) {
-    const figures = step.name === "host" ? Object.entries(step.data ?? {}).map(([name, value]) => `${name} ${value}`) : [];
+    const figures = step.name === "host" ? Object.entries(step.data ?? {})
+      .filter(([, value]) => value !== "").map(([name, value]) => `${name} ${value}`) : [];
     const note = [step.data?.what, step.data?.host, ...figures].filter(Boolean).join("; ");
     rows.push({ t: step.start, machine: step.machine, source: "step", bad: isBad(step),
       text: plainLine(step.name + (step.error ? `: ${step.error}` : "") + (note ? ` (${note})` : "")) });
@@ -304,14 +305,16 @@ function machineFacts(detail, run) {
       Image: from.image ? `${from.image} ${from.version} (${from.variant}), ${from.arch}` : "none",
       "Inputs of the image": from.inputs,
       Machine: [machine.machine, machine.cpu, machine.accel, machine.firmware].filter(Boolean).join(", "),
-      Size: `${machine.cpus} CPUs, ${Math.round((machine.memory ?? 0) / 2 ** 20)} MiB`,
-      Network: (machine.nics ?? []).map(([name, mac]) => `${name} ${mac ?? ""}`).join(", "),
+      Size: [machine.cpus && plural(machine.cpus, "CPU"), machine.memory && `${Math.round(machine.memory / 2 ** 20)} MiB`]
+        .filter(Boolean).join(", "),
+      Network: (machine.nics ?? []).map(nic => nic.filter(Boolean).join(" ")).join(", "),
       QEMU: versions.qemu, Firmware: versions.firmware, Harness: versions.harness, Started: machine.time,
     };
   };
   const machines = detail.machines.map(machine => [machine.name, cells(machine)]);
-  const host = h("p.soft", {}, ["Host: ", run.host?.platform, `, ${run.host?.cpus} CPUs; `,
-    Object.entries(run.versions ?? {}).map(([name, version]) => `${name} ${version}`).join(", ")].join(""));
+  const versions = Object.entries(run.versions ?? {}).map(([name, version]) => `${name} ${version}`).join(", ");
+  const place = [run.host?.platform, run.host?.cpus && plural(run.host.cpus, "CPU")].filter(Boolean).join(", ");
+  const host = place || versions ? h("p.soft", {}, `Host: ${[place, versions].filter(Boolean).join("; ")}`) : "";
   if (!machines.length) return section("Versions and digests", host);
   const names = Object.keys(machines[0][1]).filter(name => machines.some(([, facts]) => facts[name]));
   return section("Versions and digests", table(["Fact", ...machines.map(([name]) => name)],

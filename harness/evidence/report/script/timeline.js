@@ -118,7 +118,10 @@ function stepBar(step, top, x, end) {
   const sign = isBad(step) ? "✕ " : "";
   const room = Math.floor((to - from - 8) / 6.2);
   if (room >= 4) return [bar, s(`text.label${kind}`, { x: from + 4, y: y + 11 }, short(sign + step.name, room))];
-  return sign ? [bar, s(`text.label${kind}`, { x: Math.max(9, from - 3), y: y + 11, "text-anchor": "end" }, "✕")] : [bar];
+  if (!sign) return [bar];
+  return [bar, to - from >= 12
+    ? s(`text.label${kind}`, { x: (from + to) / 2, y: y + 11, "text-anchor": "middle" }, "✕")
+    : s(`text.label${kind}.beside`, { x: Math.max(9, from - 3), y: y + 11, "text-anchor": "end" }, "✕")];
 }
 
 // Two strips below the steps of a lane: how much the console said, and the events of all else.
