@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -227,13 +226,12 @@ class Timeline:
             with self._lock:
                 content = self._json().encode("utf-8", "surrogateescape")
                 # Write, then rename: neither a reader nor a killed run leaves half a file.
-                part = os.fspath(self.path.with_suffix(".part"))
+                part = self.path.with_suffix(".part")
                 # A full disk must not replace the error of the step itself. The console's log, which
                 # is the important evidence, reports a full disk.
                 with contextlib.suppress(OSError):
-                    with open(part, "wb", buffering=0) as file:
-                        file.write(content)
-                    os.replace(part, self.path)
+                    part.write_bytes(content)
+                    part.replace(self.path)
 
     def _json(self) -> str:
         """Return the whole record; the lock is held.
