@@ -278,6 +278,7 @@ def status(machine: Machine[Any]) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "limit": limit,
         "console": _last_line(machine),
+        "silent": round(machine.console.silent_for(), 1),
         "ssh": ssh,
         "evidence": str(machine.evidence),
     }

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from rich.console import Console as Terminal
 
+from harness.cli import ps
 from harness.console import Console
 from harness.console.outbox import Signal
+from harness.console.text import plain
 from harness.errors import UsageError
 from harness.evidence.timeline import Timeline
 from harness.live import client, mirror, runtime
@@ -368,6 +372,70 @@ def test_a_line_without_an_end_is_printed_in_pieces() -> None:
         cut.feed(b"z" * 1000)
     assert lines
     assert max(map(len, lines)) <= mirror.LONGEST + 3
+
+
+# --- ps --watch -------------------------------------------------------------------------------
+
+
+def turns(*acts: Callable[[], object]) -> Callable[[], object]:
+    """Return a pause that does one thing each time."""
+    left = iter(acts)
+
+    def pause() -> None:
+        next(left)()
+
+    return pause
+
+
+def says(guest: Guest, data: bytes) -> Callable[[], object]:
+    def say() -> None:
+        guest.wire.sendall(data)
+        guest.console.expect_exact(data.strip(), SOON)
+
+    return say
+
+
+def test_watch_prints_a_machine_when_it_changes_and_ends_with_the_run(guest: Guest) -> None:
+    out = io.StringIO()
+    # Long, and not broken: a file has no edge.
+    terminal = Terminal(file=out, width=40, highlight=False)
+    pause = turns(says(guest, b"step one\n"), lambda: None, guest.server.close)
+    assert ps.watch(terminal, pause) == 0
+    lines = out.getvalue().splitlines()
+    assert [line.partition("> ")[2].partition("  (silent")[0] for line in lines[:2]] == [
+        "",
+        "step one",
+    ]
+    assert lines[0].startswith("run-1/gw0  node  kite x86_64  running  no step")
+    assert lines[2:] == ["run-1/gw0/node has ended", "the tests have ended"]
+
+
+def test_watch_draws_a_line_for_each_machine_in_a_terminal(guest: Guest) -> None:
+    out = io.StringIO()
+    terminal = Terminal(file=out, force_terminal=True, width=40, highlight=False)
+    shots: list[str] = []
+
+    def shoot() -> None:
+        shots.append(out.getvalue())
+        guest.wire.sendall(HOSTILE)
+        guest.console.expect("end", SOON)
+
+    pause = turns(shoot, lambda: shots.append(out.getvalue()), guest.server.close)
+    assert ps.watch(terminal, pause) == 0
+    first, second = (plain(each.encode()).splitlines() for each in shots)
+    assert len(first) == 2
+    assert first[1].startswith("  node  kite x86_64  running")
+    assert all(len(line) <= 40 for line in first)
+    assert len(second) == 4
+    assert not {"\x1b]0;owned", "\x1b[31m", "\u202e"} & {*out.getvalue().split()}
+    assert "owned" not in out.getvalue()
+    assert out.getvalue().endswith("the tests have ended\n")
+
+
+def test_watch_of_nothing_says_so() -> None:
+    out = io.StringIO()
+    assert ps.watch(Terminal(file=out), turns()) == 0
+    assert out.getvalue() == "no test with a machine runs as this user\n"
 
 
 # --- commands ---------------------------------------------------------------------------------
