@@ -40,6 +40,7 @@ BENCHMARKS: Final = (
         "crowd",
         "cluster",
         "suite",
+        "evidence",
     ),
 )
 """The modules of this package, in the order they run; each has ``run(Context) -> list[Row]``."""

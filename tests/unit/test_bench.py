@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -180,3 +182,13 @@ def test_the_other_benchmarks_run_after_one_has_failed(
     assert report.failed == {"start": "RuntimeError: no guest"}
     assert row(1) in report.rows
     assert not list((tmp_path / ".harness" / "bench").iterdir()), "scratch files are left"
+
+
+def test_the_bare_side_of_evidence_replaces_what_there_is() -> None:
+    """A writer under another name would stay on, and both sides would cost the same."""
+    # In a process of its own: it changes the library.
+    code = "import bench.bare; print(bench.bare.Timeline('path').path)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=side.ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("None\n", "")
