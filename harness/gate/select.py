@@ -31,7 +31,8 @@ class Effect:
         suites: Folders of suites, or patterns.
         files: The files of the tests; ``None`` for all.
         tier: The largest tier of the tests; empty for that of the plan.
-        direct: Whether the images themselves have changed: then their own tier does not matter.
+        direct: Whether the images themselves have changed: then their own tier does not matter. A file
+            in the folder of another image is that one's.
     """
 
     path: str
@@ -152,14 +153,19 @@ class Selector:
                 tier=target.tier or "",
             )
 
-    def _image(self, path: str) -> Iterator[Effect]:
+    def _owner(self, path: str) -> str | None:
+        """Return the name of the image in whose folder a file lies."""
         start = self.root.resolve()
         for image in self.images:
-            folder = os.path.relpath(image.folder.absolute(), start)
-            if path.startswith(f"{folder}/"):
-                yield Effect(path, f"{path} changed", images=(image.name,), direct=True)
-                return
-        if not any(True for _ in self._dependent(path)):
+            if path.startswith(f"{os.path.relpath(image.folder.absolute(), start)}/"):
+                return image.name
+        return None
+
+    def _image(self, path: str) -> Iterator[Effect]:
+        owner = self._owner(path)
+        if owner is not None:
+            yield Effect(path, f"{path} changed", images=(owner,), direct=True)
+        elif not any(True for _ in self._dependent(path)):
             yield Effect(path, f"{path} changed, which is of no image there is: everything")
 
     def _tests(self, path: str) -> Iterator[Effect]:
@@ -186,13 +192,14 @@ class Selector:
         )
         if using:
             yield Effect(path, f"{path} changed, which the test uses", files=using)
+        owner = self._owner(path)
         for image, paths in self._inputs:
             if any(path == each or path.startswith(f"{each}/") for each in paths):
                 yield Effect(
                     path,
                     f"{path} changed, an input of {image.name}",
                     images=(image.name,),
-                    direct=True,
+                    direct=owner in (None, image.name),
                 )
 
 

@@ -235,6 +235,23 @@ def test_an_image_of_a_larger_tier_is_out_unless_it_is_named_or_has_changed() ->
     assert {job.image for job in everything.jobs} == {"kite"}
 
 
+def test_what_is_made_of_another_images_files_keeps_its_tier_until_its_own_change() -> None:
+    gate = Gate.model_validate({"images": {"tiny": {"tier": "nightly"}}})
+    inputs = ["build", "../kite/root", "../../tools"]
+    tiny = an_image("tiny", build={"script": "build", "inputs": inputs})
+    images = (an_image("kite"), tiny)
+
+    def of(path: str, tier: str) -> set[str]:
+        project = a_project(*images, gate=gate, changed=(path,))
+        return {job.image for job in planned(project, tier=tier).jobs}
+
+    assert of("images/kite/root/init", "gate") == {"kite"}
+    assert of("images/kite/root/init", "nightly") == {"kite", "tiny"}
+    assert of("images/tiny/build", "gate") == {"tiny"}
+    # A folder that is of no image may be an input of this one alone.
+    assert "tiny" in of("tools/mkfs", "gate")
+
+
 def test_an_image_may_be_named_by_a_whole_reference() -> None:
     image = an_image("kite", build={"script": "build"}, versions=["1", "2"])
     plan = planned(a_project(image, named=["kite:2"]))
