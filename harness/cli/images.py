@@ -121,12 +121,13 @@ def _list(options: argparse.Namespace, lab: Lab) -> int:
     if options.json:
         print_json({"images": images, "others": [_entry(entry) for entry in entries.values()]})
         return 0
-    print(f"{'IMAGE':26}{'ARCH':10}{'CACHE':12}{'SIZE':>10}  SUMMARY")
-    for image in images:
-        name = f"{image['name']}/{image['variant']}:{image['version']}"
+    names = [f"{image['name']}/{image['variant']}:{image['version']}" for image in images]
+    width = max(map(len, ["IMAGE", *names])) + 2
+    print(f"{'IMAGE':{width}}{'ARCH':10}{'CACHE':12}{'SIZE':>10}  SUMMARY")
+    for name, image in zip(names, images, strict=True):
         size = format_size(image["bytes"]) if image["status"] else ""
         status = image["status"] or ("no digest" if image["unpinned"] else "-")
-        print(f"{name:26}{image['arch']:10}{status:12}{size:>10}  {image['summary']}")
+        print(f"{name:{width}}{image['arch']:10}{status:12}{size:>10}  {image['summary']}")
     if entries:
         total = format_size(sum(entry.bytes for entry in entries.values()))
         # They may be another project's: projects share the cache.

@@ -102,7 +102,9 @@ def test_a_missing_word_is_reported_before_anything_starts(kelp: Path) -> None:
 def test_the_command_line_lists_its_image(kelp: Path) -> None:
     process = run("harness.cli", "images", "--images", str(kelp), "list")
     assert process.returncode == 0, process.stderr
-    assert "kelp/default:9.1.0-panic" in process.stdout
+    assert "kelp/default:9.1.0-panic " in process.stdout
+    # The longest name of all is beside its architecture, too.
+    assert "skiff-testing/cluster:2-unhealthy  x86_64" in process.stdout
 
 
 def image(*versions: str) -> Image:
