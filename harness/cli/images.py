@@ -164,7 +164,7 @@ def _planned(path: Path, lab: Lab) -> list[Selection]:
     """Return what the jobs of a plan may start: their tests upgrade and break images, too."""
     from harness.gate import plan
 
-    jobs = {(job.image, job.arch) for job in plan.read(path).jobs}
+    jobs = {(job.image, arch) for job in plan.read(path).jobs for arch in (job.arch, *job.also)}
     names = {(image.partition("/")[0], arch) for image, arch in jobs}
     for name, arch in sorted(names):
         lab.select(name, arch)

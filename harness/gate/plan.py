@@ -91,6 +91,8 @@ class Job:
         seconds: How long it takes, by history or by the marks of its tests.
         timeout_minutes: When a runner shall give it up.
         labels: The labels of the runners that may take it.
+        also: Further architectures of the image that its tests start: a runner that cannot build needs
+            their images, too.
     """
 
     id: str
@@ -105,6 +107,7 @@ class Job:
     seconds: float = 0.0
     timeout_minutes: int = 60
     labels: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):

@@ -309,11 +309,19 @@ def make(project: Project, options: Options) -> Plan:
             hint="name fewer images by --image or fewer architectures by --arch",
         ) from error
     jobs = []
+    also = {suite.folder: suite.also for suite in project.gate.in_use()}
     for place, row in enumerate(rows):
-        shards = [shard for (owner, _), part in packed.items() if owner == place for shard in part]
+        shards = [
+            (shard, also[suite])
+            for (owner, suite), part in packed.items()
+            if owner == place
+            for shard in part
+        ]
         jobs += [
-            _job(project.gate, row, options.tier, shard, number, len(shards))
-            for number, shard in enumerate(shards, 1)
+            dataclasses.replace(
+                _job(project.gate, row, options.tier, shard, number, len(shards)), also=arches
+            )
+            for number, (shard, arches) in enumerate(shards, 1)
         ]
     plan = Plan(
         id="",

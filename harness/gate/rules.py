@@ -99,12 +99,14 @@ class Suite(_Model):
             Harness' own suites, as ``harness acceptance suites/install`` finds it.
         images: The images that they judge: names, or patterns with ``*`` for all the project's own.
         arches: The architectures that they run on; ``None`` for those that a plan asks for.
+        also: Further architectures of their image that they start, as their jobs say.
         cost: The seconds of a test that neither history nor its mark knows.
     """
 
     folder: Annotated[str, AfterValidator(_folder)]
     images: Globs = ("*",)
     arches: Annotated[tuple[Arch, ...], Field(min_length=1)] | None = None
+    also: tuple[Arch, ...] = ()
     cost: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
 
 

@@ -149,6 +149,18 @@ def test_a_test_that_uses_no_image_runs_on_one_architecture() -> None:
     assert {job.arch: len(job.tests) for job in plan.jobs} == {"x86_64": 2, "aarch64": 1}
 
 
+def test_a_job_says_which_other_architectures_its_tests_start() -> None:
+    project = a_project(tests=[a_test(1)])
+    (suite,) = project.gate.in_use()
+    gate = project.gate.model_copy(
+        update={"suites": (suite.model_copy(update={"also": ("aarch64",)}),)}
+    )
+    assert [job.also for job in planned(project).jobs] == [()]
+    assert [job.also for job in planned(dataclasses.replace(project, gate=gate)).jobs] == [
+        ("aarch64",)
+    ]
+
+
 def test_an_architecture_that_an_image_lacks_is_out_with_the_reason() -> None:
     project = a_project(an_image("kite", arches=("x86_64",)))
     plan = planned(project, arch="aarch64")

@@ -62,6 +62,15 @@ def test_all_versions_of_an_image_are_built_on_its_architecture(folder: Path) ->
     assert built(folder) == [f"kelp-default-{version}-x86_64" for version in versions]
 
 
+def test_what_the_tests_of_a_job_start_besides_is_built_too(folder: Path) -> None:
+    job = a_job("job-1", "t.py::t1", image="kelp", arch="x86_64", also=("aarch64",))
+    path = folder / "plan.json"
+    write(sealed(gate_plans.a_plan(job, commit="")), path)
+    assert build(folder, "--plan", str(path)) == 0
+    arches = {name.rpartition("-")[2] for name in built(folder)}
+    assert arches == {"x86_64", "aarch64"}
+
+
 def test_an_image_that_the_catalogue_does_not_have_is_an_error(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
