@@ -171,6 +171,11 @@ class Deadline:
         """Return why the host, not the guest, may be the cause if it passes; empty if it is not."""
         return "" if self.scale is None else self.scale.pressure(self.elapsed)
 
+    @property
+    def doubt(self) -> str:
+        """Why this host cannot run the guest as it was asked to; empty if it can."""
+        return "" if self.scale is None else self.scale.doubt
+
     def _conditions(self) -> Conditions:
         if self._clock is None:
             return Conditions()

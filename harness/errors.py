@@ -98,7 +98,7 @@ class HarnessError(Exception):
     """
 
     verdict: ClassVar[Verdict] = Verdict.INFRA
-    transient: ClassVar[bool] = True
+    transient: bool = True
 
     def __init__(
         self, what: str, *, evidence: str = "", hint: str = "", pressure: str = ""
@@ -396,6 +396,10 @@ class Waited(Protocol):
     def pressure(self) -> str:
         """Return why the host may be the cause; empty if it is not."""
 
+    @property
+    def doubt(self) -> str:
+        """Why this host cannot run the guest as it was asked to; empty if it can."""
+
 
 class WaitTimeoutError(HarnessError):
     """A wait reached its deadline.
@@ -409,6 +413,8 @@ class WaitTimeoutError(HarnessError):
         evidence: The path of the whole log.
         hint: The next thing to try.
         pressure: As :class:`HarnessError` has it; the deadline's by default.
+        doubt: Why this host cannot run the guest as it was asked to; the deadline's by default. No
+            second try helps then.
     """
 
     verdict = Verdict.TIMEOUT
@@ -424,6 +430,7 @@ class WaitTimeoutError(HarnessError):
         evidence: str = "",
         hint: str = "",
         pressure: str = "",
+        doubt: str = "",
     ) -> None:
         account = ""
         if isinstance(wait, (float, int)):
@@ -432,6 +439,10 @@ class WaitTimeoutError(HarnessError):
             self.seconds = wait.elapsed
             account = wait.account()
             pressure = pressure or wait.pressure()
+            doubt = doubt or wait.doubt
+        if doubt:
+            self.transient = False
+            hint = f"--accel auto; otherwise: {hint}" if hint else "--accel auto"
         self.waited_for = waited_for
         self.last_output = last_output
         self.silent = silent

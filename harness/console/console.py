@@ -9,6 +9,7 @@ the position of the next search, :mod:`~harness.console.view` shows the screen.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import socket
 import sys
@@ -27,6 +28,8 @@ from harness.console.expect import (
     Match,
     Pattern,
     describe,
+    misread_expression,
+    misread_text,
     regex_searcher,
     text_searcher,
 )
@@ -197,7 +200,14 @@ class Console:
         limit = self._scale.limit(deadline, EXPECT_SECONDS)
         awaited = describe(listed)
         with self._waiting(f"wait for {awaited}", limit):
-            return self._talk.search(regex_searcher(listed), awaited, limit, since, window)
+            return self._talk.search(
+                regex_searcher(listed),
+                awaited,
+                limit,
+                since,
+                window,
+                functools.partial(misread_text, listed),
+            )
 
     def expect_exact(
         self,
@@ -212,7 +222,14 @@ class Console:
         limit = self._scale.limit(deadline, EXPECT_SECONDS)
         awaited = describe(listed)
         with self._waiting(f"wait for {awaited}", limit):
-            return self._talk.search(text_searcher(listed), awaited, limit, since, window)
+            return self._talk.search(
+                text_searcher(listed),
+                awaited,
+                limit,
+                since,
+                window,
+                functools.partial(misread_expression, listed),
+            )
 
     def mark(self) -> int:
         """Return the current end of the output, for :meth:`since` and :meth:`expect`."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from harness.console.expect import Match, search, timeout_error
+from harness.console.expect import WINDOW, Match, search, timeout_error
 from harness.console.login import log_in, wait_for_prompt
 from harness.console.pace import type_paced
 from harness.console.shell import Driver
 from harness.console.stream import Stream
 from harness.deadline import Deadline
-from harness.errors import WaitTimeoutError
+from harness.errors import StoreError, WaitTimeoutError
 from harness.result import Result
 
 
@@ -38,7 +38,13 @@ class Conversation:
         self._at_shell = False
 
     def search(
-        self, searcher: object, description: str, deadline: Deadline, since: int | None, window: int
+        self,
+        searcher: object,
+        description: str,
+        deadline: Deadline,
+        since: int | None,
+        window: int,
+        hint: Callable[[bytes], str],
     ) -> Match:
         """Wait for a match of a searcher, from the end of the last match or from a mark.
 
@@ -48,6 +54,7 @@ class Conversation:
             deadline: When to give up.
             since: The mark; ``None`` searches from the end of the last match.
             window: The length in bytes up to which a match is certain to be found.
+            hint: Returns what may be wrong with the patterns, from the end of the output in vain.
 
         Raises:
             WaitTimeoutError: The deadline passed.
@@ -60,11 +67,20 @@ class Conversation:
                 searcher,
                 start,
                 deadline,
-                lambda: timeout_error(self._stream, description, deadline),
+                lambda: timeout_error(
+                    self._stream, description, deadline, hint(self._searched(start))
+                ),
                 window=window,
             )
             self._position = max(self._position, match.end)
             return match
+
+    def _searched(self, start: int) -> bytes:
+        end = self._stream.total
+        # The message of the timeout must not be lost to a log that is lost as well.
+        with contextlib.suppress(StoreError):
+            return self._stream.read(max(start, end - WINDOW), end)
+        return b""
 
     def skip(self) -> int:
         """Make the next turn ignore all output so far; return a mark."""

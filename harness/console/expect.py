@@ -8,6 +8,7 @@ searched again, so a longer match may be missed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import time
@@ -106,6 +107,37 @@ def describe(patterns: Sequence[Pattern]) -> str:
             repr(source.decode("utf-8", "replace") if isinstance(source, bytes) else source)
         )
     return " or ".join(shown)
+
+
+_SPECIAL: Final = re.compile(rb"[\\*+?\[\](){}|^$.]")
+
+
+def misread_text(patterns: Sequence[Pattern], output: bytes) -> str:
+    """Return the hint for regular expressions that are in the output as plain texts; often empty."""
+    for pattern in patterns:
+        if not isinstance(pattern, re.Pattern) and _encoded(pattern) in output:
+            return (
+                "the output contains it as a plain text, and a text is a regular expression here:"
+                f" expect_exact({pattern!r})"
+            )
+    return ""
+
+
+def misread_expression(texts: Sequence[str | bytes], output: bytes) -> str:
+    """Return the hint for plain texts that match as regular expressions; often empty."""
+    for text in texts:
+        if _SPECIAL.search(_encoded(text)):
+            with contextlib.suppress(re.error):
+                if re.search(_encoded(text), output, re.DOTALL):
+                    return (
+                        "a text is literal here; as a regular expression it would match:"
+                        f" expect({text!r})"
+                    )
+    return ""
+
+
+def _encoded(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
 
 
 def timeout_error(stream: Stream, waited_for: str, deadline: Deadline, hint: str = "") -> Exception:

@@ -370,7 +370,8 @@ class _Login:
         if not line:
             return (
                 "the guest has printed nothing: check `console` in image.yaml, and `console=` on"
-                " the kernel's command line"
+                " the kernel's command line; what draws on a screen alone, such as a memory test, is"
+                " seen with lab.boot(display=True)"
             )
         shown = repr(line[-120:])
         recent = self._recent(0)

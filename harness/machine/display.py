@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from harness import arch
+from harness.console.known import known_screen
 from harness.console.terminal import Screen
 from harness.deadline import Deadline, Limit
 from harness.errors import HarnessError, UsageError, WaitTimeoutError
@@ -216,6 +217,18 @@ class Display:
         target = path or self._parts.evidence / f"screen-{int(time.time() * 1000)}.png"
         self._parts.qmp.execute("screendump", {"filename": str(target), "format": "png"})
         return target
+
+    def describe(self) -> str:
+        """Return what is on the screen, for the message of a wait that the guest did not end.
+
+        It names known screens of firmware and boot loaders. A screen without text is saved as a picture.
+        """
+        screen = self._look() if arch.of(self._parts.spec.arch).has_vga else None
+        if screen is None:
+            return f"the picture on its display: {self.screenshot()}"
+        name = known_screen(screen.text)
+        shown = f"its display shows {name}" if name else "on its display"
+        return f"{shown}:\n{_cut(screen.text, _LONGEST_SCREEN) or 'nothing'}"
 
     # --- the keyboard -------------------------------------------------------------------------
 

@@ -9,12 +9,16 @@ from typing import Final
 
 from harness.deadline import Deadline
 from harness.errors import GuestIdleError, GuestStoppedError, HarnessError, WaitTimeoutError
+from harness.machine.display import Display
 from harness.machine.parts import Parts
 from harness.machine.vitals import Vitals
 from harness.machine.watchdog import Hang, HangWatchdog
 
 _BEFORE_A_HANG: Final = 60.0
 """Seconds before a guest fell silent in which a host under pressure may have been the cause."""
+
+_DESCRIBED: Final = "harness_display"
+"""The attribute of an error whose notes have the display."""
 
 _ONE_RESET: Final = 1.0
 """Seconds; no guest boots and restarts within them, firmware alone takes longer."""
@@ -69,7 +73,20 @@ class Power:
             stack.enter_context(self._watchdog.watching(idle_seconds))
             if not self._bounds:
                 stack.enter_context(self.restarting_at_most(restarts, since=None))
-            yield
+            try:
+                yield
+            except WaitTimeoutError as error:
+                self._add_display(error)
+                raise
+
+    def _add_display(self, error: WaitTimeoutError) -> None:
+        """Add to a timeout what the display shows: firmware and boot loaders may be there alone."""
+        # Blocks may be nested, and one error ends several waits.
+        if not self._parts.spec.display or getattr(error, _DESCRIBED, False):
+            return
+        vars(error)[_DESCRIBED] = True
+        with contextlib.suppress(HarnessError):
+            error.add_note(Display(self._parts).describe())
 
     @contextlib.contextmanager
     def restarting_at_most(self, times: int, *, since: int | None) -> Iterator[None]:
@@ -135,6 +152,7 @@ class Power:
                 remarks="; ".join(filter(None, remarks)),
                 evidence=str(parts.log),
                 pressure=parts.scale.pressure(hang.seconds + _BEFORE_A_HANG),
+                doubt=parts.scale.doubt,
                 hint=f"{where}; does it wait for a key? If not, run it again: emulation loses an"
                 " interrupt now and then",
             )

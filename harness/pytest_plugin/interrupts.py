@@ -2,7 +2,8 @@
 
 ``SIGTERM`` ends a run as Ctrl-C does, in order: the machines end, results and reports are written. A pod
 gets it 30 seconds before ``SIGKILL`` (Kubernetes' reference, "Pod Lifecycle", termination of pods). A
-second Ctrl-C ends the run at once. QEMU ends in any case, since its parent does.
+second Ctrl-C ends the run at once. QEMU ends in any case, since its parent does. A run whose tests have
+all ended is on its way out: ``SIGTERM`` and a first Ctrl-C then leave it to write what it has.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class _Signals:
         self._session = session
         self._workers: list[int] = []
         self._ending = False
+        self._finishing = False
         self._before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
@@ -59,7 +61,7 @@ class _Signals:
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         __tracebackhide__ = True  # pytest then names the line that was interrupted
         del frame
-        if self._ending:
+        if self._ending or self._finishing:
             return  # The end in order goes on; SIGKILL follows if it takes too long.
         self._ending = True
         for pid in self._workers:
@@ -71,11 +73,18 @@ class _Signals:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         __tracebackhide__ = True
         if self._ending:
-            if not self._session.worker:
-                self._session.leave("interrupted again: this run ends at once")
+            self._say("interrupted again: this run ends at once")
             os._exit(int(pytest.ExitCode.INTERRUPTED))
         self._ending = True
+        if self._finishing:
+            # An exception here would cost the summary, and end in a traceback.
+            self._say("this run is ending; Ctrl-C again ends it at once")
+            return
         signal.default_int_handler(number, frame)
+
+    def _say(self, text: str) -> None:
+        if not self._session.worker:
+            self._session.say_at_once(text)
 
     # --- hooks --------------------------------------------------------------------------------
 
@@ -86,6 +95,11 @@ class _Signals:
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Note what ended the run."""
         self._session.interruption = str(excinfo.value) or "Ctrl-C"
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """See that the run ends."""
+        self._finishing = True
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_newgateway(self, gateway: Any) -> None:

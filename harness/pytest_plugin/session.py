@@ -325,15 +325,15 @@ class Session:
         """Whether a test has asked for the lab."""
         return "lab" in self.__dict__
 
-    def leave(self, why: str) -> None:
-        """Say why this process ends at once; callable in a signal handler.
+    def say_at_once(self, text: str) -> None:
+        """Say something to the person at the terminal; callable in a signal handler.
 
         It writes past the buffers, and shows the cursor that a line of progress has hidden.
         """
         if not self._stream.closed:
             descriptor = self._stream.fileno()
             erase = "\r\x1b[2K\x1b[?25h" if os.isatty(descriptor) else "\n"
-            os.write(descriptor, f"{erase}harness: {why}\n".encode())
+            os.write(descriptor, f"{erase}harness: {text}\n".encode())
 
     def close(self) -> None:
         """End the lab and the run's folder, as far as there are any."""

@@ -216,3 +216,22 @@ def blocks(text: str) -> list[bytes]:
         ).encode("cp437")
         for pairs in (zip(*rows[row : row + 2], strict=True) for row in range(0, len(rows), 2))
     ]
+
+
+def test_a_wait_for_the_console_shows_the_display(machine: Machine[Any]) -> None:
+    with pytest.raises(WaitTimeoutError) as caught, machine.coming_up():
+        machine.console.login("root", deadline=UNSCALED.after(1))
+    (note,) = caught.value.__notes__
+    assert note.startswith("on its display:\n")
+    assert "ready>" in note
+    machine.display.send("\ngrub rescue>")
+    machine.display.wait_for_screen("\ngrub rescue>")
+    with pytest.raises(WaitTimeoutError) as named, machine.coming_up(), machine.coming_up():
+        machine.console.login("root", deadline=UNSCALED.after(1))
+    (note,) = named.value.__notes__
+    assert note.startswith("its display shows GRUB's rescue prompt")
+    machine.display.press("Ctrl-G")
+    with pytest.raises(WaitTimeoutError) as drawn, machine.coming_up():
+        machine.console.login("root", deadline=UNSCALED.after(1))
+    (note,) = drawn.value.__notes__
+    assert Path(note.removeprefix("the picture on its display: ")).is_file()

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,32 @@ def test_a_wait_for_the_screen_hints_at_a_pattern_that_is_taken_otherwise(
             console.wait_for_screen(pattern, UNSCALED.after(0.05))
         assert hint in str(caught.value)
         assert ("try:" in str(caught.value)) is bool(hint)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "exact", "hint"),
+    [
+        ("(yes/no)? [y]", False, "expect_exact('(yes/no)? [y]')"),
+        (b"(yes/no)? [y]", False, "expect_exact("),
+        (re.compile(r"\(yes/no\)\? \[n\]"), False, ""),
+        ("login:", False, ""),
+        ("Sure.*no", True, "expect('Sure.*no')"),
+        ("never.*", True, ""),
+        ("[n", True, ""),
+        ("yes, no", True, ""),
+    ],
+)
+def test_a_wait_for_output_hints_at_a_pattern_that_is_taken_otherwise(
+    tmp_path: Path, pattern: Any, exact: bool, hint: str
+) -> None:
+    with open_console(tmp_path) as (console, guest):
+        guest.sendall(b"login:\r\nSure\r\n(yes/no)? [y] ")
+        console.expect("login:", SOON)
+        wait = console.expect_exact if exact else console.expect
+        with pytest.raises(WaitTimeoutError) as caught:
+            wait(pattern, UNSCALED.after(0.3))
+        assert hint in caught.value.hint
+        assert bool(caught.value.hint) is bool(hint)
 
 
 def test_a_wait_shows_what_it_waits_for_and_its_deadline(

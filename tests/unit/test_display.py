@@ -152,6 +152,20 @@ def test_a_wait_that_ends_has_the_screen_and_a_picture(
         display.wait_for_screen("login:", UNSCALED.after(0))
 
 
+def test_a_description_names_known_screens_and_pictures_the_rest(
+    tmp_path: Path, monitor: Monitor, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show(monkeypatch, ["Memtest86+ v6\nTesting", "ready>", "", None])
+    display = new_display(tmp_path, monitor, scope)
+    assert display.describe().startswith("its display shows Memtest86+, which tests the memory:\n")
+    assert display.describe() == "on its display:\nready>"
+    assert display.describe() == "on its display:\nnothing"
+    for drawn in (display, new_display(tmp_path, monitor, scope, arch="aarch64")):
+        before, _, path = drawn.describe().rpartition(" ")
+        assert before == "the picture on its display:"
+        assert Path(path).exists()
+
+
 @pytest.mark.parametrize("word", ["wait_for_screen", "press"])
 def test_a_failure_of_the_scope_ends_the_words_at_once(
     word: str, tmp_path: Path, monitor: Monitor, scope: Scope, monkeypatch: pytest.MonkeyPatch

@@ -76,9 +76,11 @@ class Run:
 
 
 @contextmanager
-def waiting(project: Project, *command: str, tests: int, also: str = "") -> Iterator[Run]:
+def waiting(
+    project: Project, *command: str, tests: int, also: str = "", text: str = WAITS
+) -> Iterator[Run]:
     """Start a run and return it once so many tests wait."""
-    project.write("test_it.py", WAITS)
+    project.write("test_it.py", text)
     project.write("conftest.py", CONFTEST + also)
     os.mkfifo(project.folder / BEGUN)
     # Opened for writing as well, the pipe has no end of file between two tests.
@@ -186,3 +188,36 @@ def test_a_second_ctrl_c_ends_at_once_and_without_a_traceback(
     assert run.process.returncode == 2, output
     assert "Traceback" not in output
     assert "this run ends at once" in output
+
+
+ENDS_LATER = """
+def pytest_sessionfinish():
+    with open("begun", "w") as pipe:
+        pipe.write("x")
+    with open("go") as pipe:
+        pipe.read(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [(PYTEST, signal.SIGTERM), (HARNESS, signal.SIGINT)],
+    ids=["sigterm", "ctrl-c"],
+)
+def test_a_run_that_is_signalled_while_it_ends_still_has_its_summary(
+    project: Project, command: tuple[str, ...], number: signal.Signals
+) -> None:
+    os.mkfifo(project.folder / "go")
+    failing = WAITS.replace("threading.Event().wait()", "raise AssertionError('as it should')")
+    with waiting(project, *command, tests=2, also=ENDS_LATER, text=failing) as run:
+        run.wait(1)
+        os.killpg(run.process.pid, number)
+        # Opened for reading as well: the run may have ended.
+        os.write(go := os.open(project.folder / "go", os.O_RDWR), b"x")
+        output, _ = run.process.communicate(timeout=120)
+        os.close(go)
+    assert run.process.returncode == 1, output
+    assert "2 failed" in output
+    assert not {"Traceback", "Terminated", "KeyboardInterrupt"} & set(output.split()), output
+    assert ("Ctrl-C again ends it at once" in output) is (number == signal.SIGINT)
+    assert [each["verdict"] for each in results(project)["tests"]] == ["product", "product"]

@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from harness.deadline import NEVER, UNSCALED, Scale
-from harness.errors import HarnessError, PanicError, Verdict, WaitTimeoutError, verdict_of
+from harness.errors import (
+    HarnessError,
+    PanicError,
+    Verdict,
+    WaitTimeoutError,
+    is_transient,
+    verdict_of,
+)
 from harness.evidence.timeline import Step, Timeline
 from harness.host import scheduler
 from harness.host.accel import Accel
@@ -181,7 +188,12 @@ def test_a_doubtful_accelerator_is_in_the_timeline_and_its_waits_are_not_stretch
         assert turn.scale.clock is None
         deadline = turn.scale.after(1)
         assert deadline.pressure() == "KVM was requested, although ..."
-        assert verdict_of(WaitTimeoutError("a prompt", deadline)) is Verdict.INFRA
+        error = WaitTimeoutError("a prompt", deadline, hint="look at the console")
+        assert verdict_of(error) is Verdict.INFRA
+        # The second try would take as long as the first, and end as it did.
+        assert not is_transient(error)
+        assert error.hint == "--accel auto; otherwise: look at the console"
+        assert is_transient(WaitTimeoutError("a prompt", UNSCALED.after(1)))
     assert [step.data["what"] for step in timeline.steps] == ["KVM was requested, although ..."]
 
 
