@@ -53,7 +53,7 @@ class View:
                 return screen
             if self._stream.wait_past(end, limit.timeout()) <= end and limit.expired:
                 shown = pattern if isinstance(pattern, str) else pattern.pattern
-                hint = _hint(pattern, self.screen)
+                hint = pattern_hint(pattern, self.screen)
                 error = timeout_error(self._stream, f"{shown!r} on the screen", limit, hint)
                 error.add_note(f"on the screen:\n{self.screen.text}")
                 raise error
@@ -83,7 +83,7 @@ class View:
         return self._terminal
 
 
-def _hint(pattern: str | re.Pattern[str], screen: Screen) -> str:
+def pattern_hint(pattern: str | re.Pattern[str], screen: Screen) -> str:
     """Return what may be wrong with a pattern that was not on the screen; often empty."""
     if isinstance(pattern, re.Pattern):
         if not pattern.flags & re.MULTILINE and re.search(r"[$^]", pattern.pattern):
@@ -98,7 +98,7 @@ def _hint(pattern: str | re.Pattern[str], screen: Screen) -> str:
             return ""
         if matches:
             return (
-                "a text is literal here; as a regular expression it would match: "
-                f"wait_for_screen(re.compile({pattern!r}))"
+                "a text is literal here; as a regular expression it would match:"
+                f" re.compile({pattern!r})"
             )
     return ""

@@ -12,6 +12,7 @@ failure scope.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import select
@@ -23,6 +24,7 @@ from typing import Final
 from harness import arch
 from harness.console.known import known_screen
 from harness.console.terminal import Screen
+from harness.console.view import pattern_hint
 from harness.deadline import Deadline, Limit
 from harness.errors import HarnessError, UsageError, WaitTimeoutError
 from harness.machine.keyboard import chord
@@ -119,7 +121,8 @@ class Display:
         """
         parts = self._parts
         limit = parts.scale.limit(deadline, WAIT_SECONDS)
-        return self._wait_for_match(pattern, limit, self._look, _NO_TEXT)
+        with self._waiting(_shown(pattern), limit):
+            return self._wait_for_match(pattern, limit, self._look, _NO_TEXT)
 
     def wait_for_text(self, pattern: str | re.Pattern[str], deadline: Limit = None) -> Screen:
         """Wait until the screen contains a text, be it in pixels; else like :meth:`wait_for_screen`.
@@ -161,7 +164,8 @@ class Display:
                 before = (picture, Screen(tuple(text.split("\n")), (1, 1)))
             return before[1]
 
-        return self._wait_for_match(pattern, limit, look, _NOT_READ)
+        with self._waiting(_shown(pattern), limit):
+            return self._wait_for_match(pattern, limit, look, _NOT_READ)
 
     def wait_for_qr(
         self, pattern: str | re.Pattern[str] | None = None, deadline: Limit = None
@@ -183,9 +187,16 @@ class Display:
         """
         parts = self._parts
         limit = parts.scale.limit(deadline, WAIT_SECONDS)
+        what = "a QR code" if pattern is None else f"a QR code of {_shown(pattern)}"
+        with self._waiting(what, limit):
+            return self._wait_for_code(pattern, limit, what)
+
+    def _wait_for_code(
+        self, pattern: str | re.Pattern[str] | None, limit: Deadline, what: str
+    ) -> str:
         before: Picture | None = None
         codes: tuple[str, ...] = ()
-        parts.scope.check()
+        self._parts.scope.check()
         while True:
             picture = self._picture()
             if picture is None:
@@ -197,7 +208,6 @@ class Display:
                         return text
             before = picture
             if limit.expired:
-                what = "a QR code" if pattern is None else f"a QR code of {_shown(pattern)}"
                 error = self._too_late(what, limit, _TOO_LARGE if picture is None else "")
                 # The guest wrote the texts: repr() leaves no control character in them.
                 seen = "\n".join(_cut(repr(text), _LONGEST_CODE) for text in codes)
@@ -330,13 +340,20 @@ class Display:
             if screen is not None and match is not None and match == before:
                 return screen
             if limit.expired:
-                error = self._too_late(_shown(pattern), limit, blind if screen is None else "")
+                hint = blind if screen is None else pattern_hint(pattern, screen)
+                error = self._too_late(_shown(pattern), limit, hint)
                 if seen is not None:
                     when = "" if screen is not None else " at an earlier look"
                     error.add_note(f"on the screen{when}:\n{_cut(seen.text, _LONGEST_SCREEN)}")
                 raise error
             before = match
             self._pause_between_looks(limit)
+
+    def _waiting(self, what: str, limit: Deadline) -> contextlib.AbstractContextManager[None]:
+        parts = self._parts
+        return parts.timeline.waiting(
+            f"wait for {what} on the display", machine=parts.name, limit=limit.remaining()
+        )
 
     def _pause_between_looks(self, limit: Deadline) -> None:
         # A pace, since nothing announces a change of the screen: see the module.

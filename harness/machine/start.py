@@ -210,9 +210,7 @@ class _Starting:
             on_eof=functools.partial(self._ending.explain_console_end, process),
             on_failure=self._ending.on_console_failure,
             scale=scale,
-            waiting=lambda awaited, limit: self._setup.timeline.waiting(
-                awaited, machine=spec.name, limit=limit.remaining()
-            ),
+            waiting=self._waiting,
         )
         stack.callback(console.close)
         self._scope.add(console)
@@ -375,6 +373,11 @@ class _Starting:
             allocations = restoring.allocate(allocations, origin, memory)
         return memory, allocations
 
+    def _waiting(self, awaited: str, limit: Deadline) -> contextlib.AbstractContextManager[None]:
+        return self._setup.timeline.waiting(
+            awaited, machine=self._spec.name, limit=limit.remaining()
+        )
+
     def _open_ssh(self, ports: Mapping[int, tuple[str, int]], console: Console) -> Ssh | None:
         if 22 not in ports:
             return None
@@ -390,6 +393,7 @@ class _Starting:
             host_key=self._hot.host_key if self._hot is not None else None,
             guest=lambda: (console.last_output(), console.silent_for(), console.remarks()),
             scale=self._turn.scale,
+            waiting=self._waiting,
         )
         self._stack.callback(ssh.close)
         self._scope.add(ssh)

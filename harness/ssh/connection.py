@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -66,8 +67,10 @@ class Connection:
         host_key: str | None = None,
         guest: Callable[[], tuple[str, float, str]] | None = None,
         scale: Scale = UNSCALED,
+        waiting: Callable[[str, Deadline], AbstractContextManager[None]] | None = None,
     ) -> None:
         self._scale = scale
+        self._waiting = waiting or (lambda awaited, limit: contextlib.nullcontext())
         self.address = address
         self.name = name
         self.user = user

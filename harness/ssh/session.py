@@ -73,6 +73,7 @@ class Ssh(Connection):
         guest: Returns the last output of the guest's console, the seconds since, and remarks about
             it; for messages.
         scale: The scale of the machine's deadlines.
+        waiting: Called with what a wait waits for and its deadline; returns the context of the wait.
     """
 
     # --- commands ---------------------------------------------------------------------------
@@ -104,7 +105,9 @@ class Ssh(Connection):
         started = time.monotonic()
         source = stdin.encode() if isinstance(stdin, str) else stdin
         try:
-            output = self._collect(command, limit, None if source is None else io.BytesIO(source))
+            with self._waiting(f"run over SSH: {command[:200]}", limit):
+                stdin_file = None if source is None else io.BytesIO(source)
+                output = self._collect(command, limit, stdin_file)
         except HarnessError as error:
             self._write_log({"run": command, "error": str(error)})
             raise
@@ -290,6 +293,7 @@ class Ssh(Connection):
         limit = self._scale.limit(deadline, _SECONDS)
         with (
             contextlib.closing(_opened(data)) as file,
+            self._waiting(f"put {target}", limit),
             self._copying(f"put {target}", limit) as sftp,
         ):
             if sftp is None:
@@ -317,7 +321,10 @@ class Ssh(Connection):
             HarnessError: As :meth:`connect` does.
         """
         limit = self._scale.limit(deadline, _SECONDS)
-        with self._copying(f"get {source}", limit) as sftp:
+        with (
+            self._waiting(f"get {source}", limit),
+            self._copying(f"get {source}", limit) as sftp,
+        ):
             if sftp is None:
                 command = f"cat -- {shlex.quote(source)}"
                 content = bytes(self._copy_by(command, f"get {source}", limit, None))

@@ -15,6 +15,7 @@ import pytest
 
 from harness.deadline import UNSCALED, Scale
 from harness.errors import GuestStoppedError, QmpError, UsageError, WaitTimeoutError
+from harness.evidence.timeline import Timeline
 from harness.machine import display as display_module
 from harness.machine.display import Display
 from harness.machine.parts import Parts
@@ -70,10 +71,17 @@ def new_display(
     arch: str = "x86_64",
     display: bool = True,
     factor: float = 0.01,
+    timeline: Timeline | None = None,
 ) -> Display:
     spec = SimpleNamespace(arch=arch, display=display)
     parts = SimpleNamespace(
-        name="m", spec=spec, scope=scope, scale=Scale(factor), qmp=monitor, evidence=tmp_path
+        name="m",
+        spec=spec,
+        scope=scope,
+        scale=Scale(factor),
+        qmp=monitor,
+        evidence=tmp_path,
+        timeline=timeline or Timeline(),
     )
     return Display(cast("Parts", parts))
 
@@ -147,9 +155,37 @@ def test_a_wait_that_ends_has_the_screen_and_a_picture(
         display.wait_for_screen("login:", UNSCALED.after(0))
     assert Path(caught.value.evidence).exists()
     assert caught.value.__notes__ == ["on the screen:\ngrub> "]
+    with pytest.raises(WaitTimeoutError, match="literal here; as a regular expression"):
+        display.wait_for_screen("g.*b>", UNSCALED.after(0))
     monitor.full = True
     with pytest.raises(WaitTimeoutError, match="no picture: no space"):
         display.wait_for_screen("login:", UNSCALED.after(0))
+
+
+def test_each_wait_says_what_it_waits_for_and_how_long_it_may_take(
+    tmp_path: Path, monitor: Monitor, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show(monkeypatch, ["ready"])
+    monkeypatch.setattr(display_module, "grab", lambda qmp, path: None)
+    monkeypatch.setattr(display_module, "ocr_program", lambda: None)
+    shown: list[tuple[str, bool]] = []
+    timeline = Timeline(
+        listener=lambda step: shown.append((step.name, 7000 < step.data["limit"] <= 7200))
+    )
+    display = new_display(tmp_path, monitor, scope, timeline=timeline)
+    display.wait_for_screen("ready", UNSCALED.after(7200))
+    display.wait_for_text(re.compile("re"), UNSCALED.after(7200))
+    assert shown[::2] == [
+        ("wait for 'ready' on the display", True),
+        ("wait for 're' on the display", True),
+    ]
+    for pattern in (None, "code"):
+        with pytest.raises(WaitTimeoutError):
+            display.wait_for_qr(pattern, UNSCALED.after(0))
+    assert [step.name for step in timeline.steps] == [
+        "wait for a QR code on the display",
+        "wait for a QR code of 'code' on the display",
+    ]
 
 
 def test_a_description_names_known_screens_and_pictures_the_rest(

@@ -15,6 +15,7 @@ import zxingcpp
 
 from harness.deadline import NEVER, UNSCALED, Scale
 from harness.errors import GuestStoppedError, HostError, UsageError, WaitTimeoutError
+from harness.evidence.timeline import Timeline
 from harness.machine import display as display_module
 from harness.machine import picture as picture_module
 from harness.machine.display import Display
@@ -99,6 +100,7 @@ def new_display(
         scale=Scale(0.01),
         qmp=monitor,
         evidence=folder,
+        timeline=Timeline(),
     )
     return Display(cast("Parts", parts))
 

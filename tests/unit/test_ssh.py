@@ -16,7 +16,7 @@ import paramiko
 import pytest
 from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 
-from harness.deadline import MOST, UNSCALED, Conditions, Scale
+from harness.deadline import MOST, UNSCALED, Conditions, Deadline, Scale
 from harness.errors import (
     CommandError,
     ConnectionLostError,
@@ -205,6 +205,29 @@ def test_run_returns_output_errors_status_command_and_machine(ssh: Ssh) -> None:
     (entry,) = [entry for entry in log(ssh) if "run" in entry]
     assert entry["status"] == 3
     assert entry["stdout"] == "out\n"
+
+
+def test_commands_and_copies_say_what_they_wait_for(server: Server, tmp_path: Path) -> None:
+    shown: list[tuple[str, float]] = []
+
+    @contextlib.contextmanager
+    def waiting(awaited: str, limit: Deadline) -> Iterator[None]:
+        shown.append((awaited, limit.seconds))
+        yield
+
+    target = str(tmp_path / "copy")
+    with Ssh(
+        server.address,
+        user="root",
+        key=KEY,
+        log=tmp_path / "ssh.jsonl",
+        scale=Scale(8.0),
+        waiting=waiting,
+    ) as ssh:
+        ssh.run("true")
+        ssh.put("text", target, 20)
+        ssh.get(target, deadline=30)
+    assert shown == [("run over SSH: true", 480), (f"put {target}", 160), (f"get {target}", 240)]
 
 
 def test_one_connection_serves_many_commands(ssh: Ssh, server: Server) -> None:
