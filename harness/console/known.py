@@ -87,8 +87,8 @@ def known_screen(text: str) -> str:
     return next((name for name, pattern in _ANYWHERE if re.search(pattern, "\n".join(lines))), "")
 
 
-def remarks(stream: Stream) -> str:
-    """Return what a wait that ends without its event can say of the guest; empty if nothing.
+def screen_of(stream: Stream) -> str:
+    """Return the name of the known screen that a console shows; empty if it shows none.
 
     Args:
         stream: The stream of the console.
@@ -97,7 +97,16 @@ def remarks(stream: Stream) -> str:
     # The message of another failure must not be lost to a log that is lost as well.
     with contextlib.suppress(StoreError):
         terminal.feed(stream.read(max(0, stream.total - _TAIL), stream.total))
-    screen, complaints = known_screen(terminal.snapshot().text), str(stream.findings)
+    return known_screen(terminal.snapshot().text)
+
+
+def remarks(stream: Stream) -> str:
+    """Return what a wait that ends without its event can say of the guest; empty if nothing.
+
+    Args:
+        stream: The stream of the console.
+    """
+    screen, complaints = screen_of(stream), str(stream.findings)
     remarks = []
     if screen:
         remarks.append(f"its console shows {screen}")

@@ -19,6 +19,7 @@ from typing import Final
 from harness.console.dialogue import ACTIVATE, AUTOMATIC, Dialogue
 from harness.console.expect import Match, regex_searcher, search, timeout_error
 from harness.console.keys import key_bytes
+from harness.console.known import screen_of
 from harness.console.shell import Driver
 from harness.console.stream import Stream
 from harness.console.text import strip_escapes
@@ -372,6 +373,12 @@ class _Login:
                 "the guest has printed nothing: check `console` in image.yaml, and `console=` on"
                 " the kernel's command line; what draws on a screen alone, such as a memory test, is"
                 " seen with lab.boot(display=True)"
+            )
+        if setting == "login_prompt" and screen_of(self._stream):
+            return (
+                "no login prompt comes from there: answer what it asks, or check the disks, their order"
+                " and the boot loader's files; what draws on a screen alone is seen with"
+                " lab.boot(display=True)"
             )
         shown = repr(line[-120:])
         recent = self._recent(0)

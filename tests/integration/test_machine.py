@@ -88,6 +88,14 @@ def test_waiting_for_a_condition_and_a_port(micro: Machine) -> None:
     assert micro.succeed("echo alive") == "alive\n"
 
 
+def test_a_command_ends_before_what_it_started(micro: Machine) -> None:
+    # Neither dropbear nor the console waits for what holds the output open; nor does OpenSSH.
+    for run in (micro.ssh.run, micro.console.run):
+        result = run("sleep 100000 & echo started; exit 3", UNSCALED.after(3600))
+        assert (result.stdout, result.status) == ("started\n", 3)
+    micro.succeed("killall sleep")
+
+
 def test_a_file_is_copied_in_and_out(micro: Machine) -> None:
     content = bytes(range(256)) * 400
     micro.ssh.put(content, "/tmp/file", mode=0o600)

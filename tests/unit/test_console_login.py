@@ -377,6 +377,7 @@ def test_a_login_without_a_user_at_a_login_prompt_ends_at_once(tmp_path: Path) -
             b"skiff Anmeldung: ",
             ["'skiff Anmeldung:'", "`login_prompt` in `login` of x.yaml", "`wake`"],
         ),
+        (b"grub> ", ["no login prompt comes from there"]),
         (b"/ # ", ["'/ #'", "set `user: none` in `login` of x.yaml"]),
         (PROMPT, ["`password_prompt`", "`refusal`"]),
     ],

@@ -92,6 +92,7 @@ def test_a_wait_for_a_login_says_what_the_screen_is(tmp_path: Path) -> None:
         with pytest.raises(WaitTimeoutError) as caught:
             console.login(deadline=UNSCALED.after(0.05))
     assert "; its console shows GRUB's menu" in str(caught.value).splitlines()[0]
+    assert caught.value.hint.startswith("no login prompt comes from there")
 
 
 def test_a_log_that_is_lost_does_not_hide_the_timeout(tmp_path: Path) -> None:
