@@ -167,13 +167,20 @@ def main(options: argparse.Namespace) -> int:
     except UsageError as error:
         print(f"harness: error: {error}", file=sys.stderr)
         return _USAGE
-    # pytest gets a process of its own: it changes signal handlers and output, and it may exit at once.
-    with subprocess.Popen(command(arguments, home, Path.cwd())) as process:
+    return _status(run(command(arguments, home, Path.cwd())))
+
+
+def run(words: Sequence[str]) -> int:
+    """Run pytest, which ends in order at Ctrl-C and ``SIGTERM``; return as ``Popen.returncode`` is.
+
+    It gets a process of its own: it changes signal handlers and output, and it may exit at once.
+    """
+    with subprocess.Popen(words) as process:
         # A supervisor signals this process alone. pytest ends its machines, and writes its results.
         signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
         while True:
             try:
-                return _status(process.wait())
+                return process.wait()
             except KeyboardInterrupt:
                 # The terminal interrupts pytest as well, which stops its machines in order.
                 continue

@@ -12,6 +12,7 @@ Exit status:
   0   the test failed in the same way
   1   it passed, or failed in another way
   2   the bundle is damaged, or its test or image is not here
+  130 the run was interrupted
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import subprocess
 from pathlib import Path
+from typing import Final
 
 from harness.artifacts import digest_inputs
-from harness.cli.acceptance import command
+from harness.cli.acceptance import command, run
 from harness.cli.options import say
 from harness.errors import BundleError, HarnessError
 from harness.evidence.bundle import FILE, Bundle, Manifest
 from harness.lab import Lab
+
+_INTERRUPTED: Final = 2
+"""pytest's exit status (``pytest.ExitCode.INTERRUPTED``)."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +64,7 @@ def main(options: argparse.Namespace) -> int:
     # Without a second try: the first one is compared.
     further = ["--no-retry", "--bundle=auto", f"--evidence={options.evidence}"]
     words = command([*test.arguments, *further, "-p", "no:cacheprovider"], home, Path.cwd())
-    status = subprocess.run(words, check=False).returncode
+    status = run(words)
     return verdict(manifest, Path(options.evidence), status)
 
 
@@ -76,6 +80,9 @@ def verdict(manifest: Manifest, evidence: Path, status: int) -> int:
     if status == 0:
         say("it passed: the failure does not happen each time, or the host was its cause")
         return 1
+    if status == _INTERRUPTED:
+        say("the repetition was interrupted: it says nothing about the failure")
+        return 130
     again = repeated(evidence / "latest")
     if again is None:
         raise BundleError(

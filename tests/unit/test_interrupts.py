@@ -77,7 +77,12 @@ class Run:
 
 @contextmanager
 def waiting(
-    project: Project, *command: str, tests: int, also: str = "", text: str = WAITS
+    project: Project,
+    *command: str,
+    tests: int,
+    also: str = "",
+    text: str = WAITS,
+    arguments: tuple[str, ...] = ("--image", "micro", "-q", "test_it.py"),
 ) -> Iterator[Run]:
     """Start a run and return it once so many tests wait."""
     project.write("test_it.py", text)
@@ -86,7 +91,7 @@ def waiting(
     # Opened for writing as well, the pipe has no end of file between two tests.
     pipe = os.open(project.folder / BEGUN, os.O_RDWR)
     process = subprocess.Popen(
-        [project.python, *command, "--image", "micro", "-q", "test_it.py"],
+        [project.python, *command, *arguments],
         cwd=project.folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -221,3 +226,31 @@ def test_a_run_that_is_signalled_while_it_ends_still_has_its_summary(
     assert not {"Traceback", "Terminated", "KeyboardInterrupt"} & set(output.split()), output
     assert ("Ctrl-C again ends it at once" in output) is (number == signal.SIGINT)
     assert [each["verdict"] for each in results(project)["tests"]] == ["product", "product"]
+
+
+FAILS_ONCE = """
+import threading
+from pathlib import Path
+
+def test_it(lab):
+    (lab.folder / "log").write_text("")
+    assert Path("failed").exists()
+    with open("begun", "w") as pipe:
+        pipe.write("x")
+    threading.Event().wait()
+"""
+
+
+def test_sigterm_ends_a_repetition_in_order(project: Project) -> None:
+    project.write("test_it.py", FAILS_ONCE)
+    assert project.pytest("-q", "--image", "micro", "--acceptance", "test_it.py").status == 1
+    (bundle,) = latest(project).resolve().glob("*/bundle.tar.zst")
+    project.write("failed", "")
+    repro = ("-m", "harness.cli", "repro", "--anyway")
+    with waiting(project, *repro, tests=1, text=FAILS_ONCE, arguments=(str(bundle),)) as run:
+        run.process.send_signal(signal.SIGTERM)
+        output, _ = run.process.communicate(timeout=120)
+    assert run.process.returncode == 130, output
+    assert "the repetition was interrupted" in output
+    (test,) = results(project)["tests"]
+    assert (test["outcome"], test["verdict"]) == ("interrupted", "infra")
