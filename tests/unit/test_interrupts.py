@@ -19,6 +19,9 @@ import pytest
 
 from fixtures.project import Project
 
+LONG = 600
+"""Seconds that no step takes: on a starved host, two seconds of CPU time were seen to take 160."""
+
 BEGUN = "begun"
 """The pipe into which a test writes when it waits."""
 
@@ -68,7 +71,7 @@ class Run:
         ended = os.pidfd_open(self.process.pid)
         try:
             for _ in range(count):
-                ready, _, _ = select.select([self.pipe, ended], [], [], 120)
+                ready, _, _ = select.select([self.pipe, ended], [], [], LONG)
                 assert self.pipe in ready, "the run ended, or did not get there"
                 assert os.read(self.pipe, 1) == b"x"
         finally:
@@ -134,7 +137,7 @@ def test_sigterm_leaves_results_evidence_and_the_reason(
             os.killpg(run.process.pid, signal.SIGTERM)
         else:
             run.process.send_signal(signal.SIGTERM)
-        output, _ = run.process.communicate(timeout=120)
+        output, _ = run.process.communicate(timeout=LONG)
     assert run.process.returncode == 2, output
     content = results(project)
     assert content["status"] == 2
@@ -163,7 +166,7 @@ def test_a_test_that_ctrl_c_interrupts_names_its_evidence(
 ) -> None:
     with waiting(project, *command, tests=tests) as run:
         os.killpg(run.process.pid, signal.SIGINT)  # As a terminal does.
-        output, _ = run.process.communicate(timeout=120)
+        output, _ = run.process.communicate(timeout=LONG)
     assert run.process.returncode == 2, output
     content = results(project)
     assert len(content["tests"]) == tests
@@ -189,7 +192,7 @@ def test_a_second_ctrl_c_ends_at_once_and_without_a_traceback(
         os.killpg(run.process.pid, signal.SIGINT)
         run.wait(1)  # The first one ends the run.
         os.killpg(run.process.pid, signal.SIGINT)
-        output, _ = run.process.communicate(timeout=120)
+        output, _ = run.process.communicate(timeout=LONG)
     assert run.process.returncode == 2, output
     assert "Traceback" not in output
     assert "this run ends at once" in output
@@ -219,7 +222,7 @@ def test_a_run_that_is_signalled_while_it_ends_still_has_its_summary(
         os.killpg(run.process.pid, number)
         # Opened for reading as well: the run may have ended.
         os.write(go := os.open(project.folder / "go", os.O_RDWR), b"x")
-        output, _ = run.process.communicate(timeout=120)
+        output, _ = run.process.communicate(timeout=LONG)
         os.close(go)
     assert run.process.returncode == 1, output
     assert "2 failed" in output
@@ -249,7 +252,7 @@ def test_sigterm_ends_a_repetition_in_order(project: Project) -> None:
     repro = ("-m", "harness.cli", "repro", "--anyway")
     with waiting(project, *repro, tests=1, text=FAILS_ONCE, arguments=(str(bundle),)) as run:
         run.process.send_signal(signal.SIGTERM)
-        output, _ = run.process.communicate(timeout=120)
+        output, _ = run.process.communicate(timeout=LONG)
     assert run.process.returncode == 130, output
     assert "the repetition was interrupted" in output
     (test,) = results(project)["tests"]
