@@ -1,7 +1,8 @@
-"""Programs of the host that some tests run. A test whose program is missing is skipped."""
+"""Programs of the host, and modules, that some tests need. A test that lacks one is skipped."""
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
@@ -49,6 +50,12 @@ def needs(program: str) -> pytest.MarkDecorator:
         shutil.which(program) is None,
         reason=f"needs {program}: install the package {PACKAGES[program]}",
     )
+
+
+def need_module(name: str) -> None:
+    """Skip the test that runs if Python lacks a module: that of the runner image has no build tools."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"needs the Python package {name}: ./run setup installs it in a checkout")
 
 
 def fetch(program: str, folder: Path) -> Path:

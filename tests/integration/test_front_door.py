@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.project import ROOT, Project
+from tests.programs import need_module
 
 Kite = Callable[[Project], None]
 
@@ -32,6 +33,7 @@ def test_it_says_hello_over_ssh_and_on_the_console(lab: Lab) -> None:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the wheel of this checkout."""
+    need_module("hatchling")
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
