@@ -60,7 +60,13 @@ def pytest_configure(config: pytest.Config) -> None:
     elif case.moment == "fork":
         _after(patch, Lab, "fork", lambda _, machine: break_(machine, case))
     elif case.moment == "code":
-        _after(patch, Skiff, "pairing_code", lambda self, _: break_(self.machine, case))
+
+        def break_at_console(self: Skiff, _: str) -> None:
+            # Nobody has logged in, and SSH lets nobody in.
+            self.login()
+            break_(self.machine, case)
+
+        _after(patch, Skiff, "pairing_code", break_at_console)
     elif case.moment == "upgrade":
         _after(patch, Skiff, "upgrade", lambda self, _: break_(self.machine, case))
     else:
