@@ -103,12 +103,12 @@ def _overhead(context: Context) -> list[Row]:
     projects = {name: _project(context.folder / name, tests) for name in sides}
     for name, options in sides.items():
         _session(projects[name], tests, options)  # compiles the bytecode, reads the state once
-    taken: dict[str, list[Cost]] = {name: [] for name in sides}
+    costs: dict[str, list[Cost]] = {name: [] for name in sides}
     for number in range(context.pick(8, 2)):
         order = list(sides) if number % 2 == 0 else list(sides)[::-1]
         for name in order:
             cost = _session(projects[name], tests, sides[name])
-            taken[name].append(cost)
+            costs[name].append(cost)
             context.say(
                 f"round {number + 1}, {name}: {cost.wall:.2f} s, CPU {cost.all:.2f} s, of pytest"
                 f" {cost.cpu:.3f} s"
@@ -121,7 +121,7 @@ def _overhead(context: Context) -> list[Row]:
         (", CPU of pytest", "cpu", "all threads of its process; interpreter and imports in it"),
     ):
         measurement = f"{tests} forks that pass{what}"
-        ours, bare = (tuple(getattr(cost, figure) for cost in taken[name]) for name in sides)
+        ours, bare = (tuple(getattr(cost, figure) for cost in costs[name]) for name in sides)
         rows += [
             Row(measurement, "evidence", "s", ours, bare, OVERHEAD, note),
             Row(measurement, "no evidence", "s", bare),
@@ -195,7 +195,7 @@ def _prompt(context: Context, image: str) -> list[Row]:
         entry = here.store.where(here.image)
     home = context.folder / f"red-{image}"
     _begin(home, FAILS)
-    done = subprocess.run(
+    process = subprocess.run(
         _pytest(image, "--no-retry"),
         cwd=home,
         env=_environment(),
@@ -204,13 +204,13 @@ def _prompt(context: Context, image: str) -> list[Row]:
         text=True,
         check=False,
     )
-    found = list((home / ".harness/runs/latest").glob(f"*/{FILE}"))
-    if len(found) != 1:
-        raise RuntimeError(f"no bundle: {(done.stdout + done.stderr)[-2000:]}")
-    with Bundle(found[0]) as bundle:
+    bundles = list((home / ".harness/runs/latest").glob(f"*/{FILE}"))
+    if len(bundles) != 1:
+        raise RuntimeError(f"no bundle: {(process.stdout + process.stderr)[-2000:]}")
+    with Bundle(bundles[0]) as bundle:
         if not bundle.manifest.machines:
             raise RuntimeError(f"no machine in the bundle: {bundle.manifest.withheld}")
-    size = found[0].stat().st_size / 1e6
+    size = bundles[0].stat().st_size / 1e6
     samples, cpu = [], []
     for number in range(context.pick(5, 1)):
         # Elsewhere: a folder without anything, and a cache that has the image and nothing else.
@@ -218,7 +218,7 @@ def _prompt(context: Context, image: str) -> list[Row]:
         cache = elsewhere / "cache"
         (cache / "entries").mkdir(parents=True)
         (cache / "entries" / entry.name).symlink_to(entry)
-        waited, used = _resurrect(found[0], elsewhere, cache)
+        waited, used = _resurrect(bundles[0], elsewhere, cache)
         samples.append(waited)
         cpu.append(used)
         context.say(f"{image}: {waited:.2f} s to the answer of the first command, CPU {used:.2f} s")

@@ -188,7 +188,7 @@ def test_the_bare_side_of_evidence_replaces_what_there_is() -> None:
     """A writer under another name would stay on, and both sides would cost the same."""
     # In a process of its own: it changes the library.
     code = "import bench.bare; print(bench.bare.Timeline('path').path)"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=side.ROOT, capture_output=True, text=True, check=False
     )
-    assert (done.stdout, done.stderr) == ("None\n", "")
+    assert (process.stdout, process.stderr) == ("None\n", "")

@@ -472,13 +472,14 @@ def flood(lan: Lan) -> Iterator[Callable[[bytes], None]]:
 
     def start(content: bytes) -> None:
         descriptor = lan.ends["c"].fileno()
+        # Both processes share the flag: the first send must find it.
+        lan.ends["c"].setblocking(True)
         process = subprocess.Popen(
             [sys.executable, "-I", "-c", FLOOD, str(descriptor), content.hex()],
             pass_fds=[descriptor],
             stdout=subprocess.PIPE,
         )
         processes.append(process)
-        lan.ends["c"].setblocking(True)
         assert process.stdout is not None
         assert process.stdout.readline() == b"begins\n"
 

@@ -27,8 +27,8 @@ def test_each_file_of_skiffs_build_decides_its_key() -> None:
     skiff, testing = image("skiff").build, image("skiff-testing").build
     assert skiff is not None
     assert testing is not None
-    made_of = {f"../skiff/{name}" for name in (skiff.script, *skiff.inputs)}
-    assert set(testing.inputs) == {testing.script, *made_of}
+    inputs = {f"../skiff/{name}" for name in (skiff.script, *skiff.inputs)}
+    assert set(testing.inputs) == {testing.script, *inputs}
 
 
 def test_its_script_is_skiffs_with_another_release(tmp_path: Path) -> None:
@@ -41,15 +41,15 @@ def test_its_script_is_skiffs_with_another_release(tmp_path: Path) -> None:
     other.parent.mkdir()
     other.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 7\n')
     other.chmod(0o755)
-    done = subprocess.run(
+    process = subprocess.run(
         [script, "--arch", "x86_64", "--out", "a b"],
         capture_output=True,
         text=True,
         check=False,
         cwd=os.sep,
     )
-    assert done.returncode == 7
-    words = done.stdout.splitlines()
+    assert process.returncode == 7
+    words = process.stdout.splitlines()
     assert words[words.index("--release") + 1] == "testing"
     assert words[words.index("--out") + 1] == "a b"
 
@@ -57,14 +57,14 @@ def test_its_script_is_skiffs_with_another_release(tmp_path: Path) -> None:
 def test_a_release_that_skiff_is_not_built_from_is_refused(tmp_path: Path) -> None:
     # The folder of --out is missing, so that no build starts whatever happens.
     words = "--arch x86_64 --version 1 --variant core --release bookworm --work"
-    done = subprocess.run(
+    process = subprocess.run(
         [IMAGES / "skiff/build", *words.split(), tmp_path / "work", "--out", tmp_path / "out"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 1
-    assert done.stderr == "build: release bookworm: neither trixie nor testing\n"
+    assert process.returncode == 1
+    assert process.stderr == "build: release bookworm: neither trixie nor testing\n"
 
 
 @pytest.mark.parametrize("word", ["skiff.live", "skiff.recovery", ""])
@@ -79,5 +79,5 @@ def test_the_esp_is_looked_for_without_the_root_hash(tmp_path: Path, word: str) 
     script = text.replace("< /proc/", f"< {tmp_path}/")
     script = script.replace(folder, str(tmp_path))
     command = ["sh", "-c", script, "skiff-esp-generator", "normal", "early", "late"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == ("root=verity normal early late\n" if word else "")
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert process.stdout == ("root=verity normal early late\n" if word else "")
