@@ -336,7 +336,11 @@ def test_a_start_that_fails_half_way_leaves_nothing(
                 ),
                 *(thread.name for thread in threading.enumerate()),
                 *(command for command in commands if folder in command),
-                *(grant.name for grant in granted if grant.name == spec.name),
+                *(
+                    grant.name
+                    for grant in granted
+                    if (grant.name, grant.pid) == (spec.name, os.getpid())
+                ),
             ]
         )
 
