@@ -244,10 +244,14 @@ def _namespace_faults(objects: list[Object]) -> Iterator[str]:
     quotas = [each["spec"] for each in objects if each["kind"] == "ResourceQuota"]
     for kind in ("limits.memory", "limits.ephemeral-storage", "requests.cpu"):
         for scoped in (False, True):
-            if not any(
+            counted = any(
                 kind in each["hard"] and ("scopeSelector" in each) is scoped for each in quotas
-            ):
-                yield f"no quota of {kind} {'of forks' if scoped else 'of all runners'}"
+            )
+            # The API server refuses it ("unsupported scope applied to resource", 1.37.2).
+            possible = not (scoped and "ephemeral-storage" in kind)
+            if counted is not possible:
+                whose = "of forks" if scoped else "of all runners"
+                yield f"{'no quota' if possible else 'a quota, which cannot be,'} of {kind} {whose}"
     if not any(each["kind"] == "LimitRange" for each in objects):
         yield "no LimitRange"
 

@@ -319,6 +319,12 @@ MUTATIONS: dict[str, tuple[Callable[[Rendered], object], str]] = {
         lambda r: remove(r, "ResourceQuota", "forks"),
         "no quota of limits.memory of forks",
     ),
+    "a quota that the API server refuses": (
+        lambda r: find(r, "ResourceQuota", "forks")["spec"]["hard"].update(
+            {"limits.ephemeral-storage": "80Gi"}
+        ),
+        "a quota, which cannot be, of limits.ephemeral-storage of forks",
+    ),
     "runners that wait for jobs": (
         lambda r: values(r, lambda content: content.update(minRunners=2)),
         "runners wait",
