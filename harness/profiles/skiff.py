@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import select
 import shlex
@@ -58,11 +59,11 @@ _TRIES: Final = 3
 
 _OUTCOME: Final = re.compile(r"skiff-[a-z]+: (done|already|refused|failed): ([^\r\n]*)")
 _REFUSED: Final = r"skiff-install: (refused|failed): ([^\r\n]*)\r?\n"
-_MOMENT: Final = 0.5
-"""Seconds in which the end of QEMU is known after its connections have closed."""
-
-_PAIRING_CODE: Final = re.compile(r"^skiff-pair:[A-Z2-9]{8}$")
 _DONE: Final = r"skiff-install: (done): ([^\r\n]*)\r?\n"
+_PAIRING_CODE: Final = re.compile(r"^skiff-pair:[A-Z2-9]{8}$")
+
+_MOMENT: Final = 500
+"""Milliseconds in which the end of QEMU is known after its connections have closed."""
 
 
 class Skiff(Profile):
@@ -419,31 +420,33 @@ class Skiff(Profile):
 
     def _talk(self, text: str, limit: Deadline) -> str:
         """Send a text to the pairing port, and return what it says until it closes."""
-        scope, answer = self.machine.scope, b""
+        scope, said = self.machine.scope, b""
         address = self.machine.port(self.pairing_port)
         with scope.alarm() as alarm, socket.create_connection(address) as connection:
-            sources = [connection.fileno(), alarm]
-            connection.sendall(text.encode())
-            while True:
-                ready = limit.wait(lambda left: select.select(sources, [], [], left)[0])
-                scope.check()
-                if not ready:
-                    raise WaitTimeoutError(
-                        f"machine {self.machine.name} to say how the installation ended",
-                        limit,
-                        last_output=answer.decode(errors="replace"),
-                    )
-                try:
-                    chunk = connection.recv(65536)
-                except ConnectionError:
-                    chunk = b""
-                if not chunk:
-                    # QEMU's end closes the connection a moment before the machine knows of it.
-                    select.select([alarm], [], [], _MOMENT)
+            waiter = select.poll()
+            waiter.register(connection, select.POLLIN)
+            waiter.register(alarm, 0)  # POLLHUP is reported always
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(text.encode())
+                while True:
+                    ready = limit.wait(lambda _: bool(waiter.poll(limit.poll_timeout())))
                     scope.check()
-                    break
-                answer += chunk
-        return answer.decode(errors="replace")
+                    if not ready:
+                        raise WaitTimeoutError(
+                            f"machine {self.machine.name} to say how the installation ended",
+                            limit,
+                            last_output=said.decode(errors="replace"),
+                        )
+                    if not (chunk := connection.recv(65536)):
+                        break
+                    said += chunk
+            answer = said.decode(errors="replace")
+            if not _OUTCOME.search(answer):
+                # QEMU's end closes the connection a moment before the machine knows of it.
+                waiter.unregister(connection)
+                waiter.poll(_MOMENT)
+                scope.check()
+            return answer
 
     def _run(
         self, command: str, refusal: type[GuestError], deadline: Deadline | float | None = None

@@ -1,23 +1,35 @@
-"""skiff answers computers that pair: the image's script runs on this host, in a folder of its own."""
+"""Pairing with skiff: the image's script runs on this host, and the profile in front of a port here."""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from harness.profiles import _skiff
+from harness.catalog import Selection
+from harness.deadline import UNSCALED
+from harness.errors import GuestError, InstallRefusedError, QemuExitedError, WaitTimeoutError
+from harness.evidence.timeline import Timeline
+from harness.machine import Machine
+from harness.profiles import _skiff, skiff
+from harness.profiles.skiff import Skiff
 from harness.profiles.terms import Install
+from harness.scope import Scope
 from tests.programs import need
 
 PAIRING = (
     Path(__file__).resolve().parents[2] / "images/skiff/mkosi/mkosi.extra/usr/lib/skiff/pairing"
 )
-SETTINGS = _skiff.settings(
-    Install(disk="TARGET", hostname="node1", user="alice", key="ssh-ed25519 AAAA")
-)
+ANSWERS = Install(disk="TARGET", hostname="node1", user="alice", key="ssh-ed25519 AAAA")
+SETTINGS = _skiff.settings(ANSWERS)
 
 
 class Pairing:
@@ -148,3 +160,126 @@ def test_settings_that_are_not_whole_are_refused(
 def test_other_words_are_not_understood(pairing: Pairing, said: str) -> None:
     assert pairing.run("answer", said) == "skiff-pair: refused: not understood\n"
     assert not (pairing.folder / "run/wrong").exists()
+
+
+# --- the other side: the words of the profile, in front of a port that answers in some way -------
+
+
+Serve = Callable[[Callable[[socket.socket], None]], Skiff]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Return a profile whose machine's pairing port is served by a function, once."""
+    with ExitStack() as stack:
+
+        def start(answer: Callable[[socket.socket], None]) -> Skiff:
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+            def run() -> None:
+                connection, _ = server.accept()
+                with connection:
+                    answer(connection)
+
+            thread = threading.Thread(target=run, daemon=True)
+            thread.start()
+            stack.callback(thread.join)
+            profile = Skiff.__new__(Skiff)
+            profile.machine = cast(
+                "Machine[Any]",
+                SimpleNamespace(
+                    name="live",
+                    scope=Scope("test"),
+                    scale=UNSCALED,
+                    timeline=Timeline(),
+                    port=lambda number: server.getsockname(),
+                ),
+            )
+            profile.selection = cast("Selection", SimpleNamespace(deadlines={}))
+            return profile
+
+        yield start
+
+
+def read_all(connection: socket.socket) -> str:
+    """Return what a computer that pairs says, to the line that ends the settings."""
+    with connection.makefile() as lines:
+        return "".join(iter(lines.readline, "...\n"))
+
+
+def test_the_code_and_the_answers_are_sent_as_the_image_reads_them(serve: Serve) -> None:
+    heard: list[str] = []
+
+    def answer(connection: socket.socket) -> None:
+        heard.append(read_all(connection))
+        connection.sendall(b"skiff-install: writing the settings\n")
+        connection.sendall(b"skiff-install: done: skiff 1 is installed\n")
+
+    serve(answer).pair("ABCDEFGH", ANSWERS)
+    assert heard == [f"pair ABCDEFGH\n{SETTINGS}"]
+
+
+@pytest.mark.parametrize("program", ["skiff-pair", "skiff-install"])
+def test_a_refusal_has_the_systems_own_words(serve: Serve, program: str) -> None:
+    profile = serve(lambda connection: connection.sendall(f"{program}: refused: no\n".encode()))
+    with pytest.raises(InstallRefusedError) as caught:
+        profile.pair("ABCDEFGH", ANSWERS)
+    assert caught.value.what == "no"
+
+
+def test_a_port_that_closes_without_an_outcome_is_the_guests_fault(serve: Serve) -> None:
+    profile = serve(lambda connection: connection.sendall(b"skiff-install: writing\n"))
+    with pytest.raises(GuestError, match="closed its pairing port without an outcome") as caught:
+        profile.pair("ABCDEFGH", ANSWERS)
+    assert caught.value.evidence == "skiff-install: writing\n"
+
+
+def test_the_end_of_the_machine_is_the_error_of_its_port(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection closes first, and the machine's failure is known a moment later."""
+    monkeypatch.setattr(skiff, "_MOMENT", 60_000)  # a busy host
+    end = QemuExitedError("QEMU was killed")
+    profile: list[Skiff] = []
+
+    def answer(connection: socket.socket) -> None:
+        read_all(connection)
+        connection.shutdown(socket.SHUT_RDWR)
+        threading.Timer(0.1, profile[0].machine.scope.fail, [end]).start()
+
+    profile.append(serve(answer))
+    with pytest.raises(QemuExitedError) as caught:
+        profile[0].pair("ABCDEFGH", ANSWERS)
+    assert caught.value is end
+
+
+def test_a_failure_ends_the_wait_for_the_installation(serve: Serve) -> None:
+    profile: list[Skiff] = []
+    ended = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        read_all(connection)
+        profile[0].machine.scope.fail(QemuExitedError("QEMU was killed"))
+        ended.wait()
+
+    profile.append(serve(answer))
+    try:
+        with pytest.raises(QemuExitedError):
+            profile[0].pair("ABCDEFGH", ANSWERS)
+    finally:
+        ended.set()
+
+
+def test_an_installation_that_says_nothing_more_ends_at_the_deadline(serve: Serve) -> None:
+    ended = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(b"skiff-install: writing\n")
+        ended.wait()
+
+    try:
+        with pytest.raises(WaitTimeoutError, match="how the installation ended") as caught:
+            serve(answer).pair("ABCDEFGH", ANSWERS, 0.2)
+    finally:
+        ended.set()
+    assert caught.value.last_output in ("", "skiff-install: writing\n")
