@@ -70,7 +70,9 @@ def test_no_connection_stays_open(listener: socket.socket, silent: int) -> None:
     port = listener.getsockname()[1]
     # An open socket that nobody closes is a ResourceWarning, which is an error here.
     with reach.Attempts([reach.Endpoint("it", "127.0.0.1", each, "") for each in (port, silent)]):
-        pass
+        connection, _ = listener.accept()
+    with connection:
+        assert connection.recv(1) == b""
 
 
 @pytest.mark.parametrize(
