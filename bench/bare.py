@@ -1,6 +1,6 @@
 """A pytest plugin that leaves no evidence: ``-p bench.bare`` replaces what writes it.
 
-It is the bare side of ``bench/evidence.py``. What is off:
+It is the bare side of ``bench/evidence.py``. It switches off:
 
 - ``timeline.json``; the steps themselves stay in memory, since waits and failures name them
 - the console's log, whose place a buffer in memory takes (commands read their output from it), and its
@@ -10,8 +10,8 @@ It is the bare side of ``bench/evidence.py``. What is off:
 - the socket for ``harness ps`` and its kin
 - ``junit.xml``, ``results.json`` with the facts of the run, the report, the bundles and their sweep
 
-What stays on: the watchers of the console, which end waits and so are no mere evidence; the folder of a
-test, which holds its disks; QEMU's own ``qemu.stderr``; ``origin.json`` of a fork; pytest's reports.
+These stay on: the watchers of the console, since they end waits; the folder of a test, which holds its
+disks; QEMU's own ``qemu.stderr``; ``origin.json`` of a fork; pytest's reports.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What evidence costs a run that passes, and how long a developer waits for the machine that failed."""
+"""The cost of evidence on a passing run, and the time from a red test to a prompt elsewhere."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def run(context: Context) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a session took.
+    """The cost of a session.
 
     Attributes:
         wall: Seconds on the clock, from the start of the interpreter to its end.

@@ -201,9 +201,8 @@ class Cache(ABC, Generic[ManifestT, LeaseT]):
         if not folder.exists():
             return None
         using = self._layout.use_lock(entry)
-        using.parent.mkdir(
-            exist_ok=True
-        )  # a person has copied the entry into a cache that was empty
+        # A person may have copied the entry into an empty cache.
+        using.parent.mkdir(exist_ok=True)
         locks.enter_context(lock(using, shared=True, deadline=deadline))
         if self.fault(entry) is not None:
             return None

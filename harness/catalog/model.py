@@ -35,7 +35,7 @@ CAPABILITIES: Final = {
     "verity": "mounts its root read-only and verified by dm-verity",
     "install": "installs from its live medium over the console",
     "install-unattended": "installs without questions, from a seed or from credentials",
-    "pairing": "installs with settings sent by whoever reads the code on its screen",
+    "pairing": "installs with settings that arrive with the pairing code from its screen",
     "upgrade": "upgrades into the slot that is not running",
     "multi-arch": "upgrades from a source for several architectures to the update for its own",
     "rollback": "returns to the previous slot, by itself if a new version does not boot",

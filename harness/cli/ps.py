@@ -33,7 +33,7 @@ _PERIOD: Final = 1.0
 """Seconds between two looks: the lines count seconds."""
 
 _COUNTING: Final = ("seconds", "silent")
-"""What changes although nothing happens."""
+"""The fields that change although nothing happens."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def main(options: argparse.Namespace) -> int:
     if options.watch:
         if options.json:
             raise UsageError("--watch has no JSON", hint="ask again and again: harness ps --json")
-        # One that nobody sets: Ctrl-C ends its wait.
+        # Nothing sets this event; Ctrl-C ends the wait.
         ended = threading.Event()
         return watch(Terminal(file=sys.stdout, highlight=False), lambda: ended.wait(_PERIOD))
     processes = client.processes()

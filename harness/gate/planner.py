@@ -318,9 +318,7 @@ def make(project: Project, options: Options) -> Plan:
             for shard in part
         ]
         jobs += [
-            dataclasses.replace(
-                _job(project.gate, row, options.tier, shard, number, len(shards)), also=arches
-            )
+            _job(project.gate, row, options.tier, shard, arches, number, len(shards))
             for number, (shard, arches) in enumerate(shards, 1)
         ]
     plan = Plan(
@@ -440,7 +438,15 @@ def _units(
     ]
 
 
-def _job(gate: Gate, row: _Row, tier: str, shard: Shard, number: int, count: int) -> Job:
+def _job(
+    gate: Gate,
+    row: _Row,
+    tier: str,
+    shard: Shard,
+    also: tuple[str, ...],
+    number: int,
+    count: int,
+) -> Job:
     image = row.candidate.image
     settings = gate.settings(image.name)
     hardware = image.machine
@@ -466,6 +472,7 @@ def _job(gate: Gate, row: _Row, tier: str, shard: Shard, number: int, count: int
         seconds=round(shard.seconds, 1),
         timeout_minutes=min(_LONGEST, max(20, math.ceil(shard.seconds * 3 / 60 + 8))),
         labels=settings.labels,
+        also=also,
     )
 
 

@@ -168,7 +168,7 @@ class CredentialInstallable(UnattendedInstallable, Protocol):
 
 
 class Pairable(UnattendedInstallable, Refuser, Protocol):
-    """An OS that installs with settings sent by whoever reads the pairing code on its screen."""
+    """An OS that installs with settings that arrive with the pairing code from its screen."""
 
     pairing_port: ClassVar[int]
     """The TCP port at which it takes the code and the settings."""

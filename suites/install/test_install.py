@@ -117,11 +117,11 @@ def test_unattended_from_smbios_onto_the_named_one_of_two_disks(
 @pytest.mark.tier(
     "gate",
     cost=85,
-    catches="a screen whose code cannot be read, or a machine that anybody in the network installs",
+    catches="a screen whose code cannot be read, or an installation without the code",
 )
 @pytest.mark.needs("install-unattended", "pairing")
 def test_paired_by_the_code_on_its_screen(lab: Lab, image: Selection, answers: Install) -> None:
-    """Who sends the code with the answers installs the machine; a guess before that wrote nothing."""
+    """The code and the answers, sent to the machine, install it; a guess before that writes nothing."""
     profile: type[Pairable] = profile_of(image)
     machine: Machine[Pairable] = lab.boot(
         name="live",
