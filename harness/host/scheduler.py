@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from harness import arch
 from harness.deadline import UNSCALED, Scale
 from harness.evidence.timeline import Timeline
 from harness.host import speed
@@ -18,6 +19,15 @@ from harness.host.capacity import capacity
 from harness.host.pressure import Pressure
 from harness.scope import Scope
 from harness.spec import MachineSpec
+
+
+def busy(spec: MachineSpec, accel: str) -> int:
+    """Return how many of the host's CPUs a machine can keep busy.
+
+    Where TCG has all virtual CPUs take turns in one thread, that is one.
+    """
+    turns = accel == "tcg" and arch.of(spec.arch).tcg_threads == "single"
+    return 1 if turns else spec.cpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +153,7 @@ class Scheduler:
                 [
                     Need(
                         spec.name,
-                        cpus=spec.cpus,
+                        cpus=busy(spec, accel.name),
                         memory=fork_footprint(spec.memory, working_set)
                         if fork
                         else footprint(spec.memory, accel.name),

@@ -96,7 +96,7 @@ def _test(item: pytest.Item) -> dict[str, Any]:
         "other_arch": tier.on(True),
         "cost": tier.cost,
         "uses": dict(ordering.shared_costs(item)),
-        "needs": list(dict.fromkeys(n for mark in item.iter_markers("needs") for n in mark.args)),
+        "needs": tiers.needs(item),
         "image": sessions.ARCH in getattr(item, "fixturenames", ()),
         "together": session.sharing(item) if ordering.is_shared(item) else "",
     }

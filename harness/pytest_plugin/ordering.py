@@ -7,8 +7,8 @@ The seconds of a test are those of its last pass on its architecture (in pytest'
 of its :mod:`mark <harness.pytest_plugin.tiers>` at the :class:`Pace` of the architecture. :func:`plan`
 gives each worker that becomes free the longest test left ("longest processing time first": Graham,
 "Bounds on multiprocessing timing anomalies", 1969; at most a third over the best possible end). A test
-comes later while another worker makes what it uses, a state or a build: else its own worker would wait
-for that.
+comes later while another worker makes what it uses, a state or a build, or has a cluster where the host
+carries no second one: else its own worker would wait for that.
 """
 
 from __future__ import annotations
@@ -77,10 +77,12 @@ class Job:
     Attributes:
         cost: Their seconds.
         uses: What they share with other jobs, in the order in which it is made.
+        cluster: Whether they have a cluster: see :func:`clusters`.
     """
 
     cost: float
     uses: tuple[Use, ...] = ()
+    cluster: bool = False
 
 
 class Turn(NamedTuple):
@@ -90,9 +92,19 @@ class Turn(NamedTuple):
     start: float
 
 
+def clusters(workers: int) -> int:
+    """Return how many clusters a host carries at once.
+
+    It grants two CPUs a worker (:func:`harness.host.admission.workers`); under TCG a cluster of three
+    takes three.
+    """
+    return max(1, 2 * workers // 3)
+
+
 def plan(jobs: Sequence[Job], workers: int) -> list[list[Turn]]:
     """Return the turns of each worker: one that is free takes the longest of those that wait least."""
     free = [0.0] * workers
+    room = [0.0] * clusters(workers)
     turns: list[list[Turn]] = [[] for _ in range(workers)]
     ready: dict[str, float] = {}
     left = sorted(range(len(jobs)), key=lambda number: -jobs[number].cost)
@@ -101,7 +113,8 @@ def plan(jobs: Sequence[Job], workers: int) -> list[list[Turn]]:
 
         def start(number: int, now: float = free[worker]) -> float:
             uses = (use.name for use in jobs[number].uses)
-            return max([now, *(ready[name] for name in uses if name in ready)])
+            clear = [min(room)] if jobs[number].cluster else []
+            return max([now, *clear, *(ready[name] for name in uses if name in ready)])
 
         # min() takes the first: the longest.
         chosen = Turn(number := min(left, key=start), start(number))
@@ -113,6 +126,8 @@ def plan(jobs: Sequence[Job], workers: int) -> list[list[Turn]]:
                 free[worker] += use.seconds
                 ready[use.name] = free[worker]
         free[worker] += jobs[number].cost
+        if jobs[number].cluster:
+            room[room.index(min(room))] = free[worker]
     return turns
 
 
@@ -192,7 +207,7 @@ def _job(group: Sequence[pytest.Item], seconds: Seconds, paces: Mapping[str, Pac
         )
         for name in _uses(group[0])
     )
-    return Job(cost, tuple(uses))
+    return Job(cost, tuple(uses), "cluster" in tiers.needs(group[0]))
 
 
 def _uses(item: pytest.Item) -> tuple[str, ...]:

@@ -83,8 +83,7 @@ def _select(config: pytest.Config, items: list[pytest.Item]) -> None:
             reason = f"image {image.name} has no arch {arch}: describe it in {image.path}"
             item.add_marker(pytest.mark.skip(reason=reason))
             continue
-        needed = [name for mark in item.iter_markers("needs") for name in mark.args]
-        if needed:
+        if needed := tiers.needs(item):
             _check(session, item, needed)
 
 

@@ -103,6 +103,11 @@ def tier_of(item: pytest.Item) -> Tier:
         raise pytest.UsageError(f"{item.nodeid}: wrong marker tier: {reason}") from error
 
 
+def needs(item: pytest.Item) -> list[str]:
+    """Return the capabilities that a test's marks ``needs`` name, each once."""
+    return list(dict.fromkeys(name for mark in item.iter_markers("needs") for name in mark.args))
+
+
 def chosen(config: pytest.Config) -> str:
     """Return the tier of a run."""
     return config.option.tier or DEFAULT

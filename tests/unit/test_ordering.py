@@ -73,6 +73,21 @@ def test_what_a_worker_makes_the_other_does_not_wait_for() -> None:
     assert second[:2] == [2, 1]
 
 
+def test_a_host_that_carries_one_cluster_has_no_two_at_once() -> None:
+    jobs = [Job(50, cluster=True), Job(40, cluster=True), Job(30), Job(20), Job(10)]
+    first, second = ([turn.number for turn in turns] for turns in plan(jobs, 2))
+    assert (first, second) == ([0, 1], [2, 3, 4])
+    alone = [Job(50, cluster=True), Job(40, cluster=True), Job(30)]
+    starts = {turn.number: turn.start for turns in plan(alone, 2) for turn in turns}
+    assert starts == {0: 0, 1: 50, 2: 0}
+
+
+def test_a_large_host_has_several_clusters_at_once() -> None:
+    jobs = [Job(50, cluster=True), Job(40, cluster=True), Job(30, cluster=True)]
+    starts = {turn.number: turn.start for turns in plan(jobs, 3) for turn in turns}
+    assert starts == {0: 0, 1: 0, 2: 40}
+
+
 def test_points_of_one_recording_wait_until_it_is_made() -> None:
     recording = Use("recording", 60)
     jobs = [Job(50, (recording,)), Job(50, (recording,)), Job(20), Job(30)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import subprocess
@@ -83,10 +84,29 @@ def granted(cache: Path) -> dict[str, int]:
     return {entry.name: entry.memory for entry in status.granted}
 
 
+def test_under_kvm_each_virtual_cpu_has_a_thread(tmp_path: Path) -> None:
+    kvm = Scheduler(tmp_path, lambda arch: Accel("kvm", "asked for"))
+    with kvm.admit(SPEC, Timeline()) as turn:
+        assert turn.grant is not None
+        assert turn.grant.cpus == 2
+
+
+def test_a_cluster_of_three_and_one_more_machine_fit_on_two_cpus(tmp_path: Path) -> None:
+    members = [replace(SPEC, name=f"member-{number}", memory=GIB) for number in range(3)]
+    with contextlib.ExitStack() as room:
+        for turn in at(tmp_path).admit_together(members, Timeline()):
+            room.enter_context(turn)
+        # Another process' machine; one of this process would not wait for CPUs.
+        another = Holder(tmp_path, memory=2 * GIB, cpus=scheduler.busy(SPEC, "tcg"))
+        assert granted(tmp_path)["big"] == 2 * GIB
+        another.end()
+
+
 def test_a_machine_asks_for_its_ram_and_what_qemu_takes(tmp_path: Path) -> None:
     with at(tmp_path).admit(SPEC, Timeline()) as turn:
         assert turn.grant is not None
-        assert turn.grant.cpus == 2
+        # TCG runs both virtual CPUs in one thread.
+        assert turn.grant.cpus == 1
         assert turn.descriptors == (turn.grant.fileno(),)
         assert granted(tmp_path) == {"m": footprint(2 * GIB, "tcg")}
     assert granted(tmp_path) == {}

@@ -37,7 +37,7 @@ class Need:
 
     Attributes:
         name: The machine's name.
-        cpus: Virtual CPUs that the machine keeps busy. A need for more than the host has gets all.
+        cpus: CPUs that the machine can keep busy. A need for more than the host grants gets all.
         memory: Bytes: see :func:`footprint`; less for a fork that shares its RAM.
     """
 
@@ -60,7 +60,7 @@ class Grant:
 
     Attributes:
         name: The machine's name.
-        cpus: Virtual CPUs that the grant counts for, possibly fewer than requested.
+        cpus: CPUs that the grant counts for, possibly fewer than requested.
         memory: Bytes.
     """
 

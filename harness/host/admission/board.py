@@ -44,7 +44,7 @@ class Claim:
             others. For grants, the position among those of the same request.
         owner: A name that is unique to the process.
         pid: The process id, in the process' own namespace.
-        cpus: Virtual CPUs.
+        cpus: CPUs.
         memory: Bytes.
         name: The machine's name, or several names separated by commas.
     """

@@ -12,10 +12,9 @@ from harness.host.capacity import Capacity
 from harness.spec import GIB, MIB
 
 CPU_FACTOR: Final = 2.0
-"""Virtual CPUs granted for each CPU of the host.
+"""CPUs granted for each CPU of the host.
 
-A booting guest keeps little more than one of two virtual CPUs busy: under TCG skiff boots in 68 s with
-two and in 90 s with one. A guest that has booted keeps none busy.
+A guest that boots keeps one busy, one that has booted none, and a member of a cluster a fifth.
 """
 
 RESERVE: Final = 1 / 16
@@ -46,7 +45,7 @@ class Limits:
     """The sum that admission may grant.
 
     Attributes:
-        cpus: Virtual CPUs.
+        cpus: CPUs that machines can keep busy.
         memory: Bytes.
     """
 
@@ -81,7 +80,8 @@ def workers(room: Capacity, *, cpus: float = 2, memory: int | None = None) -> in
 
     Args:
         room: The host's capacity.
-        cpus: Virtual CPUs of a machine.
+        cpus: CPUs granted for a machine. By default two, so that each that boots has a whole CPU of the
+            host, and a test that has a second machine need not wait.
         memory: Bytes that a machine takes; the :func:`footprint` of 2 GiB under TCG by default.
     """
     limits = Limits.of(room)
