@@ -1,6 +1,6 @@
 """Reboots of micro and skiff, many at once: how many hang.
 
-The guests are each other's load: busy programs beside them would only take the time in which more of them
+The guests are each other's load: busy programs beside them would only take time in which more guests
 reboot.
 """
 
@@ -71,6 +71,5 @@ def count(context: Context, image: str, point: State, wanted: int) -> Row:
         "",
         (1000 * len(hangs) / tried,),
         budget=BUDGET,
-        note=f"{len(hangs)} in {tried} reboots"
-        + "".join(f"; {hang}" for hang in hangs),
+        note=f"{len(hangs)} in {tried} reboots" + "".join(f"; {hang}" for hang in hangs),
     )

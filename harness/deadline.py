@@ -17,10 +17,12 @@ any number of arguments takes it by name alone.
 from __future__ import annotations
 
 import math
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 from harness.errors import UsageError
@@ -231,6 +233,45 @@ class Scale:
         if isinstance(limit, Deadline):
             return limit
         return self.after(default if limit is None else limit)
+
+
+def run(
+    command: Sequence[str | Path], limit: Deadline, *, at: Path | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program without input, as :func:`subprocess.run` does; kill it when a deadline passes.
+
+    Args:
+        command: The program and its arguments.
+        limit: The deadline.
+        at: The folder that it runs in.
+
+    Raises:
+        subprocess.TimeoutExpired: The deadline passed.
+        OSError: It cannot be run.
+    """
+    with subprocess.Popen(
+        command,
+        cwd=at,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+
+        def output(seconds: float | None) -> tuple[bytes, bytes] | None:
+            try:
+                return process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                return None  # what came so far is kept for the next call
+
+        try:
+            ended = limit.wait(output)
+        except BaseException:
+            process.kill()
+            raise
+        if ended is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(process.args, limit.elapsed)
+    return subprocess.CompletedProcess(process.args, process.returncode, *ended)
 
 
 def by_name(word: str, texts: Sequence[object]) -> None:

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from harness.deadline import UNSCALED, Deadline
+from harness.deadline import UNSCALED, Deadline, run
 from harness.errors import HarnessError, HostError, WaitTimeoutError, first_line_of
 from harness.machine import Machine
 from harness.powercut.partitions import partitions
@@ -319,14 +319,7 @@ def _run(*command: str, at: Path, limit: Deadline) -> str:
     limits = [f"--fsize={_LARGEST_PARTITION}", f"--cpu={int(SECONDS)}", "--"]
     prefix = ["prlimit", *limits] if shutil.which("prlimit") else []
     try:
-        ended = subprocess.run(
-            [*prefix, *command],
-            cwd=at,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            timeout=limit.timeout(),
-        )
+        ended = run([*prefix, *command], limit, at=at)
     except subprocess.TimeoutExpired as error:
         raise WaitTimeoutError(f"{Path(command[0]).name} on a guest's disk", limit) from error
     return ended.stdout.decode(errors="replace")

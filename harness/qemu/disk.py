@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Final
 
-from harness.deadline import NEVER, Deadline
+from harness.deadline import NEVER, Deadline, run
 from harness.errors import DiskFullError, HostError, StoreError, UsageError, WaitTimeoutError
 from harness.qemu import image_format
 from harness.qemu.argv import DiskFile
@@ -113,18 +114,12 @@ def qemu_img(*arguments: str, limit: Deadline = NEVER) -> str:
     if program is None:
         raise HostError("qemu-img is not installed", hint="install the package qemu-utils")
     try:
-        ended = subprocess.run(
-            [program, *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=limit.timeout(),
-        )
+        ended = run([program, *arguments], limit)
     except subprocess.TimeoutExpired as error:
         raise WaitTimeoutError(f"qemu-img {arguments[0]}", limit) from error
     if ended.returncode == 0:
-        return ended.stdout
-    message = (ended.stderr or ended.stdout).strip()
+        return os.fsdecode(ended.stdout)
+    message = os.fsdecode(ended.stderr or ended.stdout).strip()
     if "No space left on device" in message:
         raise DiskFullError(f"qemu-img {arguments[0]}: no space left", evidence=message)
     raise HostError(f"qemu-img {arguments[0]} failed", evidence=message)

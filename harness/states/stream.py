@@ -73,7 +73,7 @@ def write(qmp: Qmp, pid: int, target: Path, *, limit: Deadline, most: int) -> in
 
 
 def _wait(listener: socket.socket, qemu: int, limit: Deadline) -> None:
-    ready = select.select([listener.fileno(), qemu], [], [], limit.timeout())[0]
+    ready = _ready([listener.fileno(), qemu], limit)
     if listener.fileno() in ready:
         return
     if ready:
@@ -81,11 +81,16 @@ def _wait(listener: socket.socket, qemu: int, limit: Deadline) -> None:
     raise WaitTimeoutError("QEMU to begin its migration stream", limit)
 
 
+def _ready(descriptors: list[int], limit: Deadline) -> list[int]:
+    """Wait until some can be read and return them; none if the deadline passed."""
+    return limit.wait(lambda seconds: select.select(descriptors, [], [], seconds)[0])
+
+
 def _receive(stream: socket.socket, target: int, limit: Deadline, most: int) -> int:
     buffer = memoryview(bytearray(_PIECE))
     size = 0
     while True:
-        if not select.select([stream], [], [], limit.timeout())[0]:
+        if not _ready([stream.fileno()], limit):
             raise WaitTimeoutError("QEMU's migration stream", limit)
         count = stream.recv_into(buffer)
         if not count:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from harness.deadline import MOST, NEVER, UNSCALED, Conditions, Deadline, Scale
+from harness.deadline import MOST, NEVER, UNSCALED, Conditions, Deadline, Scale, run
 from harness.errors import (
     ConnectionLostError,
     GuestIdleError,
@@ -153,3 +155,39 @@ def test_pressure_makes_infra_of_stalls_and_of_nothing_else(clock: Clock) -> Non
     assert verdict_of(ConnectionLostError("x", pressure=figures)) is Verdict.INFRA
     assert verdict_of(ConnectionLostError("x")) is Verdict.PRODUCT
     assert verdict_of(PanicError("the kernel panicked")) is Verdict.PRODUCT
+
+
+class Loaded:
+    """A clock of a host under load: a calm second takes eight, and looks end soon."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+
+    def calm(self) -> float:
+        return (time.monotonic() - self.began) / 8
+
+    def stretch(self) -> float:
+        return 8.0
+
+    def during(self, since: float) -> Conditions:
+        return Conditions(8.0)
+
+
+def test_a_program_has_the_stretched_time() -> None:
+    limit = Scale(clock=Loaded()).after(2.0)
+    ended = run(["sh", "-c", "echo before; sleep 2.5; echo behind"], limit)
+    assert (ended.returncode, ended.stdout) == (0, b"before\nbehind\n")
+    assert limit.elapsed > limit.seconds
+
+
+def test_a_program_ends_at_its_deadline() -> None:
+    limit = Scale(clock=Loaded()).after(0.1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run(["sleep", "3600"], limit)
+    assert limit.expired
+
+
+def test_a_program_has_no_input_and_its_folder(tmp_path: Path) -> None:
+    ended = run(["sh", "-c", "cat; pwd; echo no >&2; exit 3"], NEVER, at=tmp_path)
+    assert (ended.returncode, ended.stdout) == (3, f"{tmp_path}\n".encode())
+    assert ended.stderr == b"no\n"
