@@ -133,7 +133,7 @@ class Timeline:
 
     @contextlib.contextmanager
     def waiting(self, name: str, *, machine: str, limit: float) -> Iterator[None]:
-        """Show the block as a step while it lasts; it is recorded if an exception ends it.
+        """Show the block as a step while it lasts; it is recorded if an error ends it.
 
         Args:
             name: What is waited for.
@@ -150,10 +150,13 @@ class Timeline:
             yield
         except BaseException as error:
             self._close(step)
+            step.seconds = round(self._now() - step.start, 4)
+            if isinstance(error, GeneratorExit):
+                listener(step)  # its caller needs no more of what it yields
+                raise
             self._fail(step, error)
             with self._lock:
                 self.steps.append(step)
-            step.seconds = round(self._now() - step.start, 4)
             self._changed(step)
             raise
         else:

@@ -113,14 +113,19 @@ class Connection:
             HarnessError: The failure of the machine, as soon as it fails.
         """
         limit = self._scale.limit(deadline, 30)
+        self._raise_failure()
+        if not self.connected:
+            with self._waiting(f"log in over SSH as {self.user}", limit):
+                self._connect(limit)
+        return self
+
+    def _connect(self, limit: Deadline) -> None:
         started = time.monotonic()
         pace, patience = _PACE_FIRST, _PATIENCE_FIRST
         tries = 0
         reason = "no try"
         while True:
             self._raise_failure()
-            if self.connected:
-                return self
             tries += 1
             try:
                 self._try_connect(limit, patience)
@@ -130,7 +135,7 @@ class Connection:
                 self._write_log(
                     {"connect": self.user, "tries": tries, "seconds": time.monotonic() - started}
                 )
-                return self
+                return
             if limit.expired:
                 self._raise_failure()
                 self._write_log({"connect": self.user, "tries": tries, "error": reason})

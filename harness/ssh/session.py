@@ -149,8 +149,9 @@ class Ssh(Connection):
         started = time.monotonic()
         output = _Output()
         lines = {"stdout": _Lines(), "stderr": _Lines()}
-        for name, chunk in self._stream(command, limit, None, output):
-            yield from lines[name].feed(chunk)
+        with self._waiting(f"stream over SSH: {command[:200]}", limit):
+            for name, chunk in self._stream(command, limit, None, output):
+                yield from lines[name].feed(chunk)
         for stream in lines.values():
             yield from stream.end()
         seconds = round(time.monotonic() - started, 4)

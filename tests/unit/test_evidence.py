@@ -4,6 +4,7 @@ import io
 import json
 import os
 import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -280,6 +281,21 @@ def test_progress_draws_lines_in_a_terminal_and_erases_them() -> None:
         assert stream.drawn.wait(30)
     progress.close()
     assert stream.getvalue().rstrip().endswith(("\x1b[2K", "\x1b[?25h"))
+
+
+def test_a_reader_who_needs_no_more_fails_no_wait() -> None:
+    timeline = Timeline()
+
+    def lines() -> Generator[str, None, None]:
+        with timeline.waiting("lines", machine="skiff", limit=5):
+            yield "one"
+            yield "two"
+
+    some = lines()
+    assert next(some) == "one"
+    some.close()
+    assert not timeline.steps
+    assert timeline.doing("skiff") is None
 
 
 def test_a_wait_is_a_step_only_if_it_fails() -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import paramiko
 import pytest
@@ -216,18 +217,22 @@ def test_commands_and_copies_say_what_they_wait_for(server: Server, tmp_path: Pa
         yield
 
     target = str(tmp_path / "copy")
-    with Ssh(
-        server.address,
-        user="root",
-        key=KEY,
-        log=tmp_path / "ssh.jsonl",
-        scale=Scale(8.0),
-        waiting=waiting,
-    ) as ssh:
+    options: dict[str, Any] = {"scale": Scale(8.0), "waiting": waiting}
+    with Ssh(server.address, user="root", key=KEY, log=tmp_path / "1.jsonl", **options) as ssh:
         ssh.run("true")
         ssh.put("text", target, 20)
         ssh.get(target, deadline=30)
-    assert shown == [("run over SSH: true", 480), (f"put {target}", 160), (f"get {target}", 240)]
+        assert next(ssh.stream("echo line", 40)) == "line"
+    with Ssh(server.address, user="root", key=KEY, log=tmp_path / "2.jsonl", **options) as ssh:
+        ssh.connect(50).connect(60)
+    assert shown == [
+        ("run over SSH: true", 480),
+        ("log in over SSH as root", 480),
+        (f"put {target}", 160),
+        (f"get {target}", 240),
+        ("stream over SSH: echo line", 320),
+        ("log in over SSH as root", 400),
+    ]
 
 
 def test_one_connection_serves_many_commands(ssh: Ssh, server: Server) -> None:
