@@ -126,6 +126,8 @@ class Connection:
         reason = "no try"
         while True:
             self._raise_failure()
+            if self.connected:  # by another thread
+                return
             tries += 1
             try:
                 self._try_connect(limit, patience)

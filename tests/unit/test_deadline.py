@@ -18,6 +18,7 @@ from harness.errors import (
     WaitTimeoutError,
     verdict_of,
 )
+from tests.clocks import Loaded
 
 
 class Clock:
@@ -155,22 +156,6 @@ def test_pressure_makes_infra_of_stalls_and_of_nothing_else(clock: Clock) -> Non
     assert verdict_of(ConnectionLostError("x", pressure=figures)) is Verdict.INFRA
     assert verdict_of(ConnectionLostError("x")) is Verdict.PRODUCT
     assert verdict_of(PanicError("the kernel panicked")) is Verdict.PRODUCT
-
-
-class Loaded:
-    """A clock of a host under load: a calm second takes eight, and looks end soon."""
-
-    def __init__(self) -> None:
-        self.began = time.monotonic()
-
-    def calm(self) -> float:
-        return (time.monotonic() - self.began) / 8
-
-    def stretch(self) -> float:
-        return 8.0
-
-    def during(self, since: float) -> Conditions:
-        return Conditions(8.0)
 
 
 def test_a_program_has_the_stretched_time() -> None:

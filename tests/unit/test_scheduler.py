@@ -94,8 +94,10 @@ def test_under_kvm_each_virtual_cpu_has_a_thread(tmp_path: Path) -> None:
 def test_a_cluster_of_three_and_one_more_machine_fit_on_two_cpus(tmp_path: Path) -> None:
     members = [replace(SPEC, name=f"member-{number}", memory=GIB) for number in range(3)]
     with contextlib.ExitStack() as room:
-        for turn in at(tmp_path).admit_together(members, Timeline()):
-            room.enter_context(turn)
+        turns = [
+            room.enter_context(each) for each in at(tmp_path).admit_together(members, Timeline())
+        ]
+        assert [turn.grant.cpus for turn in turns if turn.grant] == [1, 1, 1]
         # Another process' machine; one of this process would not wait for CPUs.
         another = Holder(tmp_path, memory=2 * GIB, cpus=scheduler.busy(SPEC, "tcg"))
         assert granted(tmp_path)["big"] == 2 * GIB

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from pathlib import Path
 
 import pytest
 
+from harness.deadline import Scale
 from harness.qemu import disk
 from harness.qemu.argv import DiskFile
 from harness.spec import MIB
-from harness.states import save
+from harness.states import save, stream
+from tests.clocks import Loaded
 from tests.programs import needs
 
 pytestmark = needs("qemu-img")
@@ -64,3 +68,19 @@ def test_bases_below_a_folder_stay_and_others_become_part(
     assert content(target) == b"bmt"
     # Holes stay holes.
     assert target.stat().st_blocks * 512 < 4 * MIB
+
+
+def test_the_wait_for_the_stream_of_qemu_has_the_stretched_time() -> None:
+    limit = Scale(clock=Loaded()).after(1.0)
+    ours, qemu = socket.socketpair()
+    with ours, qemu:
+        late = threading.Timer(2.0, qemu.send, [b"state"])
+        late.start()
+        assert stream._ready([ours.fileno()], limit) == [ours.fileno()]
+        late.join()
+
+
+def test_the_wait_for_the_stream_of_qemu_ends() -> None:
+    ours, qemu = socket.socketpair()
+    with ours, qemu:
+        assert stream._ready([ours.fileno()], Scale(clock=Loaded()).after(0.1)) == []
