@@ -101,7 +101,8 @@ class Ending:
     def on_exit(self, process: OwnedProcess) -> None:
         """Take the end of QEMU; called in the loop's thread."""
         with self._lock:
-            intended = self._intended
+            # A shutdown that was asked for is no reason for QEMU to crash.
+            intended = self._intended and not process.failed
             self._stopped = True
         if intended:
             self._scope.end(GuestStoppedError(f"machine {self._name} was stopped"))

@@ -81,6 +81,7 @@ class OwnedProcess:
         self._on_exit = on_exit
         self._ended = threading.Event()
         self._status: int | None = None
+        self._killed = False
         guarded = [setpriv, "--pdeathsig", "KILL", "--", "/bin/sh", "-c", _GUARD, str(os.getpid())]
 
         def start() -> None:
@@ -143,6 +144,11 @@ class OwnedProcess:
         """The exit status, negative for a signal; ``None`` while the process runs."""
         return self._status
 
+    @property
+    def failed(self) -> bool:
+        """Whether the process ended with an error, or by a signal that :meth:`kill` did not send."""
+        return self._status not in (None, 0) and not self._killed
+
     def wait(self, deadline: Deadline) -> bool:
         """Wait until the process ends; return whether it ended before the deadline."""
         return deadline.wait(self._ended.wait)
@@ -151,6 +157,7 @@ class OwnedProcess:
         """Kill the process and wait until it has ended; does nothing if it has ended already."""
         with contextlib.suppress(ProcessLookupError):
             if self.running:
+                self._killed = True
                 self._popen.send_signal(signal.SIGKILL)
         self._ended.wait()
 

@@ -35,12 +35,14 @@ PROCESS = cast(
     Any,
     SimpleNamespace(
         status=-9,
+        failed=True,
         how_ended=lambda: "killed by SIGKILL",
         last_words=lambda: "",
         stderr="qemu.stderr",
         wait=lambda limit: True,
     ),
 )
+STOPPED = cast(Any, SimpleNamespace(status=-9, failed=False))
 PANIC = PanicError("m: the kernel panicked")
 
 
@@ -104,11 +106,19 @@ def test_a_machine_that_is_stopped_ends_its_own_waits_only() -> None:
     assert machine.failures() == (None, None)
     assert machine.ending.stopped
     machine.ending.on_tpm_exit(PROCESS)
-    machine.ending.on_exit(PROCESS)
+    machine.ending.on_exit(STOPPED)
     assert machine.failures() == (GuestStoppedError, None)
     # The last output of a machine that has ended is no failure of the test.
     machine.ending.on_console_failure(PANIC)
     assert machine.failures() == (GuestStoppedError, None)
+
+
+def test_a_qemu_that_dies_while_the_guest_shuts_down_is_no_stop() -> None:
+    machine = Machine()
+    machine.ending.intend()
+    machine.ending.on_exit(PROCESS)
+    assert machine.failures() == (QemuExitedError, QemuExitedError)
+    assert verdict_of(machine.scope.failure) is Verdict.INFRA
 
 
 def test_a_power_off_without_being_asked_fails_the_test() -> None:

@@ -31,6 +31,7 @@ def test_an_exit_is_an_event_with_a_status_and_the_last_output(tmp_path: Path) -
     assert process.wait(UNSCALED.after(20))
     assert process.status == 7
     assert process.how_ended() == "exit status 7"
+    assert process.failed
     assert process.last_words() == "dying words"
     process.kill()
     assert exits == [process]
@@ -57,9 +58,20 @@ def test_an_exit_before_the_constructor_returns_is_reported(
 def test_kill_ends_the_process_and_reports_the_signal(tmp_path: Path) -> None:
     need("setpriv")
     process = OwnedProcess(["/bin/sleep", "600"], stderr=tmp_path / "err")
+    assert not process.failed
     process.kill()
     assert not process.running
     assert process.how_ended() == "killed by SIGKILL"
+    assert not process.failed
+
+
+def test_a_kill_by_somebody_else_is_a_failure(tmp_path: Path) -> None:
+    need("setpriv")
+    process = OwnedProcess(["/bin/sleep", "600"], stderr=tmp_path / "err")
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait(UNSCALED.after(20))
+    process.kill()
+    assert process.failed
 
 
 def test_a_missing_program_is_reported(tmp_path: Path) -> None:
