@@ -182,7 +182,8 @@ _X86_64: Final = Arch(
     machine_kvm=(),
     # Linux checks its TSC against the HPET. Where there is none, it takes the ACPI timer, finds the TSC
     # of a guest unstable that has to wait for the host's CPUs, and then reads the time from a device.
-    machine_options=("vmport=off", "hpet=on"),
+    # Nothing can be attached to the SATA controller: firmware and kernel would only look for disks.
+    machine_options=("vmport=off", "hpet=on", "sata=off"),
     # Linux times its TSC against the PIT. Where the host takes the CPU away in the middle, the result is
     # wrong, and Linux takes it although the HPET contradicts ("PIT calibration deviates from HPET",
     # arch/x86/kernel/tsc.c): the guest's clock then runs many times too fast, and all that it waits for
