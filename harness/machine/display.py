@@ -215,7 +215,7 @@ class Display:
                 raise error
             self._pause_between_looks(limit)
 
-    def screenshot(self, path: Path | None = None) -> Path:
+    def screenshot(self, path: Path | str | None = None) -> Path:
         """Write the picture on the screen as PNG and return the path.
 
         Args:
@@ -224,8 +224,8 @@ class Display:
         Raises:
             QmpError: QEMU could not write the file.
         """
-        target = path or self._parts.evidence / f"screen-{int(time.time() * 1000)}.png"
-        self._parts.qmp.execute("screendump", {"filename": str(target), "format": "png"})
+        target = Path(path or self._parts.evidence / f"screen-{int(time.time() * 1000)}.png")
+        self._parts.qmp.execute("screendump", {"filename": str(target.absolute()), "format": "png"})
         return target
 
     def describe(self) -> str:

@@ -307,7 +307,9 @@ class Ssh(Connection):
             if mode is not None:
                 sftp.chmod(target, mode)
 
-    def get(self, source: str, target: Path | None = None, deadline: Limit = None) -> bytes:
+    def get(
+        self, source: str, target: Path | str | None = None, deadline: Limit = None
+    ) -> bytes:
         """Copy a file out of the guest and return its contents; as :meth:`put` does.
 
         Args:
@@ -334,7 +336,7 @@ class Ssh(Connection):
                 sftp.getfo(source, buffer)
                 content = buffer.getvalue()
         if target is not None:
-            target.write_bytes(content)
+            Path(target).write_bytes(content)
         return content
 
     @contextlib.contextmanager

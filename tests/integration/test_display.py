@@ -69,7 +69,9 @@ def machine(lab: Lab, image: Selection, sector: Path) -> Machine[Any]:
     return machine
 
 
-def test_what_a_bios_prints_is_on_the_screen(machine: Machine[Any]) -> None:
+def test_what_a_bios_prints_is_on_the_screen(
+    machine: Machine[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     screen = machine.display.screen
     assert len(screen.lines) == 25
     assert screen.lines[0].startswith("SeaBIOS (version ")
@@ -78,6 +80,10 @@ def test_what_a_bios_prints_is_on_the_screen(machine: Machine[Any]) -> None:
     assert screen.cursor == (row, len("ready>") + 1)
     # A black picture of 720 x 400 takes 917 bytes.
     assert machine.screenshot().stat().st_size > 1500
+    # A path is relative to the folder of the test, which need not be that of QEMU.
+    monkeypatch.chdir(tmp_path)
+    assert machine.screenshot("screen.png").stat().st_size > 1500
+    assert (tmp_path / "screen.png").is_file()
 
 
 def test_keys_reach_the_guest(machine: Machine[Any]) -> None:

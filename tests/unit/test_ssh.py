@@ -627,7 +627,7 @@ def test_files_are_copied_without_an_sftp_server(
     assert target.read_bytes() == content
     assert target.stat().st_mode & 0o777 == 0o640
     copy = tmp_path / "copy"
-    assert ssh.get(str(target), copy) == copy.read_bytes() == content
+    assert ssh.get(str(target), str(copy)) == copy.read_bytes() == content
     ssh.put(copy, str(tmp_path / "again"))
     assert (tmp_path / "again").read_bytes() == content
     ssh.put("text", str(target))
