@@ -20,6 +20,7 @@ from harness.states import save_group
 from harness.states.group import Fork
 
 FORK = "fork to first command on the console"
+RUNS = "fork, until its guest runs"
 OVER_SSH = "fork to first command over SSH"
 SAVE = "save of a booted machine"
 PRIVATE = "private memory of an idle fork"
@@ -52,10 +53,13 @@ def _image(context: Context, here: Lab, subject: str, *, judged: bool) -> list[R
     here.state(live)
     context.say(f"{subject}: the state live is ready")
     cold, saved = _cold(context, here, subject)
-    forks, over_ssh, idle, after_ssh = [], [], [], []
+    forks, runs, over_ssh, idle, after_ssh = [], [], [], [], []
     for number in range(context.pick(15, 3)):
         started = time.perf_counter()
         machine = here.fork(live, name="fork", working_set=0)
+        steps = reversed(machine.timeline.steps)
+        in_guest = next(step.seconds for step in steps if step.name == "fork")
+        runs.append(time.perf_counter() - started - (in_guest or 0))
         machine.console.run("true")
         forks.append(time.perf_counter() - started)
         idle.append(private(machine))
@@ -78,6 +82,7 @@ def _image(context: Context, here: Lab, subject: str, *, judged: bool) -> list[R
             budget=FORK_BUDGETS.get(machine.spec.arch) if judged else None,
             note="from the call; includes setting the clock and reseeding the random pool",
         ),
+        Row(RUNS, subject, "s", tuple(runs), note="QEMU has started and loaded the saved machine"),
         Row(OVER_SSH, subject, "s", tuple(over_ssh), budget=SSH_BUDGET if judged else None),
         Row(
             SAVE,

@@ -528,7 +528,7 @@ class Machine(Generic[OS_co]):
         """
         return Display(self._parts)
 
-    def screenshot(self, path: Path | None = None) -> Path:
+    def screenshot(self, path: Path | str | None = None) -> Path:
         """Write the picture on the screen as PNG and return the path.
 
         Args:

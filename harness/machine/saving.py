@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from harness.deadline import Deadline
 from harness.errors import PanicError, UsageError
+from harness.machine import rest
 from harness.machine.parts import Parts
 from harness.machine.power import Power
 from harness.machine.system import System
@@ -22,6 +23,11 @@ from harness.states.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from harness.ssh.key import KeyPair
+
+
+_REST: Final = 2.0
+"""Seconds on a good host after which a guest that does not rest is saved as it is: a test's own may
+compute for ever."""
 
 
 class Saving:
@@ -43,6 +49,15 @@ class Saving:
         self._os = os
         self._key = key
         self._memory = parts.memory if saveable else None
+
+    def wait_for_rest(self) -> None:
+        """Wait until the guest rests, or for a while."""
+        parts = self._parts
+        if parts.ssh is not None:
+            # The guest's server ends the session now, and not in each fork.
+            parts.ssh.disconnect()
+        with parts.timeline.step("come to rest", machine=parts.name) as step:
+            step.data["rests"] = rest.wait(parts.process, parts.scale.after(_REST))
 
     def save(self, folder: Path, *, final: bool, inside: Path | None) -> Snapshot:
         """Save RAM, devices and disks as they are now."""
