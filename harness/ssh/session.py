@@ -307,9 +307,7 @@ class Ssh(Connection):
             if mode is not None:
                 sftp.chmod(target, mode)
 
-    def get(
-        self, source: str, target: Path | str | None = None, deadline: Limit = None
-    ) -> bytes:
+    def get(self, source: str, target: Path | str | None = None, deadline: Limit = None) -> bytes:
         """Copy a file out of the guest and return its contents; as :meth:`put` does.
 
         Args:
