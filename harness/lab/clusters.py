@@ -172,7 +172,8 @@ def reach_cluster(
 
 
 def save_cluster(cluster: Cluster, folder: Path, *, inside: Path) -> Group:
-    """Save the machines of a cluster that run, and its segments; they end."""
+    """Save the machines of a cluster that run, at rest, and its segments; they end."""
+    in_parallel(lambda member: member.wait_for_rest(), cluster.running)
     return save_group(cluster.running, cluster.segments.values(), folder, final=True, inside=inside)
 
 

@@ -720,6 +720,7 @@ class Lab:
             machine = self.reach(state)
         finally:
             self._building = before
+        machine.wait_for_rest()
         return machine.save(machine.evidence / "disks" / "saved", final=True, inside=Path("/"))
 
     # --- states -------------------------------------------------------------------------------

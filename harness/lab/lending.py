@@ -16,7 +16,6 @@ from harness.cluster import providers
 from harness.errors import HarnessError, SnapshotError, Verdict, verdict_of
 from harness.lab.clusters import reach_cluster, save_cluster
 from harness.lab.parts import Point
-from harness.parallel import in_parallel
 from harness.qemu import binary
 from harness.states import Group, GroupState, Lease, Snapshot, State
 from harness.states.graph import inputs, key_of
@@ -92,9 +91,7 @@ def _build(lab: Lab, state: State, parent: Lease | None, folder: Path) -> Snapsh
     with lab.child(f"state {state.name}", folder=evidence) as builder:
         builder._building = True
         if isinstance(state, GroupState):
-            cluster = reach_cluster(builder, state)
-            in_parallel(lambda member: member.wait_for_rest(), cluster.running)
-            saved = save_cluster(cluster, folder, inside=parts.cache)
+            saved = save_cluster(reach_cluster(builder, state), folder, inside=parts.cache)
         else:
             machine = builder.reach(state, parent.snapshot if parent is not None else None)
             machine.wait_for_rest()

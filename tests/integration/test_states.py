@@ -69,6 +69,17 @@ def timed(lab: Lab) -> Machine:
 
 
 @state(parent=ready)
+def computing(lab: Lab, machine: Machine) -> Machine:
+    """A machine that has something to compute for a while, as one behind its login prompt has."""
+    machine.console.run(
+        "(read -r now rest < /proc/uptime; end=$((${now%.*} + 4));"
+        " while [ ${now%.*} -lt $end ]; do read -r now rest < /proc/uptime; done;"
+        " touch /tmp/computed) > /dev/null 2>&1 &"
+    )
+    return machine
+
+
+@state(parent=ready)
 def changed(lab: Lab, machine: Machine) -> Machine:
     machine.succeed("echo from the child | tee /tmp/mark | dd of=/dev/vda conv=fsync 2>/dev/null")
     return machine
@@ -302,6 +313,10 @@ def test_the_script_of_a_fork_runs_by_hand(each: Lab) -> None:
         by_hand.wait()
         by_hand.stdin.close()
         by_hand.stdout.close()
+
+
+def test_a_state_is_saved_when_its_guest_rests(each: Lab) -> None:
+    assert each.fork(computing).console.run("ls /tmp").stdout.split().count("computed") == 1
 
 
 def test_a_fork_reboots(each: Lab) -> None:
