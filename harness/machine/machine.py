@@ -700,13 +700,13 @@ class Machine(Generic[OS_co]):
 
     # --- save and fork ------------------------------------------------------------------------
 
-    def wait_for_rest(self) -> None:
-        """Wait until the guest rests: until it uses less than a quarter of a CPU.
+    def wait_for_rest(self) -> bool:
+        """Wait until the guest rests, that is uses less than a quarter of a CPU; return whether it does.
 
         What it has yet to do when it is saved, each fork does again. The wait ends after 2 s on a good
         host at the latest, since a guest may compute for ever. States are saved at rest.
         """
-        self._saving.wait_for_rest()
+        return self._saving.wait_for_rest()
 
     def save(self, folder: Path, *, final: bool = False, inside: Path | None = None) -> Snapshot:
         """Save the machine as it is now: RAM, devices, disks.

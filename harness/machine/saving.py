@@ -50,14 +50,15 @@ class Saving:
         self._key = key
         self._memory = parts.memory if saveable else None
 
-    def wait_for_rest(self) -> None:
-        """Wait until the guest rests, or for a while."""
+    def wait_for_rest(self) -> bool:
+        """Wait until the guest rests, or for a while; return whether it does."""
         parts = self._parts
         if parts.ssh is not None:
             # The guest's server ends the session now, and not in each fork.
             parts.ssh.disconnect()
         with parts.timeline.step("come to rest", machine=parts.name) as step:
-            step.data["rests"] = rest.wait(parts.process, parts.scale.after(_REST))
+            rests = step.data["rests"] = rest.wait(parts.process, parts.scale.after(_REST))
+        return rests
 
     def save(self, folder: Path, *, final: bool, inside: Path | None) -> Snapshot:
         """Save RAM, devices and disks as they are now."""
