@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 from harness import arch
 from harness.credentials import PREFIX, passage
@@ -191,8 +192,15 @@ def _machine(spec: MachineSpec, allocations: Allocations) -> str:
     return ",".join(options)
 
 
+CODE: Final = 256
+"""MiB of translated code that TCG keeps. A boot of skiff fills 200, and what it translated is of no use
+to the next boot. QEMU keeps 1024 by default, and a machine took all of them after five boots."""
+
+
 def _accel(spec: MachineSpec, accel: str) -> str:
-    return f"tcg,thread={arch.of(spec.arch).tcg_threads}" if accel == "tcg" else accel
+    if accel != "tcg":
+        return accel
+    return f"tcg,thread={arch.of(spec.arch).tcg_threads},tb-size={CODE}"
 
 
 def _ram(spec: MachineSpec, allocations: Allocations) -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ from harness.host import measured
 from harness.host.admission import Admission, Limits, Need, Occupancy, footprint, pool, workers
 from harness.host.admission.board import Board
 from harness.host.capacity import Capacity
+from harness.qemu import argv
 from harness.spec import GIB, MIB
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -564,6 +565,8 @@ def test_a_host_carries_more_small_machines() -> None:
     room = replace(ROOM, cpus=16.0)
     assert workers(room, cpus=1, memory=footprint(256 * MIB, "tcg")) == 24
     assert footprint(GIB, "kvm") < footprint(GIB, "tcg")
+    # The code that QEMU keeps, and as much as it took for its heaps.
+    assert footprint(GIB, "tcg") >= GIB + (argv.CODE + 100) * MIB
 
 
 def test_each_boot_of_a_host_and_each_limit_has_its_own_pool(

@@ -26,8 +26,9 @@ LEAST_RESERVE: Final = 512 * MIB
 OVERHEAD: Final = {"tcg": 384 * MIB, "kvm": 128 * MIB}
 """Bytes that QEMU takes in addition to the guest's RAM.
 
-Under TCG these are its code buffer and its heaps: 170 MiB for micro and 230 to 280 MiB for skiff,
-measured during a boot with two virtual CPUs. KVM has no code buffer.
+Under TCG these are its code buffer, of at most 256 MiB (``CODE`` in :mod:`harness.qemu.argv`), and its
+heaps: 170 MiB for micro and 230 to 280 MiB for skiff, measured during a boot with two virtual CPUs. KVM
+has no code buffer.
 """
 
 FORK_OVERHEAD: Final = 192 * MIB
