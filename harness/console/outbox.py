@@ -14,6 +14,10 @@ from typing import Final
 
 from harness.deadline import Deadline
 
+_INSTANT: Final = 1.0
+"""Seconds that a send waits at least for a reply that is being written. That takes no time, but the host
+may have taken the CPU from the thread that writes it."""
+
 _REPLIES: Final = 4096
 """Bytes of replies that are queued at most, for a guest that does not read."""
 
@@ -72,6 +76,7 @@ class Outbox:
         self._guard = threading.Lock()
         self._replies = bytearray()
         self._replied = False
+        self._sending = False
 
         self.sent = 0
 
@@ -87,10 +92,10 @@ class Outbox:
             after_replies: Bytes to write before ``data`` if replies were written since the last
                 send that had this argument.
         """
-        writing = self._writing
-        if not deadline.wait(lambda left: writing.acquire(timeout=-1 if left is None else left)):
+        if not deadline.wait(self._begin_to_send):
             return len(data)
         try:
+            self._sending = True
             with self._guard:
                 self.sent += 1
                 # The rest of a reply goes first, or this send would split it.
@@ -102,10 +107,17 @@ class Outbox:
             data = first + data
             left = min(self._write(memoryview(data), deadline), len(data) - len(first))
         finally:
+            self._sending = False
             self._writing.release()
         if self._replies:
             self._poke.set()
         return left
+
+    def _begin_to_send(self, left: float | None) -> bool:
+        """Wait for the end of what is being written; another send may hold that up, a reply does not."""
+        if left is None:
+            return self._writing.acquire()
+        return self._writing.acquire(timeout=left if self._sending else max(left, _INSTANT))
 
     def _write(self, view: memoryview, deadline: Deadline) -> int:
         poller: select.poll | None = None
