@@ -253,7 +253,8 @@ DEFAULT_WATCHERS: Final = (
 
 
 _LATE: Final = 256
-"""Bytes without a line break that are held back at most: a serial port delivers single bytes."""
+"""Bytes of an incomplete line that are held back at most: a serial port delivers single bytes, and the
+message of a failure shows its line."""
 
 
 class Scanner:
@@ -292,7 +293,7 @@ class Scanner:
     def feed(self, buffer: bytearray, start: int, end: int, offset: int) -> list[Sighting]:
         """Scan ``buffer[start:end]``; return the sightings in the order of the output.
 
-        Up to 256 bytes without a line break are held back until the next call or :meth:`flush`.
+        Up to 256 bytes of an incomplete line are held back until the next call or :meth:`flush`.
 
         Args:
             buffer: The caller's buffer. The :data:`HEADROOM` bytes before ``start`` are
@@ -301,20 +302,17 @@ class Scanner:
             end: The index after the last byte of the chunk.
             offset: The offset of the chunk in the output.
         """
-        late = self._late
-        if end - start + len(late) <= _LATE:
-            chunk = buffer[start:end]
-            if b"\n" not in chunk and b"\r" not in chunk:
-                if not late:
-                    self._late_offset = offset
-                self._late = late + chunk
-                return []
-        if late:
+        if late := self._late:
             buffer[start - len(late) : start] = late
             start -= len(late)
             offset = self._late_offset
-            self._late = b""
-        return self._look(buffer, start, end, offset)
+        left = max(start, end - _LATE - 1)
+        line = max(buffer.rfind(b"\n", left, end), buffer.rfind(b"\r", left, end)) + 1
+        if not line:
+            line = start if end - start <= _LATE else end
+        self._late = bytes(memoryview(buffer)[line:end])
+        self._late_offset = offset + line - start
+        return self._look(buffer, start, line, offset) if line > start else []
 
     @property
     def late(self) -> bool:

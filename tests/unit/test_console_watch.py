@@ -99,6 +99,15 @@ def test_a_genuine_line_is_seen_once_wherever_the_output_is_split(name: str, lin
 
 
 @pytest.mark.parametrize(("name", "line"), GENUINE)
+def test_a_line_is_shown_whole_wherever_the_output_is_split(name: str, line: bytes) -> None:
+    text = b"[  OK  ] before\r\n" + line + b"\r\nafter\r\n"
+    whole = [sighting.line for sighting in scan([text])]
+    assert len(whole) == 1, name
+    for cut in range(len(text) + 1):
+        assert [sighting.line for sighting in scan([text[:cut], text[cut:]])] == whole, cut
+
+
+@pytest.mark.parametrize(("name", "line"), GENUINE)
 @pytest.mark.parametrize("before", [b"", b"\n", b"\r", b"text\r\n"])
 def test_a_genuine_line_is_seen_byte_by_byte(name: str, line: bytes, before: bytes) -> None:
     text = before + line + b"\r\nafter\r\n"
