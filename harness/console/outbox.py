@@ -15,8 +15,8 @@ from typing import Final
 from harness.deadline import Deadline
 
 _INSTANT: Final = 1.0
-"""Seconds that a send waits at least for a reply that is being written. That takes no time, but the host
-may have taken the CPU from the thread that writes it."""
+"""Seconds that a send waits at least for the end of a reply. Writing that never blocks, but the host may
+have taken the CPU from the thread that does it."""
 
 _REPLIES: Final = 4096
 """Bytes of replies that are queued at most, for a guest that does not read."""
@@ -88,7 +88,7 @@ class Outbox:
 
         Args:
             data: The bytes to write.
-            deadline: When to give up.
+            deadline: When to give up. The end of a reply is awaited even after that.
             after_replies: Bytes to write before ``data`` if replies were written since the last
                 send that had this argument.
         """
@@ -114,7 +114,7 @@ class Outbox:
         return left
 
     def _begin_to_send(self, left: float | None) -> bool:
-        """Wait for the end of what is being written; another send may hold that up, a reply does not."""
+        """Wait for the end of another send, which a guest may hold up, or of a reply."""
         if left is None:
             return self._writing.acquire()
         return self._writing.acquire(timeout=left if self._sending else max(left, _INSTANT))

@@ -24,21 +24,23 @@ def signals() -> Iterator[tuple[Signal, Signal]]:
 
 
 class Lock:
-    """A lock that tells when somebody has tried to take it and either waits or has not got it."""
+    """A lock that records each wait for it, in seconds."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.waits: list[float] = []
         self.tried = threading.Event()
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         if not blocking:
             return self._lock.acquire(blocking=False)
-        if timeout == 0:
-            taken = self._lock.acquire(timeout=0)
+        self.waits.append(timeout)
+        if timeout:
+            # Whoever holds it may go on: this thread waits for that.
             self.tried.set()
-            return taken
+        taken = self._lock.acquire(timeout=timeout)
         self.tried.set()
-        return self._lock.acquire(timeout=timeout)
+        return taken
 
     def release(self) -> None:
         self._lock.release()
@@ -47,8 +49,8 @@ class Lock:
         return self._lock.locked()
 
 
-class Wire:
-    """A socket whose first write takes until somebody else has tried to write."""
+class Slow:
+    """A wire whose first write lasts until another thread has tried to write."""
 
     def __init__(self, lock: Lock) -> None:
         self._lock = lock
@@ -63,12 +65,31 @@ class Wire:
         return len(data)
 
 
+class Full:
+    """A wire that nobody reads: the other end of a socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self.full = threading.Event()
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def send(self, data: Any) -> int:
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            self.full.set()
+            raise
+
+
 def test_what_is_typed_while_a_reply_is_written_is_not_lost(
     signals: tuple[Signal, Signal],
 ) -> None:
-    """A login types its probe at a prompt that a query of the cursor follows: at once, or never."""
+    """A login types its probe at a prompt, and a query of the cursor follows that."""
     lock = Lock()
-    wire: Any = Wire(lock)
+    wire: Any = Slow(lock)
     outbox = Outbox(wire, *signals)
     outbox._writing = lock  # type: ignore[assignment]
     replying = threading.Thread(target=outbox.reply, args=(b"\x1b[24;10R",))
@@ -83,17 +104,16 @@ def test_what_is_typed_beside_a_send_that_nobody_reads_does_not_wait(
     signals: tuple[Signal, Signal],
 ) -> None:
     guest, host = socket.socketpair()
-    host.setblocking(False)
-    outbox = Outbox(host, *signals)
-    long = threading.Thread(
-        target=outbox.send, args=(bytes(1 << 24), Deadline(PATIENCE, time.monotonic() + PATIENCE))
-    )
-    long.start()
-    while not outbox._sending:
-        long.join(0.01)
-    assert outbox.send(b"probe", Deadline(0.0, time.monotonic())) == len(b"probe")
-    signals[0].set()
-    long.join(PATIENCE)
-    assert not long.is_alive()
-    guest.close()
-    host.close()
+    with guest, host:
+        lock, wire = Lock(), Full(host)
+        outbox = Outbox(wire, *signals)  # type: ignore[arg-type]
+        outbox._writing = lock  # type: ignore[assignment]
+        limit = Deadline(PATIENCE, time.monotonic() + PATIENCE)
+        long = threading.Thread(target=outbox.send, args=(bytes(1 << 24), limit))
+        long.start()
+        assert wire.full.wait(PATIENCE)
+        assert outbox.send(b"probe", Deadline(0.0, time.monotonic())) == len(b"probe")
+        assert lock.waits[-1] == 0
+        signals[0].set()
+        long.join(PATIENCE)
+        assert not long.is_alive()
