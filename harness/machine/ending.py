@@ -101,7 +101,7 @@ class Ending:
     def on_exit(self, process: OwnedProcess) -> None:
         """Take the end of QEMU; called in the loop's thread."""
         with self._lock:
-            # A shutdown that was asked for is no reason for QEMU to crash.
+            # QEMU may crash in an intended shutdown, too.
             intended = self._intended and not process.failed
             self._stopped = True
         if intended:

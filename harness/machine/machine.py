@@ -703,8 +703,8 @@ class Machine(Generic[OS_co]):
     def wait_for_rest(self) -> bool:
         """Wait until the guest rests, that is uses less than a quarter of a CPU; return whether it does.
 
-        What it has yet to do when it is saved, each fork does again. The wait ends after 2 s on a good
-        host at the latest, since a guest may compute for ever. States are saved at rest.
+        Each fork repeats the work that is left at the save. The wait ends after 2 s on a good host at
+        the latest, since a guest may compute for ever. States are saved at rest.
         """
         return self._saving.wait_for_rest()
 

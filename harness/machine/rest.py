@@ -1,7 +1,8 @@
-"""Waits until a guest rests: what it has yet to do when it is saved, each of its forks does again.
+"""Waits until a guest rests: each fork repeats the work that is left when its machine is saved.
 
-A boot goes on behind the login prompt. A fork of skiff that was saved at once took 0.6 s to its first
-answer, and 0.37 s three seconds later (docs/reference/benchmarks.md).
+A boot goes on behind the login prompt. A fork of skiff answered after 0.6 s if the machine was saved at
+once, and after 0.37 s if it was saved three seconds later. No event marks the beginning of the rest, so
+the CPU time of QEMU is sampled.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ LOOK: Final = 0.5
 """Seconds between two looks. Timers of a guest at rest run more often than that."""
 
 BUSY: Final = 0.25
-"""CPU seconds a second from which a guest is busy. A member of a cluster of etcd takes 0.16."""
+"""CPU seconds a second from which a guest is busy. An idle member of a cluster takes 0.16 under TCG."""
 
 
 def is_busy(before: Activity, now: Activity, seconds: float) -> bool:
     """Return whether a guest was busy for the seconds between two activities of its QEMU.
 
-    The time for which the host had no CPU for QEMU says nothing, and does not count.
+    The time for which the host had no CPU for QEMU does not count.
     """
     counted = max(0.0, seconds - now.starved_since(before))
     return now.cpu - before.cpu > BUSY * counted
