@@ -15,8 +15,8 @@ from typing import Final
 from harness.deadline import Deadline
 
 _INSTANT: Final = 1.0
-"""Seconds that a send waits at least for the end of a reply. Writing that never blocks, but the host may
-have taken the CPU from the thread that does it."""
+"""Seconds that a send waits at least for the end of a reply. A reply never blocks, but the host may have
+taken the CPU from the thread that writes it."""
 
 _REPLIES: Final = 4096
 """Bytes of replies that are queued at most, for a guest that does not read."""
