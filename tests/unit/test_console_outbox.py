@@ -38,9 +38,9 @@ class Lock:
         if timeout:
             # Whoever holds it may go on: this thread waits for that.
             self.tried.set()
-        taken = self._lock.acquire(timeout=timeout)
+        acquired = self._lock.acquire(timeout=timeout)
         self.tried.set()
-        return taken
+        return acquired
 
     def release(self) -> None:
         self._lock.release()
