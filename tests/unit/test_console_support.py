@@ -32,12 +32,17 @@ SHELLS = [
 ]
 
 ON_ITS_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execvp(sys.argv[1], sys.argv[1:])
 """
-"""Makes standard input the controlling terminal, so that Ctrl-C works; then runs a program."""
+"""Makes standard input the controlling terminal, so that Ctrl-C works; then runs a program.
+
+The end of its shell hangs up the terminal, and with it what the shell runs, also where nohup(1) started
+the tests: a child of it ignores the signal.
+"""
 
 SOON = 20.0
 """Seconds; the deadline, on a loaded host, of a wait that should end at once."""
