@@ -86,6 +86,7 @@ class Arch:
         machine_kvm: The same under KVM.
         machine_options: Further options of the machine type.
         uefi_tcg_options: Those that a machine with UEFI has besides under TCG.
+        uefi_tcg_complaints: The kinds of complaints that Linux has because of them: no findings.
         uefi_boot: QEMU's option ``-boot`` for a machine with UEFI; empty for none.
         tcg_threads: Whether TCG gives each virtual CPU a thread of its own, ``multi``, or has all take
             turns in one, ``single``.
@@ -121,6 +122,7 @@ class Arch:
     machine_kvm: tuple[str, ...]
     machine_options: tuple[str, ...]
     uefi_tcg_options: tuple[str, ...]
+    uefi_tcg_complaints: tuple[str, ...]
     uefi_boot: str
     tcg_threads: str
     has_smm: bool
@@ -187,8 +189,11 @@ _X86_64: Final = Arch(
     # Linux times its TSC against the PIT. Where the host takes the CPU away in the middle, the result is
     # wrong, and Linux takes it although the HPET contradicts ("PIT calibration deviates from HPET",
     # arch/x86/kernel/tsc.c): the guest's clock then runs many times too fast, and all that it waits for
-    # times out. Without a PIT it takes the HPET. A BIOS needs the PIT for its own timer.
+    # times out. Without a PIT, pit_hpet_ptimer_calibrate_cpu() there reads the HPET twice within
+    # microseconds, and takes the TSC for 2 to 33 % slower than it is. The watchdog sees it in seconds,
+    # and the guest's clock is the HPET from then on. A BIOS needs the PIT for its own timer.
     uefi_tcg_options=("pit=off",),
+    uefi_tcg_complaints=("tsc",),
     uefi_boot="",
     # Two threads wait for each other's locks: a boot of skiff takes a fifth more of the host's CPU time
     # with them, and no less time. See docs/reference/benchmarks.md.
@@ -268,6 +273,7 @@ _AARCH64: Final = Arch(
     machine_kvm=("gic-version=max",),
     machine_options=(),
     uefi_tcg_options=(),
+    uefi_tcg_complaints=(),
     # EDK2 waits 5 s for a key before it starts a system. QEMU's boot menu with a time of its own
     # replaces that (GetFrontPageTimeoutFromQemu in OvmfPkg/Library/QemuBootOrderLib).
     uefi_boot="menu=on,splash-time=0",

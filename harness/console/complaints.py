@@ -75,6 +75,15 @@ COMPLAINTS: Final = (
         ["BUG: workqueue lockup"],
         r"{k}BUG: workqueue lockup - pool",
     ),
+    # kernel/time/clocksource.c, clocksource_watchdog(). A kind of its own: some machines provoke it, see
+    # uefi_tcg_options in harness.arch.
+    watcher(
+        "tsc",
+        "TSC marked unstable",
+        None,
+        ["Marking clocksource 'tsc"],
+        r"{k}clocksource: timekeeping watchdog on CPU\d+: Marking clocksource 'tsc",
+    ),
     # kernel/time/clocksource.c, clocksource_watchdog() and cs_watchdog_read();
     # arch/x86/kernel/tsc.c, mark_tsc_unstable(), which the former calls as well.
     watcher(
@@ -86,7 +95,8 @@ COMPLAINTS: Final = (
             "excessive read-back delay",
             "Marking TSC unstable due to",
         ],
-        r"{k}(?:clocksource: timekeeping watchdog on CPU\d+: (?:Marking clocksource|\S+ excessive)"
+        r"{k}(?:clocksource: timekeeping watchdog on CPU\d+: (?:Marking clocksource '(?!tsc)"
+        r"|\S+ excessive)"
         r"|tsc: Marking TSC unstable due to (?!clocksource watchdog))",
     ),
     # arch/x86/kernel/tsc.c, pit_hpet_ptimer_calibrate_cpu(): it distrusts the measurement that it takes.
@@ -160,7 +170,7 @@ STALLS: Final = frozenset(
 )
 """The complaints of a kernel in which something stands still."""
 
-TIMING: Final = frozenset({"clock", "clock-calibration", "guest-timeout"})
+TIMING: Final = frozenset({"clock", "tsc", "clock-calibration", "guest-timeout"})
 """The complaints of a guest that had too little time, or was misled about the time.
 
 Beside pressure on the host in the same boot, they explain a failure: see :meth:`Stream.excuse

@@ -27,7 +27,7 @@ class Findings:
         self._booted = time.monotonic()
 
     def hear(self, kind: str, what: str, text: str) -> None:
-        """Record a complaint, unless a test provokes complaints of its kind.
+        """Record a complaint, unless complaints of its kind are expected.
 
         Args:
             kind: The kind.
@@ -39,7 +39,10 @@ class Findings:
                 self._findings[kind] = self._timeline.find(kind, what, self._machine, text)
 
     def expect(self, kind: str) -> None:
-        """From now on, take complaints of a kind as provoked by the test: they are no findings."""
+        """From now on, take complaints of a kind as provoked: they are no findings.
+
+        A test provokes them, or an option of the machine.
+        """
         with self._lock:
             self._expected.add(kind)
 

@@ -201,12 +201,15 @@ class _Starting:
             )
             stack.callback(process.kill)
             stack.enter_context(self._turn.watching(process.pid, self._setup.timeline, spec.name))
+        findings = Findings(self._setup.timeline, spec.name)
+        for kind in argv.provoked_complaints(spec, allocations):
+            findings.expect(kind)
         console = Console(
             console_socket,
             log=self._evidence / "serial.log",
             cast=self._evidence / "serial.cast",
             name=spec.name,
-            findings=Findings(self._setup.timeline, spec.name),
+            findings=findings,
             on_eof=functools.partial(self._ending.explain_console_end, process),
             on_failure=self._ending.on_console_failure,
             scale=scale,

@@ -167,6 +167,18 @@ def escape(value: str) -> str:
     return value.replace(",", ",,")
 
 
+def provoked_complaints(spec: MachineSpec, allocations: Allocations) -> tuple[str, ...]:
+    """Return the kinds of complaints that the options of a machine provoke from its guest.
+
+    They are names of :data:`harness.console.complaints.COMPLAINTS`.
+    """
+    return arch.of(spec.arch).uefi_tcg_complaints if _is_uefi_under_tcg(allocations) else ()
+
+
+def _is_uefi_under_tcg(allocations: Allocations) -> bool:
+    return allocations.accel == "tcg" and allocations.firmware is not None
+
+
 def _machine(spec: MachineSpec, allocations: Allocations) -> str:
     row = arch.of(spec.arch)
     options = [allocations.machine]
@@ -179,7 +191,7 @@ def _machine(spec: MachineSpec, allocations: Allocations) -> str:
         smm = spec.display or (allocations.firmware is not None and allocations.firmware.smm)
         options.append(f"smm={'on' if smm else 'off'}")
     options += row.machine_options
-    if allocations.accel == "tcg" and allocations.firmware is not None:
+    if _is_uefi_under_tcg(allocations):
         options += row.uefi_tcg_options
     bios = spec.firmware.kind is FirmwareKind.BIOS
     # Direct kernel boot on x86-64 begins in SeaBIOS, too.

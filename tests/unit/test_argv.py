@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from harness.arch import ARCHES, of
+from harness.console.complaints import COMPLAINTS
 from harness.errors import UsageError
 from harness.qemu import argv
 from harness.qemu.argv import Allocations, DiskFile, Ram
@@ -238,6 +239,27 @@ def test_uefi_has_two_flash_devices_and_smm_where_needed() -> None:
     assert "readonly=on,file=/code" in drives[0]
     assert drives[1].endswith("file=/mine")
     assert "driver=cfi.pflash01,property=secure,value=on" in words
+
+
+@pytest.mark.parametrize(
+    ("arch", "accel", "firmware", "kinds"),
+    [
+        ("x86_64", "tcg", FLASH, ("tsc",)),  # It has no PIT.
+        ("x86_64", "tcg", None, ()),
+        ("x86_64", "kvm", FLASH, ()),
+        ("aarch64", "tcg", FLASH, ()),
+    ],
+)
+def test_a_machine_without_a_pit_has_linux_distrust_its_tsc(
+    arch: str, accel: str, firmware: FlashFirmware | None, kinds: tuple[str, ...]
+) -> None:
+    spec = MachineSpec("m", arch, Firmware(FirmwareKind.UEFI) if firmware else KERNEL)
+    allocations = replace(ALLOCATIONS, accel=accel, firmware=firmware, variables=Path("/mine"))
+    assert argv.provoked_complaints(spec, allocations) == kinds
+    assert ("pit=off" in ",".join(options(argv.build(spec, allocations), "-machine"))) == bool(
+        kinds
+    )
+    assert {complaint.name for complaint in COMPLAINTS} >= set(kinds)
 
 
 def with_credentials(*credentials: tuple[str, str], arch: str = "x86_64") -> MachineSpec:

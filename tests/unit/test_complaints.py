@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,14 @@ SAID = {
     "workqueue-lockup": [
         "BUG: workqueue lockup - pool cpus=0 node=0 flags=0x0 nice=0 stuck for 31s!"
     ],
-    "clock": [
+    "tsc": [
         "clocksource: timekeeping watchdog on CPU0: Marking clocksource 'tsc' as unstable because"
+        " the skew is too large:",
+        "clocksource: timekeeping watchdog on CPU0: Marking clocksource 'tsc-early' as unstable"
+        " because the skew is too large:",
+    ],
+    "clock": [
+        "clocksource: timekeeping watchdog on CPU0: Marking clocksource 'hpet' as unstable because"
         " the skew is too large:",
         "clocksource: timekeeping watchdog on CPU1: wd-hpet-wd excessive read-back delay of 99ns",
         "tsc: Marking TSC unstable due to TSCs unsynchronized",
@@ -108,6 +115,12 @@ def test_there_is_a_text_for_each_complaint() -> None:
     assert set(SAID) >= STALLS
 
 
+def test_the_manual_lists_each_kind() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/evidence.md").read_text(encoding="utf-8")
+    (kinds,) = re.findall(r"The kinds are ([^.]*)\.", page)
+    assert re.findall(r"`(.*?)`", kinds) == [complaint.name for complaint in COMPLAINTS]
+
+
 @pytest.mark.parametrize(
     ("kind", "line"), [(kind, line) for kind, lines in SAID.items() for line in lines]
 )
@@ -125,7 +138,7 @@ def test_a_line_that_is_like_a_complaint_is_none(line: str) -> None:
 
 def test_each_line_of_a_real_report_belongs_to_it() -> None:
     assert kinds_in(REAL.replace(b"\n", b"\r\n")) == [
-        *("rcu-stall", "lost-timer", "rcu-starved", "clock"),
+        *("rcu-stall", "lost-timer", "rcu-starved", "tsc"),
         *("hung-task", "hung-task", "soft-lockup", "rcu-stall", "nmi"),
     ]
     rest = [line for line in REAL.splitlines() if not is_complaint(line)]
