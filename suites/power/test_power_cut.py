@@ -12,11 +12,12 @@ from harness import Disk, Lab, Machine, points
 
 pytestmark = pytest.mark.needs("persistence")
 
-# A file counts as written when a sync after its rename has returned.
+# A file counts as written when a sync after its rename has returned. The count is renamed into place:
+# who reads it while it is written would find it empty.
 WRITER = (
     "mkdir -p {0}; i=0;"
     " while :; do i=$((i+1)); seq $i 20000 > {0}/new;"
-    " mv {0}/new {0}/$i; sync -f {0}; echo $i > /run/written; done"
+    " mv {0}/new {0}/$i; sync -f {0}; echo $i > /run/new; mv /run/new /run/written; done"
 )
 CHECK = "for i in $(seq {1}); do seq $i 20000 | cmp - {0}/$i || exit 1; done"
 
