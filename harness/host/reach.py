@@ -114,8 +114,11 @@ class Attempts:
 
     def answers(self) -> list[Answer]:
         """Wait for the connections and return what came of each, in the order of the endpoints."""
-        while self._selector.get_map() and not self._deadline.expired:
-            for key, _ in self._selector.select(self._deadline.timeout()):
+        # Who comes late, after other checks on a busy host, still finds what has answered meanwhile.
+        while self._selector.get_map() and (
+            ready := self._selector.select(self._deadline.timeout())
+        ):
+            for key, _ in ready:
                 assert isinstance(key.fileobj, socket.socket)
                 self._selector.unregister(key.fileobj)
                 with key.fileobj as connection:

@@ -52,6 +52,15 @@ def test_silence_ends_at_the_deadline(silent: int) -> None:
     assert (reply.connected, reply.how) == (False, "no answer within 0.05 s")
 
 
+def test_what_answered_is_noticed_however_late_one_looks(
+    listener: socket.socket, silent: int
+) -> None:
+    port = listener.getsockname()[1]
+    endpoints = [reach.Endpoint("it", "127.0.0.1", each, "") for each in (silent, port)]
+    with reach.Attempts(endpoints, 0.0) as attempts:
+        assert [each.connected for each in attempts.answers()] == [False, True]
+
+
 def test_the_answers_come_in_the_order_of_the_endpoints(
     listener: socket.socket, silent: int
 ) -> None:
