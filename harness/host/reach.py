@@ -114,7 +114,7 @@ class Attempts:
 
     def answers(self) -> list[Answer]:
         """Wait for the connections and return what came of each, in the order of the endpoints."""
-        # Who comes late, after other checks on a busy host, still finds what has answered meanwhile.
+        # On a busy host, other checks may have taken all the time. An address has answered all the same.
         while self._selector.get_map() and (
             ready := self._selector.select(self._deadline.timeout())
         ):

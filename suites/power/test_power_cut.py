@@ -13,7 +13,7 @@ from harness import Disk, Lab, Machine, points
 pytestmark = pytest.mark.needs("persistence")
 
 # A file counts as written when a sync after its rename has returned. The count is renamed into place:
-# who reads it while it is written would find it empty.
+# a read in the middle of a write would find it empty.
 WRITER = (
     "mkdir -p {0}; i=0;"
     " while :; do i=$((i+1)); seq $i 20000 > {0}/new;"

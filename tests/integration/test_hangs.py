@@ -42,6 +42,17 @@ def kinds(machine: Machine) -> dict[str, int]:
     }
 
 
+def in_the_firmwares_shell(lab: Lab, image: Selection) -> Machine:
+    """Return a machine with UEFI and nothing to boot."""
+    spec = MachineSpec(
+        "firmware", "x86_64", Firmware(FirmwareKind.UEFI), cpus=1, memory=256 * MIB, nics=()
+    )
+    machine = lab.launch(spec, image)
+    with machine.expecting(FirmwareShellError):
+        machine.console.expect("Shell> ", MODERATE)
+    return machine
+
+
 def test_a_guest_that_only_complains_ends_its_wait(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +117,7 @@ def standing_still(machine: Machine, cpu: int) -> Iterator[None]:
 def test_a_cpu_that_stood_still_is_a_finding_and_no_failure(lab: Lab) -> None:
     machine = lab.boot("micro", cpus=2)
     machine.os.login()
-    # Of a CPU that was idle it is forgiven: kernel/time/tick-sched.c, tick_nohz_update_jiffies().
+    # Linux reports no lockup of an idle CPU: kernel/time/tick-sched.c, tick_nohz_update_jiffies().
     machine.console.run(
         "echo 1 > /proc/sys/kernel/watchdog_thresh; for i in 1 2; do (while :; do :; done) & done"
     )
@@ -172,12 +183,7 @@ def test_a_clock_that_the_kernel_distrusts_is_a_finding_and_no_failure(lab: Lab)
 
 def test_a_tsc_that_the_machine_has_linux_mistime_is_no_finding(lab: Lab, image: Selection) -> None:
     # Under TCG a machine with UEFI has no PIT, by which Linux times its TSC.
-    spec = MachineSpec(
-        "shell", "x86_64", Firmware(FirmwareKind.UEFI), cpus=1, memory=256 * MIB, nics=()
-    )
-    machine = lab.launch(spec, image)
-    with machine.expecting(FirmwareShellError):
-        machine.console.expect("Shell> ", MODERATE)
+    machine = in_the_firmwares_shell(lab, image)
     for complaint in (
         # As Linux says them, but for the end: the firmware's screen has 80 columns.
         "clocksource: timekeeping watchdog on CPU0: Marking clocksource 'tsc",
@@ -245,13 +251,8 @@ def test_an_initramfs_that_gives_up_ends_the_wait(lab: Lab) -> None:
 
 
 def test_a_wait_for_a_login_names_the_firmwares_setup(lab: Lab, image: Selection) -> None:
-    spec = MachineSpec(
-        "setup", "x86_64", Firmware(FirmwareKind.UEFI), cpus=1, memory=256 * MIB, nics=()
-    )
-    machine = lab.launch(spec, image)
-    # The firmware takes a key for its setup for a moment only; whoever leaves its shell gets there.
-    with machine.expecting(FirmwareShellError):
-        machine.console.expect("Shell> ", MODERATE)
+    machine = in_the_firmwares_shell(lab, image)
+    # The firmware takes a key for its setup for a moment only; the exit of its shell leads there, too.
     machine.console.send_line("exit")
     machine.console.wait_for_screen("Boot Maintenance Manager", MODERATE)
     with pytest.raises(WaitTimeoutError, match="its console shows the firmware's setup"):

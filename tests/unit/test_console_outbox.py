@@ -36,7 +36,7 @@ class Lock:
             return self._lock.acquire(blocking=False)
         self.waits.append(timeout)
         if timeout:
-            # Whoever holds it may go on: this thread waits for that.
+            # This thread waits now, so the one that holds the lock may go on.
             self.tried.set()
         acquired = self._lock.acquire(timeout=timeout)
         self.tried.set()
@@ -66,7 +66,7 @@ class Slow:
 
 
 class Full:
-    """A wire that nobody reads: the other end of a socket."""
+    """A wire without a reader, which is full after a while: an end of a socket."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)

@@ -40,8 +40,8 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """
 """Makes standard input the controlling terminal, so that Ctrl-C works; then runs a program.
 
-The end of its shell hangs up the terminal, and with it what the shell runs, also where nohup(1) started
-the tests: a child of it ignores the signal.
+When the program ends, its terminal hangs up, and SIGHUP ends the program's children. A child of nohup(1)
+ignores that signal, so its default is restored.
 """
 
 SOON = 20.0

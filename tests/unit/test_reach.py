@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Iterator
 
@@ -58,6 +59,7 @@ def test_what_answered_is_noticed_however_late_one_looks(
     port = listener.getsockname()[1]
     endpoints = [reach.Endpoint("it", "127.0.0.1", each, "") for each in (silent, port)]
     with reach.Attempts(endpoints, 0.0) as attempts:
+        select.select([listener], [], [])  # The connection is made.
         assert [each.connected for each in attempts.answers()] == [False, True]
 
 
