@@ -17,7 +17,7 @@ The evidence of the run and its results.json are below .harness/runs (see --evid
 Exit status:
   0   all tests passed
   1   a test failed because of the image (verdict product)
-  2   the run was interrupted, by the user or by SIGTERM
+  2   the run was interrupted: by the user, by SIGTERM, or since its terminal was closed
   3   pytest failed internally
   4   wrong usage: an unknown option, image or path
   5   no test was selected
@@ -44,9 +44,13 @@ from typing import Final
 from harness import paths
 from harness.errors import UsageError, Verdict
 from harness.evidence.results import STATUS
+from harness.signals import handling_end
 
 _FOLDERS: Final = ("--evidence", "--images", "--recording")
 """Options of Harness that name a folder."""
+
+_PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP)
+"""Signals for this process alone; a terminal's Ctrl-C reaches pytest as well."""
 
 _USAGE: Final = 4
 """pytest's exit status for wrong usage (``ExitCode.USAGE_ERROR``)."""
@@ -171,13 +175,15 @@ def main(options: argparse.Namespace) -> int:
 
 
 def run(words: Sequence[str]) -> int:
-    """Run pytest, which ends in order at Ctrl-C and ``SIGTERM``; return as ``Popen.returncode`` is.
+    """Run pytest, which ends in order when it is signalled to; return as ``Popen.returncode`` is.
 
     It gets a process of its own: it changes signal handlers and output, and it may exit at once.
     """
-    with subprocess.Popen(words) as process:
+    with (
+        subprocess.Popen(words) as process,
         # A supervisor signals this process alone. pytest ends its machines, and writes its results.
-        signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+        handling_end(lambda number, _: process.send_signal(number), _PASSED_ON),
+    ):
         while True:
             try:
                 return process.wait()

@@ -13,7 +13,8 @@ counted.
 Exit status: that of harness acceptance for the verdict.
   0   green: each planned test is proven; or there is nothing to do, and the plan says why
   1   a test failed because of the image (verdict product)
-  2   wrong usage; or Ctrl-C or SIGTERM ended the gate, and no test that had run is red
+  2   wrong usage; or Ctrl-C, SIGTERM or a closed terminal ended the gate, and no test that had run is
+      red
   10  a test failed because of itself (verdict test)
   11  a job is not proven (verdict infra), or there is no plan
   12  a deadline passed (verdict timeout)

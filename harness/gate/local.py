@@ -4,8 +4,8 @@ A job is a process, ``harness acceptance --plan``, whose workers are as many as 
 machines. Jobs do not run side by side: they would share the same memory and the same processors, and
 admission would make one wait for the other.
 
-Ctrl-C and ``SIGTERM`` end the job that runs, in order, and no further job is started. A job that takes
-longer than its plan allows is ended in the same way, and others follow.
+Ctrl-C, ``SIGTERM`` and a closed terminal end the job that runs, in order, and no further job starts. A
+job that takes longer than its plan allows is ended in the same way, and others follow.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Final, Self, TextIO
 
 from harness.gate.plan import Job, Plan
-from harness.gate.signals import handling_end
+from harness.signals import handling_end
 
 _MINUTE: Final = 60.0
 

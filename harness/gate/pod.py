@@ -20,7 +20,7 @@ from typing import Final
 from harness.errors import HostError, UsageError
 from harness.evidence.results import FILE
 from harness.gate.plan import Job, Plan
-from harness.gate.signals import END, handling_end
+from harness.signals import END, handling_end
 
 INFRA: Final = 11
 """The exit status of a job that the host made fail, as of ``harness acceptance``."""

@@ -1,9 +1,10 @@
-"""The end of a run before its time: Ctrl-C, and ``SIGTERM`` from a runner that is evicted.
+"""The end of a run before its time: Ctrl-C, a closed terminal, a runner that is evicted.
 
-``SIGTERM`` ends a run as Ctrl-C does, in order: the machines end, results and reports are written. A pod
-gets it 30 seconds before ``SIGKILL`` (Kubernetes' reference, "Pod Lifecycle", termination of pods). A
-second Ctrl-C ends the run at once. QEMU ends in any case, since its parent does. A run whose tests have
-all ended is on its way out: ``SIGTERM`` and a first Ctrl-C then leave it to write what it has.
+``SIGTERM`` and ``SIGHUP`` end a run as Ctrl-C does, in order: the machines end, results and reports are
+written. A pod gets ``SIGTERM`` 30 seconds before ``SIGKILL`` (Kubernetes' reference, "Pod Lifecycle",
+termination of pods). A second Ctrl-C ends the run at once. QEMU ends in any case, since its parent does.
+A run whose tests have all ended is on its way out: each of the signals, and a first Ctrl-C, then leave
+it to write what it has.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from typing import Any, Final
 import pytest
 
 from harness.pytest_plugin import session as sessions
+from harness.signals import leave_closed_terminals
 
-SIGTERM: Final = "SIGTERM ended the run"
-"""The reason of tests that ``SIGTERM`` interrupted."""
+REASONS: Final = {
+    signal.SIGTERM: "SIGTERM ended the run",
+    signal.SIGHUP: "SIGHUP ended the run: its terminal was closed",
+}
+"""The reason of tests that a signal interrupted."""
 
 
 class Terminated(KeyboardInterrupt):
-    """The run got ``SIGTERM``; pytest ends as after Ctrl-C."""
+    """The run got a signal to end; pytest ends as after Ctrl-C."""
 
 
 class _Signals:
@@ -43,8 +48,12 @@ class _Signals:
         self._before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        """Take the signals unless they have another handler: a background shell ignores Ctrl-C."""
-        self._take(signal.SIGTERM, signal.SIG_DFL, self._terminate)
+        """Take the signals unless they have another handler, or none at all.
+
+        A shell starts jobs in the background with Ctrl-C ignored, nohup(1) a command with ``SIGHUP``.
+        """
+        for number in REASONS:
+            self._take(number, signal.SIG_DFL, self._terminate)
         self._take(signal.SIGINT, signal.default_int_handler, self._interrupt)
 
     def _take(
@@ -61,6 +70,8 @@ class _Signals:
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         __tracebackhide__ = True  # pytest then names the line that was interrupted
         del frame
+        if number == signal.SIGHUP:
+            leave_closed_terminals()
         if self._ending or self._finishing:
             return  # The end in order goes on; SIGKILL follows if it takes too long.
         self._ending = True
@@ -68,7 +79,7 @@ class _Signals:
             # A supervisor may signal this process alone. Not waited for, it is still the worker's.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-        raise Terminated(SIGTERM)
+        raise Terminated(REASONS[signal.Signals(number)])
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         __tracebackhide__ = True

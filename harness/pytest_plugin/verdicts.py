@@ -18,7 +18,7 @@ import pytest
 import harness
 from harness.pytest_plugin import known, secrets, tries
 from harness.pytest_plugin import session as sessions
-from harness.pytest_plugin.interrupts import SIGTERM
+from harness.pytest_plugin.interrupts import REASONS
 
 if TYPE_CHECKING:
     from harness.errors import Verdict
@@ -380,7 +380,7 @@ class _Collector:
                 result.evidence = str(place.relative_to(self._run.path))
             result.arch = result.arch or self._arch_by_name(test, place)
             result.reason = session.interruption
-            if session.interruption == SIGTERM:
+            if session.interruption in REASONS.values():
                 result.verdict = Verdict.INFRA.value
             if xml is None:
                 continue

@@ -209,7 +209,7 @@ def test_an_empty_plan_runs_nothing_and_says_why(project: Project) -> None:
     assert "gate: passed: nothing to do: only docs changed" in result.text
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_job_and_the_partial_outcome_is_judged(
     project: Project, number: signal.Signals
 ) -> None:
@@ -243,7 +243,7 @@ def test_a_signal_ends_the_job_and_the_partial_outcome_is_judged(
     lines = output.splitlines()
     rows = dict(line.split()[:2] for line in lines if line.startswith("job-") and line[-1] != ":")
     assert rows == {"job-passes": "passed", "job-waits": "infra", "job-fails": "infra"}
-    reason = {signal.SIGTERM: "SIGTERM ended the run", signal.SIGINT: "Ctrl-C"}[number]
+    reason = "Ctrl-C" if number == signal.SIGINT else f"{number.name} ended the run"
     assert any(line.startswith("job-waits") and reason in line for line in lines), output
     assert f"{number.name} ended the gate" in output
     assert (project.folder / FOLDER / "report.html").is_file()

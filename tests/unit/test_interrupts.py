@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import select
 import signal
 import subprocess
@@ -86,21 +87,27 @@ def waiting(
     also: str = "",
     text: str = WAITS,
     arguments: tuple[str, ...] = ("--image", "micro", "-q", "test_it.py"),
+    terminal: int | None = None,
 ) -> Iterator[Run]:
-    """Start a run and return it once so many tests wait."""
+    """Start a run, at a terminal if given, and return it once so many tests wait."""
     project.write("test_it.py", text)
     project.write("conftest.py", CONFTEST + also)
     os.mkfifo(project.folder / BEGUN)
     # Opened for writing as well, the pipe has no end of file between two tests.
     pipe = os.open(project.folder / BEGUN, os.O_RDWR)
     process = subprocess.Popen(
-        [project.python, *command, *arguments],
+        [
+            "setsid",
+            *(() if terminal is None else ("--ctty",)),
+            project.python,
+            *command,
+            *arguments,
+        ],
         cwd=project.folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL if terminal is None else terminal,
+        stdout=subprocess.PIPE if terminal is None else terminal,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
     try:
         run = Run(process, pipe)
@@ -154,6 +161,29 @@ def test_sigterm_leaves_results_evidence_and_the_reason(
         assert "SIGTERM" in error.get("message", "")
         (evidence,) = (each for each in case.iter("property") if each.get("name") == "evidence")
         assert Path(evidence.get("value", "")).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("command", "tests"),
+    [(PYTEST, 1), ((*PYTEST, "-n", "2"), 2), ((*HARNESS, "-n", "2"), 2)],
+    ids=["pytest", "workers", "harness acceptance"],
+)
+def test_a_closed_terminal_leaves_results_evidence_and_the_reason(
+    project: Project, command: tuple[str, ...], tests: int
+) -> None:
+    ours, theirs = pty.openpty()
+    with waiting(project, *command, tests=tests, terminal=theirs) as run:
+        os.close(theirs)
+        os.close(ours)
+        assert run.process.wait(LONG) == 2
+    content = results(project)
+    assert content["status"] == 2
+    assert len(content["tests"]) == tests
+    for test in content["tests"]:
+        assert (test["outcome"], test["verdict"]) == ("interrupted", "infra")
+        assert test["reason"] == "SIGHUP ended the run: its terminal was closed"
+        assert (latest(project) / test["evidence"] / "log").exists()
+    assert (latest(project) / "junit.xml").exists()
 
 
 @pytest.mark.parametrize(
