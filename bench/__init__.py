@@ -6,9 +6,9 @@ They are goals, not tests: none of them decides whether a change is right.
 =============  ===================================================================
 ``core``       rows, budgets, pairing, the table and the JSON
 ``labs``       machines as a test would have them: a lab for an image
-``guest``      the micro guest with its console on a plain socket, which any reader can take
-``raw``        the bare tool: it reads and writes that socket and nothing else
-``peer``       labgrid's own drivers on the same socket
+``guest``      the micro guest with its console on a plain wire, which any reader can take
+``raw``        the bare tool: it reads and writes that wire and nothing else
+``peer``       labgrid's own drivers on the same wire
 ``side``       a separate process for each side: harness, raw or labgrid
 others         one module for each benchmark
 =============  ===================================================================

@@ -11,6 +11,7 @@ from bench import raw
 from bench.core import Budget, Context, Judged, Row, paired
 from bench.guest import command, micro_spec
 from bench.labs import lab
+from harness.console import wire
 from harness.spec import MachineSpec, Nic
 
 MEASUREMENT = "boot to prompt"
@@ -54,20 +55,20 @@ def run(context: Context) -> list[Row]:
 def _bare(spec: MachineSpec) -> float:
     """Boot a guest without Harness; return the seconds to its login prompt."""
     started = time.perf_counter()
-    console, console_there = socket.socketpair()
+    console, console_there = wire.pair()
     monitor, monitor_there = socket.socketpair()
     with console, monitor:
-        fds = (console_there.fileno(), monitor_there.fileno())
+        fds = (console_there.incoming, console_there.outgoing, monitor_there.fileno())
         with console_there, monitor_there:
             process = subprocess.Popen(
-                command(spec, *fds),
+                command(spec, console_there, monitor_there.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=fds,
             )
         try:
-            raw.RawConsole(console.fileno()).until(PROMPT)
+            raw.RawConsole(console).until(PROMPT)
             return time.perf_counter() - started
         finally:
             process.kill()

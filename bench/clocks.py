@@ -7,7 +7,6 @@ in ``micro`` sets its clock: what its wall clock gains or loses is what its cloc
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Final
 from bench.core import Context, Row
 from bench.guest import PASSWORD, USER, command, micro_spec
 from bench.raw import RawConsole, RawShell
+from harness.console import wire
 from harness.qemu.process import OwnedProcess
 
 SECONDS: Final = 600
@@ -80,19 +80,19 @@ def run(context: Context) -> list[Row]:
 def _guest(folder: Path, name: str, option: str) -> Iterator[RawShell]:
     """Yield a shell in a guest with an option of the machine in the place of Harness' own."""
     key, _, _ = option.partition("=")
-    console, console_there = socket.socketpair()
+    console, console_there = wire.pair()
     with console, console_there:
-        words = command(micro_spec("clocks"), console_there.fileno(), None)
+        words = command(micro_spec("clocks"), console_there, None)
         at = words.index("-machine") + 1
         options = [each for each in words[at].split(",") if not each.startswith(f"{key}=")]
         words[at] = ",".join([*options, option])
         process = OwnedProcess(
             words,
             stderr=folder / f"{name.replace(' ', '-')}.qemu.stderr",
-            pass_fds=(console_there.fileno(),),
+            pass_fds=(console_there.incoming, console_there.outgoing),
         )
         try:
-            raw = RawConsole(console.fileno())
+            raw = RawConsole(console)
             raw.login(USER, PASSWORD)
             yield raw.shell()
         finally:

@@ -49,10 +49,10 @@ def run(context: Context) -> list[Row]:
             BUDGET,
             f"a sample is the median of {count} commands; {spread['harness']}",
         ),
-        Row(MEASUREMENT, "raw socket", "ms", medians["raw"], note=spread["raw"]),
+        Row(MEASUREMENT, "raw wire", "ms", medians["raw"], note=spread["raw"]),
         Row(
             MEASUREMENT,
-            "raw socket on Harness' driver",
+            "raw wire on Harness' driver",
             "ms",
             medians["raw-driver"],
             medians["raw"],

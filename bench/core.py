@@ -57,7 +57,7 @@ class Row:
 
     Attributes:
         measurement: The quantity: ``console command``.
-        subject: The tool measured: ``harness``, ``raw socket``, ``labgrid QEMUDriver``.
+        subject: The tool measured: ``harness``, ``raw wire``, ``labgrid QEMUDriver``.
         unit: The unit of the samples: ``ms``, ``s``, ``MB/s``, ``MB``.
         samples: The samples in the order they were taken; none if nothing was measured.
         bare: The bare tool's samples of the same rounds, in the same order; or none.

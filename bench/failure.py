@@ -6,7 +6,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +15,8 @@ from bench import peer, side
 from bench.core import Budget, Context, Judged, Row, missing, paired
 from bench.guest import PASSWORD, SCALE, USER, Guest
 from bench.labs import lab
-from harness.console import Console
+from harness.console import Console, wire
+from harness.console.wire import Wire
 from harness.deadline import UNSCALED
 from harness.errors import HarnessError, PanicError, QemuExitedError
 from harness.lab import Lab
@@ -92,11 +92,11 @@ def _failed(wait: Callable[[], object], kind: type[HarnessError]) -> float:
 class _Relay:
     """Carries the console's bytes; notes the time of a word before it passes it on."""
 
-    def __init__(self, guest: socket.socket, word: bytes) -> None:
+    def __init__(self, guest: Wire, word: bytes) -> None:
         self._guest = guest
         self._word = word
         self.seen_at: float | None = None
-        self._ours, self.theirs = socket.socketpair()
+        self._ours, self.theirs = wire.pair()
         self._thread = threading.Thread(target=self._carry, name="bench-relay", daemon=True)
         self._thread.start()
 
@@ -130,7 +130,7 @@ class _Relay:
 
 def _panic_printed(folder: Path) -> float:
     with Guest(folder, "panic") as guest:
-        relay = _Relay(guest.socket, WORDS)
+        relay = _Relay(guest.wire, WORDS)
         log, cast = folder / "panic.log", folder / "panic.cast"
         with Console(relay.theirs, log=log, cast=cast, name="panic", scale=SCALE) as console:
             console.login(USER, PASSWORD)

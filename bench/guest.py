@@ -1,13 +1,14 @@
-"""The micro guest with its console on a plain socket, for readers that take turns at it.
+"""The micro guest with its console on a plain wire, for readers that take turns at it.
 
 QEMU's command line is the one that Harness builds, so that every side has the same machine. Only the
-side whose turn it is reads the socket. Between turns the guest stands at a shell's prompt.
+side whose turn it is reads the wire. Between turns the guest stands at a shell's prompt.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import random
 import socket
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from typing import Final, Self
 from bench.labs import open_lab
 from bench.raw import RawConsole
 from harness import profiles
+from harness.console import wire
+from harness.console.wire import Wire
 from harness.deadline import TCG_SCALE, Scale
 from harness.host import accel
 from harness.lab import Lab
@@ -86,8 +89,15 @@ def micro_spec(
     )
 
 
-def command(spec: MachineSpec, console_fd: int, qmp_fd: int | None, *disks: Path) -> list[str]:
-    """Return QEMU's command line for a spec, as Harness builds it, but for a guest that runs at once."""
+def command(spec: MachineSpec, console: Wire, qmp_fd: int | None, *disks: Path) -> list[str]:
+    """Return QEMU's command line for a spec, as Harness builds it, but for a guest that runs at once.
+
+    Args:
+        spec: The machine.
+        console: The guest's end of the console.
+        qmp_fd: The guest's end of the monitor; ``None`` has none.
+        disks: The file of each disk.
+    """
     accelerator = micro().accelerator(ARCH)
     allocations = argv.Allocations(
         qemu=binary.find(ARCH).path,
@@ -98,7 +108,7 @@ def command(spec: MachineSpec, console_fd: int, qmp_fd: int | None, *disks: Path
             disk.name: argv.DiskFile(path, "raw")
             for disk, path in zip(spec.disks, disks, strict=True)
         },
-        console_fd=console_fd,
+        console_fds=(console.outgoing, console.incoming),
         qmp_fd=qmp_fd,
     )
     return [word for word in argv.build(spec, allocations) if word != "-S"]
@@ -178,7 +188,7 @@ class Guest:
         load: A payload for the guest, or ``None``.
 
     Attributes:
-        socket: The console.
+        wire: The console.
         port: A virtio serial port: a stream out of the guest that is not a terminal. As on a serial
             line, QEMU makes the guest wait while its reader is behind (``virtserialport``). It carries
             about a hundred times as much as an emulated 16550.
@@ -198,21 +208,22 @@ class Guest:
         disks = (Disk("payload", base=load.path, readonly=True),) if load else ()
         self._spec = micro_spec(name, console=console, disks=disks)
         self._process: OwnedProcess | None = None
-        self.socket, self._socket_there = socket.socketpair()
-        self.port, self._port_there = socket.socketpair()
+        self.wire, self._wire_there = wire.pair()
+        port, self._port_there = socket.socketpair()
+        self.port = over(port)
 
     def __enter__(self) -> Self:
-        with self._socket_there as console, self._port_there as port:
+        with self._wire_there as console, self._port_there as port:
             files = [self.payload.path] if self.payload else []
             self._process = OwnedProcess(
                 [
-                    *command(self._spec, console.fileno(), None, *files),
+                    *command(self._spec, console, None, *files),
                     *("-chardev", f"socket,id=port,fd={port.fileno()}"),
                     *("-device", "virtio-serial-pci,id=ports"),
                     *("-device", "virtserialport,bus=ports.0,nr=1,chardev=port,name=bench"),
                 ],
                 stderr=self._stderr,
-                pass_fds=(console.fileno(), port.fileno()),
+                pass_fds=(console.incoming, console.outgoing, port.fileno()),
             )
         return self
 
@@ -224,12 +235,12 @@ class Guest:
     ) -> None:
         if self._process is not None:
             self._process.kill()
-        self.socket.close()
+        self.wire.close()
         self.port.close()
 
     def login(self) -> None:
         """Log in through the bare console and copy the payload into the guest's memory."""
-        console = RawConsole(self.socket.fileno())
+        console = RawConsole(self.wire)
         console.login(USER, PASSWORD)
         shell = console.shell()
         _, status = shell.run(f"ln -s $(ls /dev/vport*p1) {PORT} && [ -c {PORT} ]")
@@ -242,6 +253,12 @@ class Guest:
             if status or output.split()[0].decode() != digest:
                 raise RuntimeError("the payload in the guest differs from the file")
         shell.close()
+
+
+def over(sock: socket.socket) -> Wire:
+    """Return a wire that leads over a socket, which it takes."""
+    descriptor = sock.detach()
+    return Wire(descriptor, os.dup(descriptor))
 
 
 def megabytes(size: float) -> float:

@@ -143,7 +143,7 @@ def _port(context: Context) -> list[Row]:
             Row(
                 PORT, "harness", "MB/s", rates["harness"], rates["raw"], RATE, flood.note("harness")
             ),
-            Row(PORT, "raw socket", "MB/s", rates["raw"], note=flood.note("raw")),
+            Row(PORT, "raw wire", "MB/s", rates["raw"], note=flood.note("raw")),
             _lost(PORT, flood),
             Row(
                 f"{PORT}: memory grown",
@@ -173,7 +173,7 @@ def _port(context: Context) -> list[Row]:
                 note=flood.note("harness")
                 + "; the start of the wait matters with so little output",
             ),
-            Row(measurement, "raw socket", "MB/s", rates["raw"], note=flood.note("raw")),
+            Row(measurement, "raw wire", "MB/s", rates["raw"], note=flood.note("raw")),
             Row(
                 measurement,
                 "raw through a pty",
@@ -203,7 +203,7 @@ def _serial(context: Context) -> list[Row]:
             RATE,
             flood.note("harness") + "; the emulated UART sets the pace",
         ),
-        Row(SERIAL, "raw socket", "MB/s", rates["raw"], note=flood.note("raw")),
+        Row(SERIAL, "raw wire", "MB/s", rates["raw"], note=flood.note("raw")),
         _lost(SERIAL, flood),
         *_labgrid(SERIAL, rates, flood),
     ]
@@ -225,5 +225,5 @@ def _virtio_console(context: Context) -> list[Row]:
             rates["raw"],
             note=flood.note("harness") + dropped,
         ),
-        Row(HVC, "raw socket", "MB/s", rates["raw"], note=flood.note("raw") + dropped),
+        Row(HVC, "raw wire", "MB/s", rates["raw"], note=flood.note("raw") + dropped),
     ]

@@ -2,16 +2,14 @@
 
 ``labgrid-qemu`` is its QEMUDriver, ``labgrid-serial`` its SerialDriver (pyserial); on top of each
 its ShellDriver. Reading, writing, matching and running commands are labgrid's code, unchanged. One
-thing is replaced: QEMUDriver starts its own QEMU, and here takes the socket of the running one, so that
+thing is replaced: QEMUDriver starts its own QEMU, and here takes the wire of the running one, so that
 all sides have the same guest. SerialDriver needs a terminal device: it gets a pty, and a thread of
-another process carries the bytes between socket and pty.
+another process carries the bytes between wire and pty.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import socket
 import time
 from collections.abc import Mapping
 from importlib import metadata
@@ -19,6 +17,7 @@ from typing import Any
 
 from bench import side
 from bench.guest import PASSWORD, PROMPT, USER
+from harness.console.wire import Wire
 
 
 def version() -> str:
@@ -40,18 +39,18 @@ def labgrid_side(task: Mapping[str, Any]) -> dict[str, Any]:
 
     target = Target("bench")
     if task["side"] == "labgrid-qemu":
-        sock = socket.socket(fileno=os.dup(task["fd"]))
-        os.set_blocking(task["fd"], False)  # as QEMUDriver.on() does
+        wire = side.given(task)
+        wire.setblocking(False)  # as QEMUDriver.on() does
 
-        class OnSocket(QEMUDriver):  # type: ignore[misc]
+        class OnWire(QEMUDriver):  # type: ignore[misc]
             def on_activate(self) -> None:
-                self._clientsocket: socket.socket | None = sock
+                self._clientsocket: Wire | None = wire
                 self.status = 1
 
             def on_deactivate(self) -> None:
                 self._clientsocket = None
 
-        console = OnSocket(target, "console", qemu_bin="", machine="", cpu="", memory="")
+        console = OnWire(target, "console", qemu_bin="", machine="", cpu="", memory="")
     else:
         RawSerialPort(target, "port", port=task["tty"])
         console = SerialDriver(target, "console")

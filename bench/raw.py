@@ -1,4 +1,4 @@
-"""The bare tool: a descriptor of the console, read and written, and nothing else.
+"""The bare tool: the descriptors of the console, read and written, and nothing else.
 
 It keeps no log, watches for nothing, and has no timeouts: its parent process kills it. No console can
 be faster. It includes Python's own cost, as every side does.
@@ -6,10 +6,11 @@ be faster. It includes Python's own cost, as every side does.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from typing import Final
+
+from harness.console.wire import Wire
 
 CHUNK: Final = 1024 * 1024
 """Bytes that a read may return; as many as Harness reads."""
@@ -55,23 +56,22 @@ def flood(path: str, times: int, tag: str, port: str = "") -> Flood:
 
 
 class RawConsole:
-    """A console on a descriptor: a socket or a pty.
+    """A console on a wire, whose descriptors may be pipes, sockets or a pty.
 
     Args:
-        fd: The descriptor; it becomes blocking.
+        wire: The wire; it becomes blocking.
     """
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        os.set_blocking(fd, True)
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        wire.setblocking(True)
         self._buffer = bytearray(_HEAD + CHUNK)
         self._space = memoryview(self._buffer)[_HEAD:]
         self._rest = b""
 
     def write(self, data: bytes) -> None:
         """Write all of the data."""
-        while data:
-            data = data[os.write(self._fd, data) :]
+        self._wire.sendall(data)
 
     def read(self) -> memoryview:
         """Return the data that is there, at least a byte; valid until the next read.
@@ -79,7 +79,7 @@ class RawConsole:
         Raises:
             EOFError: The guest's side is closed.
         """
-        count = os.readv(self._fd, [self._space])
+        count = self._wire.recv_into(self._space)
         if not count:
             raise EOFError("the guest's side closed the console")
         return self._space[:count]

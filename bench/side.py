@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import select
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from typing import Any, Final
 
 from bench import raw
 from bench.guest import PAYLOAD, PORT, PROMPT, Guest
+from harness.console.wire import Wire
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 LIMIT: Final = 1800.0
@@ -58,16 +58,16 @@ def ask(
         SideError: The side failed.
     """
     with ExitStack() as stack:
-        sock = guest.port if port else guest.socket
+        read = guest.port if port else guest.wire
         request: dict[str, Any] = {"side": side, "task": task, **parameters}
-        fds = [guest.socket.fileno()]
+        fds = [guest.wire.incoming, guest.wire.outgoing]
         if port:
-            request["control"] = guest.socket.fileno()
+            request["control"] = fds
         if side in ON_PTY:
-            request["tty"] = stack.enter_context(bridge(sock))
+            request["tty"] = stack.enter_context(bridge(read))
         else:
-            request["fd"] = sock.fileno()
-            fds.append(sock.fileno())
+            request["wire"] = [read.incoming, read.outgoing]
+            fds = [*fds, *request["wire"]]
         try:
             process = subprocess.run(
                 [sys.executable, "-m", "bench.side", json.dumps(request)],
@@ -88,25 +88,25 @@ def ask(
 
 
 @contextmanager
-def bridge(sock: socket.socket) -> Iterator[str]:
-    """Connect a socket to a pty and yield the terminal's path.
+def bridge(wire: Wire) -> Iterator[str]:
+    """Connect a wire to a pty and yield the terminal's path.
 
     A thread of this process, which is idle otherwise, carries the bytes. ``raw-pty`` measures its cost.
     """
     ours, theirs = os.openpty()
     tty.setraw(theirs)
     stop, stopper = os.pipe()
-    sock.setblocking(True)
+    wire.setblocking(True)
 
     def carry() -> None:
         poller = select.poll()
-        for fd in (ours, stop, sock.fileno()):
+        for fd in (ours, stop, wire.incoming):
             poller.register(fd, select.POLLIN)
         while True:
             for fd, _ in poller.poll():
                 if fd == stop:
                     return
-                source, sink = (sock.fileno(), ours) if fd != ours else (ours, sock.fileno())
+                source, sink = (wire.incoming, ours) if fd != ours else (ours, wire.outgoing)
                 data = os.read(source, 65536)
                 if not data:
                     return
@@ -125,6 +125,11 @@ def bridge(sock: socket.socket) -> Iterator[str]:
 
 
 # --- in the child -----------------------------------------------------------------------------
+
+
+def given(task: Mapping[str, Any]) -> Wire:
+    """Return the wire that a task came with."""
+    return Wire(*task["wire"])
 
 
 def memory() -> tuple[int, int]:
@@ -174,13 +179,13 @@ def begin(
     line = flood.command.encode() + b"\r"
     if control is None:
         return flood, lambda: send(line)
-    return flood, lambda: raw.RawConsole(control).write(line)
+    return flood, lambda: raw.RawConsole(Wire(*control)).write(line)
 
 
 def finish(task: Mapping[str, Any], prompt: Callable[[], object]) -> None:
     """Wait for the shell's prompt behind a flood."""
     if "control" in task:
-        control = raw.RawConsole(task["control"])
+        control = raw.RawConsole(Wire(*task["control"]))
         control.until(b"\n")  # the echo of the command
         control.until(b"# ")
     else:
@@ -194,9 +199,8 @@ def harness_side(task: Mapping[str, Any]) -> dict[str, Any]:
 
     log = Path(task["folder"]) / "serial.log"
     cast = Path(task["folder"]) / "serial.cast"
-    sock = socket.socket(fileno=os.dup(task["fd"]))
     scale = Scale(TCG_SCALE)
-    with Console(sock, log=log, cast=cast, name="bench", scale=scale) as console:
+    with Console(given(task), log=log, cast=cast, name="bench", scale=scale) as console:
         if task["task"] == "commands":
             console.send_line()
             console.login(None)
@@ -233,9 +237,9 @@ def raw_side(task: Mapping[str, Any]) -> dict[str, Any]:
     if "tty" in task:
         fd = os.open(task["tty"], os.O_RDWR | os.O_NOCTTY)
         tty.setraw(fd)
+        console = raw.RawConsole(Wire(fd, fd))
     else:
-        fd = os.dup(task["fd"])
-    console = raw.RawConsole(fd)
+        console = raw.RawConsole(given(task))
     if task["side"] == "raw-driver":
         return raw_on_driver(task, console)
     if task["task"] == "commands":
@@ -272,12 +276,13 @@ def raw_on_driver(task: Mapping[str, Any], console: raw.RawConsole) -> dict[str,
 
     scale = Scale(TCG_SCALE)
     log = Path(task["folder"]) / "driver.log"
-    sock = socket.socket(fileno=os.dup(task["fd"]))
-    with Console(sock, log=log, cast=None, name="bench", scale=scale) as starter:
+    # Closed, the console must leave the descriptors to what follows.
+    kept = Wire(*map(os.dup, task["wire"]))
+    with Console(kept, log=log, cast=None, name="bench", scale=scale) as starter:
         starter.send_line()
         starter.login(None)
     log.unlink()
-    os.set_blocking(task["fd"], True)
+    given(task).setblocking(True)
     samples = []
     for number in range(task["count"]):
         # A tag as long as Harness' own; see harness.console.shell.requests.

@@ -1,7 +1,7 @@
 """The serial console of a guest: every byte is read and logged, and failures end the waits.
 
 Tests need :class:`Console` alone. The package knows nothing of QEMU: a console is built on a
-connected socket.
+:class:`~harness.console.wire.Wire`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 QEMU writes a virtio port's output in pieces of 4 KiB, and reading one costs more than its bytes do: a
 log entry, a search, a wake of the waiting thread. So a network card's driver moderates its interrupts
 in a flood, and the console does the same: it pauses for as long as 64 KiB take to arrive, and for 2 ms
-at most. The socket's buffer holds more (``net.core.wmem_default``, 208 KiB), so the guest does not
-wait. Output that is no flood, a serial line's among it, is read at once.
+at most. The wire holds more (:mod:`harness.console.wire`), so the guest does not wait. Output that is no
+flood, a serial line's among it, is read at once.
 """
 
 from __future__ import annotations

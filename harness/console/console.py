@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -41,6 +40,7 @@ from harness.console.stream import Stream
 from harness.console.terminal import Screen
 from harness.console.view import View
 from harness.console.watch import DEFAULT_WATCHERS, Sighting, Watcher
+from harness.console.wire import Wire
 from harness.deadline import UNSCALED, Deadline, Limit, Scale, by_name
 from harness.errors import GuestError, HarnessError, WaitTimeoutError
 from harness.evidence.findings import Findings
@@ -54,7 +54,7 @@ SEND_SECONDS: Final = 10.0
 
 
 class Console:
-    """The serial console of one guest; a context manager that owns its socket.
+    """The serial console of one guest; a context manager that owns its wire.
 
     A thread reads the guest's output into the log from construction to :meth:`close`, whether or
     not a test waits. Each method that waits takes a ``deadline``: a
@@ -69,7 +69,7 @@ class Console:
     at a time. All other methods are safe from any thread.
 
     Args:
-        sock: A connected stream socket, whose other end is the guest's serial port.
+        wire: The console's end of the line to the guest; see :func:`harness.console.wire.pair`.
         log: The file of the raw log, which gets every byte of output; it is appended to.
         cast: The file of the asciicast recording; ``None`` records nothing.
         name: The name of the machine, for messages.
@@ -90,7 +90,7 @@ class Console:
 
     def __init__(
         self,
-        sock: socket.socket,
+        wire: Wire,
         *,
         log: Path,
         cast: Path | None,
@@ -107,7 +107,7 @@ class Console:
         self._scale = scale
         self._waiting = waiting or (lambda awaited, limit: contextlib.nullcontext())
         self._stream = Stream(
-            sock,
+            wire,
             log=log,
             cast=cast,
             name=name,
@@ -133,7 +133,7 @@ class Console:
         self.close()
 
     def close(self) -> None:
-        """Stop reading, write pending output to the files and close the socket.
+        """Stop reading, write pending output to the files and close the wire.
 
         Waits in other threads end with an error. A second call does nothing.
         """

@@ -12,6 +12,7 @@ import socket
 import threading
 from typing import Final
 
+from harness.console.wire import Wire
 from harness.deadline import Deadline
 
 _INSTANT: Final = 1.0
@@ -57,10 +58,10 @@ class Signal:
 
 
 class Outbox:
-    """The writing side of a console's socket.
+    """The writing side of a console's wire.
 
     Args:
-        sock: The socket, in non-blocking mode.
+        wire: The console's end, in non-blocking mode.
         aborted: Set by the owner to end sends: the guest failed or the console is closed.
         poke: Set by the outbox when the drain thread must write replies.
 
@@ -68,8 +69,8 @@ class Outbox:
         sent: The number of sends so far; replies do not count.
     """
 
-    def __init__(self, sock: socket.socket, aborted: Signal, poke: Signal) -> None:
-        self._sock = sock
+    def __init__(self, wire: Wire, aborted: Signal, poke: Signal) -> None:
+        self._wire = wire
         self._aborted = aborted
         self._poke = poke
         self._writing = threading.Lock()
@@ -123,7 +124,7 @@ class Outbox:
         poller: select.poll | None = None
         while view:
             try:
-                view = view[self._sock.send(view) :]
+                view = view[self._wire.send(view) :]
                 continue
             except BlockingIOError:
                 pass
@@ -132,7 +133,7 @@ class Outbox:
                 return len(view)
             if poller is None:
                 poller = select.poll()
-                poller.register(self._sock, select.POLLOUT)
+                poller.register(self._wire.outgoing, select.POLLOUT)
                 poller.register(self._aborted, select.POLLIN)
             ready = poller.poll(deadline.poll_timeout())
             if any(fd == self._aborted.fileno() for fd, _ in ready):
@@ -142,7 +143,7 @@ class Outbox:
         return 0
 
     def reply(self, data: bytes, sent: int | None = None) -> None:
-        """Queue a reply and write as much as the socket accepts now.
+        """Queue a reply and write as much as the guest's side accepts now.
 
         The reply is dropped if too many bytes are queued.
 
@@ -168,16 +169,19 @@ class Outbox:
         return bool(self._replies) and not self._writing.locked()
 
     def write_replies(self) -> None:
-        """Write as many queued replies as the socket accepts, unless a send is in progress."""
+        """Write as many queued replies as the guest's side accepts, unless a send is in progress."""
         if not self._writing.acquire(blocking=False):
             return  # the send pokes the drain thread at its end
         try:
             with self._guard:
                 while self._replies:
-                    sent = self._sock.send(self._replies)
+                    sent = self._wire.send(self._replies)
                     del self._replies[:sent]
                     self._replied = True
-        except OSError:
+        except BlockingIOError:
             return
+        except OSError:
+            # Nobody reads them any more; the drain thread sees the end as well.
+            self._replies.clear()
         finally:
             self._writing.release()

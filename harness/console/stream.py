@@ -1,4 +1,4 @@
-"""The reading side of a console: a thread that drains the socket into the log.
+"""The reading side of a console: a thread that drains the wire into the log.
 
 The thread reads all the time, because a guest blocks when its serial port is not read. Each chunk
 goes to the raw log, the recording, the watchers and the query responder; then the waits are woken.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -27,6 +26,7 @@ from harness.console.query import QueryResponder
 from harness.console.suspects import Suspects
 from harness.console.text import last_lines
 from harness.console.watch import Scanner, Sighting, Watcher
+from harness.console.wire import Wire
 from harness.deadline import SUDDEN, UNSCALED, Scale
 from harness.errors import DiskFullError, HarnessError, QemuExitedError, StoreError
 from harness.evidence.findings import Findings
@@ -37,10 +37,10 @@ _LINES: Final = 25
 
 
 class Stream:
-    """Drains a socket; owns the socket, the drain thread, the log and the recording.
+    """Drains a wire; owns the wire, the drain thread, the log and the recording.
 
     Args:
-        sock: A connected stream socket; the stream closes it.
+        wire: The console's end of the line to the guest; the stream closes it.
         log: The file of the raw log. It is appended to, so that all boots of a machine share it.
         cast: The file of the recording; ``None`` records nothing.
         name: The name of the machine, for messages.
@@ -68,7 +68,7 @@ class Stream:
 
     def __init__(
         self,
-        sock: socket.socket,
+        wire: Wire,
         *,
         log: Path,
         cast: Path | None,
@@ -85,7 +85,7 @@ class Stream:
         self.scale = scale
         self.findings = findings
         self._scale = scale
-        self._sock = sock
+        self._wire = wire
         self._on_eof = on_eof
         self._on_failure = on_failure
         self._closing = threading.Event()
@@ -93,7 +93,7 @@ class Stream:
         self._unreported = False
         self._sent_before = 0
         self._listeners: list[Signal] = []
-        sock.setblocking(False)
+        wire.setblocking(False)
         self._log_fd = os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._base = os.fstat(self._log_fd).st_size
         self._log_error: OSError | None = None
@@ -113,7 +113,7 @@ class Stream:
         self.suspects = Suspects(self.condition, self.read, self._fail, scale)
         self._aborted = Signal()
         self._poke = Signal()
-        self.outbox = Outbox(sock, self._aborted, self._poke)
+        self.outbox = Outbox(wire, self._aborted, self._poke)
         self.queries = QueryResponder(self._reply, columns=columns, rows=rows)
         self._scanner = Scanner(watchers)
         self._thread = threading.Thread(target=self._run, name=f"console-{name}", daemon=True)
@@ -228,7 +228,7 @@ class Stream:
             self._listeners.remove(signal)
 
     def close(self) -> None:
-        """Stop the drain thread, close the files and the socket, and end all waits."""
+        """Stop the drain thread, close the files and the wire, and end all waits."""
         if self._closing.is_set():
             return
         self._closing.set()
@@ -236,7 +236,7 @@ class Stream:
         self._thread.join()
         closed = HarnessError(f"the console of {self.name} is closed", evidence=str(self.log))
         self._set_failure(Failure(lambda: closed, self.total, HarnessError, final=True))
-        self._sock.close()
+        self._wire.close()
         if self._cast is not None:
             self._cast.close()
         os.close(self._log_fd)
@@ -247,9 +247,9 @@ class Stream:
 
     def _run(self) -> None:
         poller = select.poll()
-        poller.register(self._sock, select.POLLIN)
-        poller.register(self._poke, select.POLLIN)
-        sock_fd = self._sock.fileno()
+        incoming, poke = self._wire.incoming, self._poke.fileno()
+        poller.register(incoming, select.POLLIN)
+        poller.register(poke, select.POLLIN)
         view = memoryview(self._buffer)
         space = view[self._head :]
         writing = False
@@ -263,12 +263,12 @@ class Stream:
             now = time.monotonic()
             if not events:
                 self._settle(now)
-            for fd, event in events:
-                if fd != sock_fd:
+            for fd, _ in events:
+                if fd == poke:
                     self._poke.clear()
-                elif event & ~select.POLLOUT:
+                elif fd == incoming:
                     try:
-                        count = self._sock.recv_into(space)
+                        count = self._wire.recv_into(space)
                     except (BlockingIOError, InterruptedError):
                         continue
                     except OSError:
@@ -284,7 +284,10 @@ class Stream:
                 self.outbox.write_replies()
             if writing != self.outbox.waiting:
                 writing = not writing
-                poller.modify(self._sock, select.POLLIN | (select.POLLOUT if writing else 0))
+                if writing:
+                    poller.register(self._wire.outgoing, select.POLLOUT)
+                else:
+                    poller.unregister(self._wire.outgoing)
 
     def _due(self) -> float | None:
         """Return the seconds until :meth:`_settle` must run; ``None`` if nothing is pending."""

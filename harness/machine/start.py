@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness import arch
-from harness.console import Console
+from harness.console import Console, wire
 from harness.credentials import passage
 from harness.deadline import UNSCALED, Deadline
 from harness.errors import HarnessError, QemuExitedError, QemuStartError, QmpError, UsageError
@@ -160,18 +160,17 @@ class _Starting:
         allocations = self._allocate()
         tpm = self._start_tpm()
         memory, allocations = self._allocate_memory(allocations)
-        here = [socket.socketpair(), socket.socketpair()]
+        console_wire, console_end = wire.pair()
+        qmp_socket, qmp_end = socket.socketpair()
         with contextlib.ExitStack() as there:
-            for ours, theirs in here:
+            for ours, theirs in ((console_wire, console_end), (qmp_socket, qmp_end)):
                 stack.enter_context(ours)
                 there.enter_context(theirs)
-            (console_socket, console_end), (qmp_socket, qmp_end) = here
+            console_fds = console_end.outgoing, console_end.incoming
             if tpm is not None:
                 there.callback(tpm.hand_over)
                 allocations = replace(allocations, tpm_state=tpm.state, tpm_fd=tpm.fd)
-            allocations = replace(
-                allocations, console_fd=console_end.fileno(), qmp_fd=qmp_end.fileno()
-            )
+            allocations = replace(allocations, console_fds=console_fds, qmp_fd=qmp_end.fileno())
             ends = self._attach(there)
             allocations = replace(
                 allocations, segments={nic: end.fileno() for nic, end in ends.items()}
@@ -186,7 +185,7 @@ class _Starting:
             if self._hot is not None:
                 # The saved machine's last line counts as output of this one: a prompt may be on it.
                 console_end.sendall(self._hot.line.encode())
-            inherited = [console_end.fileno(), qmp_end.fileno(), *self._turn.descriptors]
+            inherited = [*console_fds, qmp_end.fileno(), *self._turn.descriptors]
             inherited += [end.fileno() for end in ends.values()]
             if memory is not None:
                 inherited.append(memory.fd)
@@ -205,7 +204,7 @@ class _Starting:
         for kind in argv.provoked_complaints(spec, allocations):
             findings.expect(kind)
         console = Console(
-            console_socket,
+            console_wire,
             log=self._evidence / "serial.log",
             cast=self._evidence / "serial.cast",
             name=spec.name,

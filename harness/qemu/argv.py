@@ -59,7 +59,8 @@ class Allocations:
         disks: The file of each disk, by the disk's name.
         firmware: The UEFI firmware, or ``None``.
         variables: The machine's own copy of the UEFI variables.
-        console_fd: The connected socket of the console; ``None`` uses the terminal.
+        console_fds: The pipes to write the console's output to and to read its input from; ``None`` uses
+            the terminal.
         qmp_fd: The connected socket of the monitor; ``None`` uses :attr:`qmp_path`.
         qmp_path: The path at which the monitor of a machine started by hand listens.
         ram: The file behind the RAM; ``None`` leaves the memory to QEMU.
@@ -81,7 +82,7 @@ class Allocations:
     disks: dict[str, DiskFile] = field(default_factory=dict)
     firmware: FlashFirmware | None = None
     variables: Path | None = None
-    console_fd: int | None = None
+    console_fds: tuple[int, int] | None = None
     qmp_fd: int | None = None
     qmp_path: Path | None = None
     ram: Ram | None = None
@@ -107,7 +108,7 @@ def by_hand(allocations: Allocations, directory: Path) -> Allocations:
         ram = Ram(ram.saved, private=True) if ram.saved is not None else None
     return replace(
         allocations,
-        console_fd=None,
+        console_fds=None,
         qmp_fd=None,
         qmp_path=directory / "qmp.sock",
         tpm_fd=None,
@@ -274,11 +275,20 @@ def _monitor(allocations: Allocations) -> list[tuple[str, str]]:
 
 
 def _console(spec: MachineSpec, allocations: Allocations) -> list[tuple[str, str]]:
-    if allocations.console_fd is not None:
-        chardev = f"socket,id=console,fd={allocations.console_fd}"
+    if allocations.console_fds is not None:
+        output, typed = allocations.console_fds
+        # A pipe, and not a socket: see harness.console.wire. Without `append` QEMU truncates the
+        # file, which a pipe refuses; `input-path` is there since QEMU 8.1.
+        pairs = [
+            ("-add-fd", f"fd={output},set=1"),
+            ("-add-fd", f"fd={typed},set=2"),
+            (
+                "-chardev",
+                "file,id=console,path=/dev/fdset/1,append=on,input-path=/dev/fdset/2",
+            ),
+        ]
     else:
-        chardev = "stdio,id=console,signal=off"
-    pairs = [("-chardev", chardev)]
+        pairs = [("-chardev", "stdio,id=console,signal=off")]
     if spec.console is ConsoleDevice.VIRTIO:
         pairs += [
             ("-device", "virtio-serial-pci,id=console-bus"),

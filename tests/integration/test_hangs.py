@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import re
+import termios
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +20,7 @@ import pytest
 from harness import Lab
 from harness.catalog import Selection
 from harness.console.complaints import DISK
+from harness.console.wire import Wire
 from harness.deadline import UNSCALED
 from harness.errors import (
     EmergencyModeError,
@@ -257,3 +263,37 @@ def test_a_wait_for_a_login_names_the_firmwares_setup(lab: Lab, image: Selection
     machine.console.wait_for_screen("Boot Maintenance Manager", MODERATE)
     with pytest.raises(WaitTimeoutError, match="its console shows the firmware's setup"):
         machine.os.login(UNSCALED.after(1))
+
+
+def test_what_a_firmware_says_while_nobody_reads_is_kept(
+    lab: Lab, image: Selection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A firmware waits some milliseconds for its serial port, and a reader on a busy host is later."""
+    machine = in_the_firmwares_shell(lab, image)
+    read, may_read, wires = Wire.recv_into, threading.Event(), []
+
+    def late(wire: Wire, space: memoryview) -> int:
+        wires.append(wire)
+        assert may_read.wait(FOREVER)
+        return read(wire, space)
+
+    monkeypatch.setattr(Wire, "recv_into", late)
+    machine.console.send_line("exit")
+    try:
+        limit = UNSCALED.after(MODERATE)
+        while not (wires and waiting(wires[0]) > 8192) and not limit.expired:
+            time.sleep(0.05)  # Nothing tells of bytes that wait in a pipe.
+        assert waiting(wires[0]) > 8192
+    finally:
+        may_read.set()
+    screen = machine.console.wait_for_screen("<Enter>=Select Entry", MODERATE)
+    assert "Boot Maintenance Manager" in screen.text
+    # Each escape sequence of the firmware is a CSI (EDK2, TerminalDxe).
+    assert not re.search(rb"\x1b[^\[]", (machine.evidence / "serial.log").read_bytes())
+
+
+def waiting(wire: Wire) -> int:
+    """Return how many bytes of the guest's output nobody has read."""
+    count = array.array("i", [0])
+    fcntl.ioctl(wire.incoming, termios.FIONREAD, count)
+    return count[0]

@@ -40,7 +40,7 @@ COMMANDS = Path(__file__).with_name("argv.json")
 
 KERNEL = Firmware(FirmwareKind.KERNEL, Path("/k"), Path("/i"), "console=ttyS0 quiet")
 ALLOCATIONS = Allocations(
-    Path("/usr/bin/qemu"), "pc-q35-10.0", "tcg", "max", console_fd=5, qmp_fd=6
+    Path("/usr/bin/qemu"), "pc-q35-10.0", "tcg", "max", console_fds=(5, 7), qmp_fd=6
 )
 FLASH = FlashFirmware(Path("/code"), Path("/vars"), "raw", False, Path("/d.json"))
 
@@ -128,7 +128,8 @@ def test_the_guest_waits_until_console_and_monitor_are_attached() -> None:
     words = argv.build(MachineSpec("m", "x86_64", KERNEL), ALLOCATIONS)
     assert "-S" in words
     assert "-no-shutdown" in words
-    assert "socket,id=console,fd=5" in words
+    assert options(words, "-add-fd") == ["fd=5,set=1", "fd=7,set=2"]
+    assert "file,id=console,path=/dev/fdset/1,append=on,input-path=/dev/fdset/2" in words
     assert "socket,id=qmp,fd=6" in words
 
 

@@ -28,6 +28,7 @@ from bench.core import (
     missing,
     paired,
 )
+from bench.guest import over
 
 
 def row(*samples: float, bare: tuple[float, ...] = (), budget: Budget | None = None) -> Row:
@@ -123,9 +124,9 @@ def test_the_bare_reader_counts_up_to_a_mark_however_reads_cut_it(piece: int) ->
                 theirs.sendall(data[at : at + piece])
 
     thread = threading.Thread(target=feed)
-    with ours:
+    with over(ours) as wire:
         thread.start()
-        console = raw.RawConsole(ours.fileno())
+        console = raw.RawConsole(wire)
         assert console.count_until(b"END-t\n") == 805
         assert console.until(b"rest") == b""
         with pytest.raises(EOFError):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import socket
 import threading
 from pathlib import Path
 
 import pytest
 
 from harness.errors import UnknownNameError, UsageError, WaitTimeoutError
-from tests.unit.test_console_support import SOON, at_once, open_console
+from tests.unit.test_console_support import SOON, GuestEnd, at_once, open_console
 
 
 def test_a_search_starts_after_the_last_match(tmp_path: Path) -> None:
@@ -101,7 +100,7 @@ def test_a_long_match_needs_a_wide_window(tmp_path: Path) -> None:
         assert console.expect("<a*>", deadline=SOON, window=500_000).end == 400_002
 
 
-def _read(guest: socket.socket, count: int) -> bytes:
+def _read(guest: GuestEnd, count: int) -> bytes:
     guest.settimeout(SOON)
     data = b""
     while len(data) < count:

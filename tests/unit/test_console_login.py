@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +13,14 @@ from harness.console import login
 from harness.console.dialogue import Dialogue
 from harness.console.frame import FrameParser
 from harness.errors import LoginError, PanicError, WaitTimeoutError
-from tests.unit.test_console_support import SOON, at_once, open_console
+from tests.unit.test_console_support import SOON, GuestEnd, at_once, open_console
 
 
 class Getty(threading.Thread):
     """Plays getty, login and a shell: prints a text, then reads a line, and so on.
 
     Args:
-        sock: The guest's end of the socket.
+        guest: The guest's end of the wire.
         texts: The texts; a line is read after each.
         prompt: The prompt of the shell that follows.
         noise: What is printed behind the first prompts of the shell, one for each.
@@ -32,13 +31,13 @@ class Getty(threading.Thread):
 
     def __init__(
         self,
-        sock: socket.socket,
+        guest: GuestEnd,
         texts: list[bytes],
         prompt: bytes = b"~ # \x1b[6n",
         noise: Sequence[bytes] = (),
     ) -> None:
         super().__init__(daemon=True)
-        self.sock = sock
+        self.guest = guest
         self.texts = texts
         self.prompt = prompt
         self.noise = [*noise]
@@ -47,9 +46,9 @@ class Getty(threading.Thread):
         self.start()
 
     def read_line(self) -> bytes:
-        self.sock.settimeout(SOON)
+        self.guest.settimeout(SOON)
         while not (end := re.search(rb"[\r\n]", self._left)):
-            data = self.sock.recv(65536)
+            data = self.guest.recv(65536)
             if not data:
                 raise EOFError
             self._left += data
@@ -59,7 +58,7 @@ class Getty(threading.Thread):
     def run(self) -> None:
         try:
             for text in self.texts:
-                self.sock.sendall(text)
+                self.guest.sendall(text)
                 self.lines.append(self.read_line())
             self.shell()
         except (EOFError, OSError):
@@ -67,7 +66,7 @@ class Getty(threading.Thread):
 
     def shell(self) -> None:
         """Play a shell that answers probes and starts drivers."""
-        self.sock.sendall(b"Last login: Tue Nov 21\r\nmotd: 100% of # $\r\n" + self.next_prompt())
+        self.guest.sendall(b"Last login: Tue Nov 21\r\nmotd: 100% of # $\r\n" + self.next_prompt())
         while True:
             line = self.read_line()
             self.lines.append(line)
@@ -75,14 +74,14 @@ class Getty(threading.Thread):
             start = re.search(rb'0 0>.*" (\S+) \1;', line)
             driver = re.search(rb'then printf "<%s up>\\n" (\S+);', line)
             # The terminal echoes its input.
-            self.sock.sendall(line + b"\r\n")
+            self.guest.sendall(line + b"\r\n")
             if probe:
-                self.sock.sendall(b"h" + probe[1] + b"\r\n")
+                self.guest.sendall(b"h" + probe[1] + b"\r\n")
             if not start and not driver:
-                self.sock.sendall(self.next_prompt())
+                self.guest.sendall(self.next_prompt())
             for match in (start, driver):
                 if match:
-                    self.sock.sendall(b"<%s 0 0\r\n%s 0 0>\r\n" % (match[1], match[1]))
+                    self.guest.sendall(b"<%s 0 0\r\n%s 0 0>\r\n" % (match[1], match[1]))
 
     def next_prompt(self) -> bytes:
         return self.prompt + (self.noise.pop(0) if self.noise else b"")

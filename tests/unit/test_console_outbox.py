@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from harness.console.outbox import Outbox, Signal
+from harness.console.wire import Wire, pair
 from harness.deadline import Deadline
 
 PATIENCE = 60.0
@@ -65,20 +65,17 @@ class Slow:
         return len(data)
 
 
-class Full:
-    """A wire without a reader, which is full after a while: an end of a socket."""
+class Full(Wire):
+    """A wire without a reader, which is full after a while."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self._sock = sock
+    def __init__(self, wire: Wire) -> None:
+        super().__init__(wire.incoming, wire.outgoing)
+        self.setblocking(False)
         self.full = threading.Event()
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
 
     def send(self, data: Any) -> int:
         try:
-            return self._sock.send(data)
+            return super().send(data)
         except BlockingIOError:
             self.full.set()
             raise
@@ -103,10 +100,10 @@ def test_what_is_typed_while_a_reply_is_written_is_not_lost(
 def test_what_is_typed_beside_a_send_that_nobody_reads_does_not_wait(
     signals: tuple[Signal, Signal],
 ) -> None:
-    guest, host = socket.socketpair()
+    guest, host = pair()
     with guest, host:
         lock, wire = Lock(), Full(host)
-        outbox = Outbox(wire, *signals)  # type: ignore[arg-type]
+        outbox = Outbox(wire, *signals)
         outbox._writing = lock  # type: ignore[assignment]
         limit = Deadline(PATIENCE, time.monotonic() + PATIENCE)
         long = threading.Thread(target=outbox.send, args=(bytes(1 << 24), limit))

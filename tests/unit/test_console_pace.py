@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from pathlib import Path
 
 import pytest
 
 from harness.errors import WaitTimeoutError
-from tests.unit.test_console_support import SOON, at_once, open_console
+from tests.unit.test_console_support import SOON, GuestEnd, at_once, open_console
 
 TEXT = "echo abcdefghijklmnopqrstuvwxyz 0123456789, and so on"
 
@@ -18,7 +17,7 @@ class Loader(threading.Thread):
     """A boot loader that reads keys from a buffer of 15, which its firmware fills and overflows.
 
     Args:
-        sock: The guest's end of the socket.
+        guest: The guest's end of the wire.
         echo: Turns a key into what the loader draws for it.
 
     Attributes:
@@ -26,20 +25,20 @@ class Loader(threading.Thread):
         most: The most keys that its buffer had to hold at once.
     """
 
-    def __init__(self, sock: socket.socket, echo: bytes = b"%s") -> None:
+    def __init__(self, guest: GuestEnd, echo: bytes = b"%s") -> None:
         super().__init__(daemon=True)
-        self.sock = sock
+        self.guest = guest
         self.echo = echo
         self.lines: list[bytes] = []
         self.most = 0
         self.ended = threading.Event()
-        sock.settimeout(SOON)
+        guest.settimeout(SOON)
         self.start()
 
     def run(self) -> None:
         line = b""
         try:
-            while data := self.sock.recv(65536):
+            while data := self.guest.recv(65536):
                 self.most = max(self.most, len(data))
                 for key in data[:15]:
                     if key == 0x0D:
@@ -48,7 +47,7 @@ class Loader(threading.Thread):
                         line = b""
                         continue
                     line += bytes([key])
-                    self.sock.sendall(self.echo % bytes([key]))
+                    self.guest.sendall(self.echo % bytes([key]))
         except OSError:
             return
 

@@ -19,7 +19,7 @@ from harness.errors import HarnessError, PanicError, QemuExitedError, WaitTimeou
 from harness.scope import Scope
 from harness.ssh import Ssh
 from harness.ssh.key import KeyPair
-from tests.unit.test_console_support import SOON
+from tests.unit.test_console_support import SOON, GuestEnd, line
 
 PANIC = b"[    3.141592] Kernel panic - not syncing: test\r\n"
 LONG = 600.0
@@ -46,14 +46,14 @@ class Pair:
 
     def _open(
         self, stack: contextlib.ExitStack, folder: Path, name: str
-    ) -> tuple[Console, socket.socket]:
+    ) -> tuple[Console, GuestEnd]:
         scope = stack.enter_context(self.test.child(f"machine {name}"))
 
         def report(error: BaseException) -> None:
             assert isinstance(error, HarnessError)
             scope.fail(error)
 
-        near, far = socket.socketpair()
+        near, far = line()
         stack.enter_context(far)
         console = stack.enter_context(
             Console(near, log=folder / f"{name}.log", cast=None, name=name, on_failure=report)

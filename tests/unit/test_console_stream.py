@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from harness.errors import (
     WaitTimeoutError,
 )
 from harness.scope import Scope
-from tests.unit.test_console_support import SOON, at_once, open_console
+from tests.unit.test_console_support import SOON, GuestEnd, at_once, line, open_console
 
 PANIC = b"\r\n[    1.234567] Kernel panic - not syncing: sysrq triggered crash\r\n"
 
@@ -158,7 +157,7 @@ def test_fail_ends_any_wait_in_another_thread(tmp_path: Path, wait: str) -> None
 
 
 def test_closing_ends_a_wait_in_another_thread(tmp_path: Path) -> None:
-    near, far = socket.socketpair()
+    near, far = line()
     console = Console(near, log=tmp_path / "log", cast=None, name="guest")
     raised: list[BaseException] = []
 
@@ -221,7 +220,7 @@ def test_a_failure_of_another_machine_ends_waits_at_once_but_spares_earlier_outp
 
 
 def test_seconds_are_stretched_by_the_scale_and_a_deadline_is_not(tmp_path: Path) -> None:
-    near, far = socket.socketpair()
+    near, far = line()
     scale = deadline.Scale(3.0)
     with Console(near, log=tmp_path / "log", cast=None, name="guest", scale=scale) as console, far:
         for limit, seconds in ((0.02, 0.06), (UNSCALED.after(0.05), 0.05)):
@@ -300,9 +299,9 @@ def test_an_ignored_error_ends_no_wait(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full: run on Linux")
 def test_a_full_disk_fails_the_next_wait_and_the_drain_continues(tmp_path: Path) -> None:
-    near, far = socket.socketpair()
+    near, far = line()
     with Console(near, log=Path("/dev/full"), cast=None, name="guest") as console, far:
-        far.sendall(b"x" * (1 << 22))  # more than the socket holds, so the drain must read
+        far.sendall(b"x" * (1 << 22))  # more than the wire holds, so the drain must read
         with pytest.raises(DiskFullError, match="/dev/full"):
             console.expect("never", deadline=SOON)
         assert console.last_output().startswith("xxx")
@@ -343,7 +342,7 @@ def test_answers_to_queries_never_land_inside_a_send(tmp_path: Path) -> None:
     assert set(lines[0].replace(line, b"").split(b"\x1b[0n")) == {b""}
 
 
-def _flood(guest: socket.socket, data: bytes, times: int) -> float:
+def _flood(guest: GuestEnd, data: bytes, times: int) -> float:
     started = time.thread_time()
     for _ in range(times):
         guest.sendall(data)

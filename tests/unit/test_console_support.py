@@ -1,4 +1,4 @@
-"""Guests for the tests of the console: a bare socket, and a real shell behind a terminal."""
+"""Guests for the tests of the console: a bare wire, and a real shell behind a terminal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import contextlib
 import os
 import pty
 import re
+import select
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from harness import deadline
-from harness.console import Console
+from harness.console import Console, wire
 from harness.console.outbox import Outbox, Signal
+from harness.console.wire import Wire
 from harness.deadline import UNSCALED, Scale
 from tests.programs import needs
 
@@ -48,6 +49,31 @@ SOON = 20.0
 """Seconds; the deadline, on a loaded host, of a wait that should end at once."""
 
 
+class GuestEnd(Wire):
+    """The guest's end of a wire, whose reads may have a timeout as a socket's do."""
+
+    _timeout: float | None = None
+
+    def settimeout(self, seconds: float) -> None:
+        self._timeout = seconds
+
+    def recv(self, size: int) -> bytes:
+        if not select.select([self], [], [], self._timeout)[0]:
+            raise TimeoutError("the console wrote nothing")
+        return super().recv(size)
+
+    def end_output(self) -> None:
+        """Close the direction to the console."""
+        os.close(self.outgoing)
+        self.outgoing = -1
+
+
+def line() -> tuple[Wire, GuestEnd]:
+    """Return a console's and a guest's end of a new wire."""
+    near, far = wire.pair()
+    return near, GuestEnd(far.incoming, far.outgoing)
+
+
 def at_once() -> deadline.Deadline:
     """Return a deadline 50 ms from now."""
     return UNSCALED.after(0.05)
@@ -59,9 +85,9 @@ def open_console(
     *,
     on_eof: Callable[[], BaseException] | None = None,
     scale: Scale = UNSCALED,
-) -> Iterator[tuple[Console, socket.socket]]:
-    """Yield a console, and the guest's end of its socket."""
-    near, far = socket.socketpair()
+) -> Iterator[tuple[Console, GuestEnd]]:
+    """Yield a console, and the guest's end of its wire."""
+    near, far = line()
     console = Console(
         near,
         log=tmp_path / "serial.log",
@@ -75,15 +101,15 @@ def open_console(
 
 
 class ShellGuest:
-    """A shell on a terminal that is joined to a socket.
+    """A shell on a terminal that is joined to a wire.
 
     Attributes:
-        sock: The console's end of the socket.
+        wire: The console's end of the wire.
         tamper: Called with each chunk of output; returns the bytes to send instead.
     """
 
     def __init__(self, argv: list[str], home: Path) -> None:
-        self.sock, self._far = socket.socketpair()
+        self.wire, self._far = line()
         self._master, slave = pty.openpty()
         self.tamper: Callable[[bytes], bytes] = lambda data: data
         environment = {
@@ -117,8 +143,7 @@ class ShellGuest:
         with contextlib.suppress(OSError):
             while data := os.read(self._master, 65536):
                 self._far.sendall(self.tamper(data))
-        with contextlib.suppress(OSError):
-            self._far.shutdown(socket.SHUT_WR)
+        self._far.end_output()
 
     def _to_guest(self) -> None:
         with contextlib.suppress(OSError):
@@ -130,8 +155,7 @@ class ShellGuest:
         """End the shell."""
         self.process.kill()
         self.process.wait()
-        with contextlib.suppress(OSError):
-            self._far.shutdown(socket.SHUT_RDWR)
+        self.wire.close()
         for thread in self._threads:
             thread.join(SOON)
         os.close(self._master)
@@ -144,7 +168,7 @@ def open_shell(argv: list[str], tmp_path: Path) -> Iterator[tuple[Console, Shell
     guest = ShellGuest(argv, tmp_path)
     try:
         with Console(
-            guest.sock, log=tmp_path / "serial.log", cast=tmp_path / "serial.cast", name="guest"
+            guest.wire, log=tmp_path / "serial.log", cast=tmp_path / "serial.cast", name="guest"
         ) as console:
             console.login(None, deadline=SOON)
             yield console, guest
@@ -163,7 +187,7 @@ def results_of(tag: str) -> Path:
 
 
 def test_a_stale_cursor_report_is_dropped() -> None:
-    here, there = socket.socketpair()
+    here, there = wire.pair()
     here.setblocking(False)
     aborted, poke = Signal(), Signal()
     outbox = Outbox(here, aborted, poke)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import socket
 import threading
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from harness.console.query import QueryResponder
 from harness.console.terminal import Terminal
 from harness.errors import WaitTimeoutError
-from tests.unit.test_console_support import SOON, at_once, open_console
+from tests.unit.test_console_support import SOON, GuestEnd, at_once, open_console
 
 
 def test_the_screen_shows_the_interpreted_output(tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ ANSWERS = [
 ]
 
 
-def _read(guest: socket.socket, count: int) -> bytes:
+def _read(guest: GuestEnd, count: int) -> bytes:
     guest.settimeout(SOON)
     data = b""
     while len(data) < count:

@@ -29,7 +29,7 @@ from harness.live.client import Process
 from harness.live.server import Server
 from harness.machine import Machine
 from harness.ssh.key import KeyPair
-from tests.unit.test_console_support import SOON, open_console
+from tests.unit.test_console_support import SOON, GuestEnd, open_console
 
 HOSTILE = b"\x1b]0;owned\x07\x1b[2Jharmless\x9b31m \xe2\x80\xae end\r\n"
 """It sets the title, erases the screen, changes the colour and turns the direction of text."""
@@ -78,7 +78,7 @@ class Guest:
     server: Server
     machine: FakeMachine
     console: Console
-    wire: socket.socket
+    wire: GuestEnd
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def attached(guest: Guest) -> tuple[socket.socket, dict[str, Any]]:
     return connection, json.loads(answer)
 
 
-def until(connection: socket.socket, text: bytes) -> None:
+def until(connection: socket.socket | GuestEnd, text: bytes) -> None:
     seen = b""
     while text not in seen:
         part = connection.recv(4096)

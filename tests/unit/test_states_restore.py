@@ -22,7 +22,7 @@ from harness.states.snapshot import Snapshot
 SHELLS = [shell for shell in ("sh", "bash", "busybox sh") if shutil.which(shell.split()[0])]
 
 SPEC = MachineSpec("one", "x86_64", Firmware(FirmwareKind.BIOS), memory=64 * MIB)
-BOOTED = Allocations(Path("/qemu"), "pc-q35-10.0", "tcg", "max", qmp_fd=3, console_fd=4)
+BOOTED = Allocations(Path("/qemu"), "pc-q35-10.0", "tcg", "max", qmp_fd=3, console_fds=(4, 5))
 SAVED = Snapshot(Path("/saved"), SPEC, "pc-q35-9.2", "tcg", "max", "10.0.2", 1.0)
 
 
