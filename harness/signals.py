@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import signal
+import subprocess
 import termios
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,35 @@ def handling_end(handler: Handler, signals: Sequence[signal.Signals] = END) -> I
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
+
+
+@contextlib.contextmanager
+def passing_on(
+    words: Sequence[str], signals: Sequence[signal.Signals] = END
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a program and pass signals on to it, also those that came before it had started.
+
+    Args:
+        words: The command.
+        signals: The signals.
+
+    Raises:
+        OSError: The program cannot be started.
+    """
+    early: list[int] = []
+    started: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        if started:
+            started[0].send_signal(number)
+        else:
+            early.append(number)
+
+    with handling_end(pass_on, signals), subprocess.Popen(words) as process:
+        started.append(process)
+        for number in early:
+            process.send_signal(number)
+        yield process
 
 
 def _handling(handler: Handler) -> Handler:

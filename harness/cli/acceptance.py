@@ -35,7 +35,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +43,7 @@ from typing import Final
 from harness import paths
 from harness.errors import UsageError, Verdict
 from harness.evidence.results import STATUS
-from harness.signals import handling_end
+from harness.signals import passing_on
 
 _FOLDERS: Final = ("--evidence", "--images", "--recording")
 """Options of Harness that name a folder."""
@@ -179,11 +178,8 @@ def run(words: Sequence[str]) -> int:
 
     It gets a process of its own: it changes signal handlers and output, and it may exit at once.
     """
-    with (
-        subprocess.Popen(words) as process,
-        # A supervisor signals this process alone. pytest ends its machines, and writes its results.
-        handling_end(lambda number, _: process.send_signal(number), _PASSED_ON),
-    ):
+    # A supervisor signals this process alone. pytest ends its machines, and writes its results.
+    with passing_on(words, _PASSED_ON) as process:
         while True:
             try:
                 return process.wait()

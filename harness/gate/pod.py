@@ -20,7 +20,7 @@ from typing import Final
 from harness.errors import HostError, UsageError
 from harness.evidence.results import FILE
 from harness.gate.plan import Job, Plan
-from harness.signals import END, handling_end
+from harness.signals import END, passing_on
 
 INFRA: Final = 11
 """The exit status of a job that the host made fail, as of ``harness acceptance``."""
@@ -79,10 +79,7 @@ def run(check: Sequence[str], tests: Sequence[str], seconds: float) -> int:
 
 
 def _run(command: Sequence[str], end: float) -> int:
-    with (
-        subprocess.Popen(command) as process,
-        handling_end(lambda number, _: process.send_signal(number)),
-    ):
+    with passing_on(command) as process:
         try:
             status = process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from harness.signals import END, handling_end, leave_closed_terminals
+from harness.signals import END, handling_end, leave_closed_terminals, passing_on
 
 
 def test_the_signals_reach_the_handler_and_the_old_handlers_return() -> None:
@@ -31,6 +33,20 @@ def test_an_ignored_sighup_stays_so() -> None:
             assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_that_comes_before_the_program_has_started_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = subprocess.Popen.__init__
+
+    def signalled(self: Any, words: list[str]) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        start(self, words)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", signalled)
+    with passing_on(["sleep", "600"]) as process:
+        assert process.wait(60) == -signal.SIGTERM
 
 
 def test_what_a_process_says_to_a_closed_terminal_goes_nowhere() -> None:
