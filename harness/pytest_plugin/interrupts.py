@@ -20,7 +20,6 @@ from typing import Any, Final
 import pytest
 
 from harness.pytest_plugin import session as sessions
-from harness.signals import leave_closed_terminals
 
 REASONS: Final = {
     signal.SIGTERM: "SIGTERM ended the run",
@@ -41,7 +40,10 @@ class _Signals:
     """
 
     def __init__(self, session: sessions.Session) -> None:
+        from harness.signals import leave_closed_terminals
+
         self._session = session
+        self._leave_closed_terminals = leave_closed_terminals
         self._workers: list[int] = []
         self._ending = False
         self._finishing = False
@@ -71,7 +73,7 @@ class _Signals:
         __tracebackhide__ = True  # pytest then names the line that was interrupted
         del frame
         if number == signal.SIGHUP:
-            leave_closed_terminals()
+            self._leave_closed_terminals()
         if self._ending or self._finishing:
             return  # The end in order goes on; SIGKILL follows if it takes too long.
         self._ending = True
