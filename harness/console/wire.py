@@ -92,6 +92,6 @@ def pair() -> tuple[Wire, Wire]:
     here_incoming, there_outgoing = os.pipe()
     there_incoming, here_outgoing = os.pipe()
     # Where this user's pipes take too much already, the size stays that of any pipe, 64 KiB.
-    with contextlib.suppress(PermissionError):
+    with contextlib.suppress(OSError):
         fcntl.fcntl(here_incoming, fcntl.F_SETPIPE_SZ, _SIZE)
     return Wire(here_incoming, here_outgoing), Wire(there_incoming, there_outgoing)

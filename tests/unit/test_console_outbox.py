@@ -97,6 +97,16 @@ def test_what_is_typed_while_a_reply_is_written_is_not_lost(
     assert wire.written == b"\x1b[24;10R echo probe\r"
 
 
+def test_a_reply_that_nobody_will_read_does_not_stay(signals: tuple[Signal, Signal]) -> None:
+    guest, host = pair()
+    with host:
+        guest.close()
+        outbox = Outbox(host, *signals)
+        outbox.reply(b"\x1b[0n")
+        # The drain thread would be woken by it again and again.
+        assert not outbox.waiting
+
+
 def test_what_is_typed_beside_a_send_that_nobody_reads_does_not_wait(
     signals: tuple[Signal, Signal],
 ) -> None:
