@@ -39,7 +39,7 @@ def labgrid_side(task: Mapping[str, Any]) -> dict[str, Any]:
 
     target = Target("bench")
     if task["side"] == "labgrid-qemu":
-        wire = side.given(task)
+        wire = side.wire_of(task)
         wire.setblocking(False)  # as QEMUDriver.on() does
 
         class OnWire(QEMUDriver):  # type: ignore[misc]

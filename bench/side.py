@@ -127,7 +127,7 @@ def bridge(wire: Wire) -> Iterator[str]:
 # --- in the child -----------------------------------------------------------------------------
 
 
-def given(task: Mapping[str, Any]) -> Wire:
+def wire_of(task: Mapping[str, Any]) -> Wire:
     """Return the wire that a task came with."""
     return Wire(*task["wire"])
 
@@ -200,7 +200,7 @@ def harness_side(task: Mapping[str, Any]) -> dict[str, Any]:
     log = Path(task["folder"]) / "serial.log"
     cast = Path(task["folder"]) / "serial.cast"
     scale = Scale(TCG_SCALE)
-    with Console(given(task), log=log, cast=cast, name="bench", scale=scale) as console:
+    with Console(wire_of(task), log=log, cast=cast, name="bench", scale=scale) as console:
         if task["task"] == "commands":
             console.send_line()
             console.login(None)
@@ -239,7 +239,7 @@ def raw_side(task: Mapping[str, Any]) -> dict[str, Any]:
         tty.setraw(fd)
         console = raw.RawConsole(Wire(fd, fd))
     else:
-        console = raw.RawConsole(given(task))
+        console = raw.RawConsole(wire_of(task))
     if task["side"] == "raw-driver":
         return raw_on_driver(task, console)
     if task["task"] == "commands":
@@ -282,7 +282,7 @@ def raw_on_driver(task: Mapping[str, Any], console: raw.RawConsole) -> dict[str,
         starter.send_line()
         starter.login(None)
     log.unlink()
-    given(task).setblocking(True)
+    wire_of(task).setblocking(True)
     samples = []
     for number in range(task["count"]):
         # A tag as long as Harness' own; see harness.console.shell.requests.

@@ -38,6 +38,10 @@ PACKAGES = {
 """The Debian package of each program."""
 
 
+HEARS_HANGUPS = ("env", "--default-signal=HUP")
+"""The beginning of a command that a closed terminal ends, also where nohup(1) started the tests."""
+
+
 def need(program: str) -> None:
     """Skip the test that runs if the host lacks a program."""
     if shutil.which(program) is None:

@@ -20,6 +20,7 @@ from harness.gate import plan as plans
 from harness.gate.collect import collect
 from harness.gate.judge import judge as judge_results
 from tests.gate_plans import a_job, a_plan, sealed
+from tests.programs import HEARS_HANGUPS
 
 FOLDER = ".harness/gate/latest"
 MICRO = {"image": "micro", "arch": "x86_64", "tier": "gate"}
@@ -220,7 +221,7 @@ def test_a_signal_ends_the_job_and_the_partial_outcome_is_judged(
     os.mkfifo(project.folder / "begun")
     pipe = os.open(project.folder / "begun", os.O_RDWR)
     with subprocess.Popen(
-        [project.python, "-m", "harness.cli", "gate", "--plan", "plan.json"],
+        [*HEARS_HANGUPS, project.python, "-m", "harness.cli", "gate", "--plan", "plan.json"],
         cwd=project.folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

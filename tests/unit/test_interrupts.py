@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from fixtures.project import Project
+from tests.programs import HEARS_HANGUPS
 
 LONG = 600
 """Seconds that no step takes: on a starved host, two seconds of CPU time were seen to take 160."""
@@ -99,6 +100,7 @@ def waiting(
         [
             "setsid",
             *(() if terminal is None else ("--ctty",)),
+            *HEARS_HANGUPS,
             project.python,
             *command,
             *arguments,

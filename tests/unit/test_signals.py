@@ -7,12 +7,21 @@ import pty
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.signals import END, handling_end, leave_closed_terminals, passing_on
+
+
+@pytest.fixture(autouse=True)
+def hangs_up() -> Iterator[None]:
+    """Hear hangups, also where nohup(1) started the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_the_signals_reach_the_handler_and_the_old_handlers_return() -> None:
@@ -26,13 +35,10 @@ def test_the_signals_reach_the_handler_and_the_old_handlers_return() -> None:
 
 
 def test_an_ignored_sighup_stays_so() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with handling_end(lambda number, frame: None):
-            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with handling_end(lambda number, frame: None):
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
 
 
 def test_a_signal_that_comes_before_the_program_has_started_is_passed_on(
