@@ -2,7 +2,7 @@
 
 The output has two ways out of the guest. Users have the serial console: an emulated 16550 passes one
 byte at a time, so a gigabyte would take hours, and the guest sets the pace. A virtio serial port is
-also lossless and hundreds of times faster: there the reader sets the pace. The library's console reads
+lossless and hundreds of times faster: there the reader sets the pace. The library's console reads
 both in the same way. A virtio *console* is not lossless: QEMU drops its output when the reader is behind
 (QEMU, ``flush_buf`` of ``hw/char/virtio-console.c``: it throttles ports that are not consoles, and only
 those).

@@ -17,7 +17,7 @@ The evidence of the run and its results.json are below .harness/runs (see --evid
 Exit status:
   0   all tests passed
   1   a test failed because of the image (verdict product)
-  2   the run was interrupted: by the user, by SIGTERM, or since its terminal was closed
+  2   the run was interrupted, by the user, by SIGTERM or by a closed terminal
   3   pytest failed internally
   4   wrong usage: an unknown option, image or path
   5   no test was selected

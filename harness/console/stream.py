@@ -1,8 +1,8 @@
 """The reading side of a console: a thread that drains the wire into the log.
 
-The thread reads all the time, because a guest blocks when its serial port is not read. Each chunk
-goes to the raw log, the recording, the watchers and the query responder; then the waits are woken.
-The log is also the buffer: waits read from it, however far they are behind, so memory is bounded
+The thread reads all the time: a guest whose serial port is not read stands still, or loses output.
+Each chunk goes to the raw log, the recording, the watchers and the query responder; then the waits are
+woken. The log is also the buffer: waits read from it, however far they are behind, so memory is bounded
 and no output is lost. An *offset* is the position of a byte in the output of this console.
 """
 

@@ -1,10 +1,10 @@
 """The line between a guest's console and its reader: a pipe for each direction.
 
-A line has to keep what the guest says while nobody reads, which happens on a busy host. QEMU hands over
-a serial port's output byte by byte (``hw/char/serial.c``, ``serial_xmit``). A Unix socket holds 278 such
-bytes (Linux 6.18: each takes a buffer of its own); a pipe joins them. While a socket is full, the
-transmitter of the 16550 is busy. Firmware, boot loaders and the log of a kernel wait for it for some
-milliseconds, then write on. What they write is lost: lines of a boot, or the words of a panic.
+The line keeps the guest's output while a busy host holds up the reader. QEMU writes the output of a
+serial port byte by byte (``hw/char/serial.c``, ``serial_xmit``). A Unix socket holds 278 such bytes
+(Linux 6.18: each takes a buffer of its own); a pipe joins them. While a socket is full, the transmitter
+of the 16550 is busy. Firmware, boot loaders and the log of a kernel wait for it for some milliseconds,
+then write on. This output is lost: lines of a boot, or the words of a panic.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from types import TracebackType
 from typing import Final, Self
 
 _SIZE: Final = 256 * 1024
@@ -74,12 +73,7 @@ class Wire:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -293,7 +293,7 @@ def test_what_a_firmware_says_while_nobody_reads_is_kept(
 
 
 def waiting(wire: Wire) -> int:
-    """Return how many bytes of the guest's output nobody has read."""
+    """Return how many bytes of the guest's output wait in the line."""
     count = array.array("i", [0])
     fcntl.ioctl(wire.incoming, termios.FIONREAD, count)
     return count[0]
