@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pty
 import re
@@ -58,7 +59,12 @@ class GuestEnd(Wire):
         self._timeout = seconds
 
     def recv(self, size: int) -> bytes:
-        if not select.select([self], [], [], self._timeout)[0]:
+        try:
+            ready, _, _ = select.select([self], [], [], self._timeout)
+        except ValueError as error:
+            # The test has ended, and has closed the wire under the thread that plays the guest.
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from error
+        if not ready:
             raise TimeoutError("the console wrote nothing")
         return super().recv(size)
 
@@ -184,6 +190,14 @@ def open_shell(argv: list[str], tmp_path: Path) -> Iterator[tuple[Console, Shell
 def results_of(tag: str) -> Path:
     """Return the directory of a driver's results."""
     return Path("/run" if os.geteuid() == 0 else "/dev/shm") / f".harness-{tag}"
+
+
+def test_a_guest_whose_wire_is_closed_reads_an_error_of_the_system() -> None:
+    near, far = line()
+    near.close()
+    far.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        far.recv(1)
 
 
 def test_a_stale_cursor_report_is_dropped() -> None:
